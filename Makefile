@@ -1,0 +1,37 @@
+# make train: sets up and trains.   make test: sets up and tests.
+# ARGS goes to train.py or pytest: make train ARGS="--algo maskable_ppo --seed 1"
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: train test check lock clean
+
+train: .venv/ready
+	$(BIN)/python train.py $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Versions are locked in constraints.txt. uv does in seconds what takes pip minutes.
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[contrib,dev]"
+	touch $@
+
+# torch is pinned without its build (+cpu, +cu130) and without the CUDA packages, which it pins itself.
+lock: .venv/ready
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --all-extras --upgrade --no-annotate \
+		--no-header --no-emit-index-url --no-emit-find-links \
+		| sed -E '/^(nvidia|cuda|triton)/d; /^torch==/d' > .constraints.tmp
+	echo "torch==2.13.0" >> .constraints.tmp
+	mv .constraints.tmp constraints.txt
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,5 @@
+"""Agents that learn to route, the routers they have to beat, and the trained orchestrator."""
+
+from agents.orchestrator import Orchestrator
+
+__all__ = ["Orchestrator"]

@@ -1,0 +1,186 @@
+"""What happens beside learning: progress, TensorBoard, evaluation on val, checkpoints, a clean stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure as LoggedFigure
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from agents.checkpoint import save_checkpoint
+from agents.evaluate import Result, evaluate
+from agents.orchestrator import Orchestrator
+from agents.policy import save_policy
+from agents.report import draw_curve
+from agents.routers import simple_routers
+from leeroo_env.dynamics import Rules, budget_grid
+
+VAL_EPISODES = 64
+WINDOW = 200
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; it has been saved."""
+
+
+class Monitor(BaseCallback):
+    """Works between two iterations, so that whatever it stores can be gone on from exactly."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        val_rules: Rules,
+        description: dict[str, Any],
+        hyperparameters: dict[str, Any],
+        timesteps: int,
+        eval_every: int,
+        log_every: int,
+    ):
+        """Args: where to write, rules on val, what `describe_policy` says, what to show as hyperparameters; the last
+        three in steps."""
+        super().__init__()
+        self.run_dir, self.val_rules, self.description = run_dir, val_rules, description
+        self.hyperparameters, self.timesteps = hyperparameters, timesteps
+        self.eval_every, self.log_every = eval_every, log_every
+        self.budgets_usd = budget_grid(val_rules)
+        self.progress: dict[str, Any] = {"best": -1.0, "best_step": 0, "evaluated_at": -eval_every, "logged_at": 0}
+        self.stopped = False
+        self._episodes: list[dict[str, Any]] = []
+        self._routers: dict[str, Result] = {}
+
+    def _on_training_start(self) -> None:
+        metrics = {"val/score": 0.0, "episode/score_per_query": 0.0}
+        shown = {name: v if isinstance(v, int | float) else str(v) for name, v in self.hyperparameters.items()}
+        self.logger.record("hyperparameters", HParam(shown, metrics), exclude=("stdout",))
+        self._bar = tqdm(
+            total=self.timesteps, initial=self.num_timesteps, unit="step", unit_scale=True, dynamic_ncols=True
+        )
+        self._clock, self._clock_step = time.perf_counter(), self.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        self._between_iterations()
+        if self.stopped:
+            self._checkpoint()
+            raise Interrupted
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if info:
+                self._episodes.append(info["episode"])
+        self._bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._between_iterations(last=True)
+
+    def close(self) -> None:
+        if hasattr(self, "_bar"):
+            self._bar.close()
+
+    def _between_iterations(self, last: bool = False) -> None:
+        step = self.num_timesteps
+        unseen = step != self.progress["evaluated_at"]
+        evaluate_now = unseen and (last or step - self.progress["evaluated_at"] >= self.eval_every)
+        if not (evaluate_now or step - self.progress["logged_at"] >= self.log_every):
+            return
+        self._log_episodes()
+        if evaluate_now:
+            self._evaluate()
+        self.progress["logged_at"] = step
+        self.logger.dump(step)
+        if evaluate_now and step > 0:
+            self._checkpoint()
+
+    def _log_episodes(self) -> None:
+        """Means over the episodes that ended since the last time."""
+        seconds = time.perf_counter() - self._clock
+        if self.num_timesteps > self._clock_step:
+            self.logger.record("time/steps_per_s", (self.num_timesteps - self._clock_step) / seconds)
+        self._clock, self._clock_step = time.perf_counter(), self.num_timesteps
+        if "train/entropy_loss" in self.logger.name_to_value:
+            self.logger.record("policy/entropy", -self.logger.name_to_value["train/entropy_loss"])
+        if not self._episodes:
+            return
+        mean = {
+            name: float(np.mean([e[name] for e in self._episodes])) for name in ("r", "score", "cost_usd", "refused")
+        }
+        self.logger.record("episode/return", mean["r"])
+        self.logger.record("episode/score_per_query", mean["score"])
+        self.logger.record("episode/spend_usd_per_query", mean["cost_usd"])
+        self.logger.record("episode/refused_calls", mean["refused"])
+        left = np.mean([e["left_usd"] / e["budget_usd"] for e in self._episodes])
+        self.logger.record("episode/budget_left_share", float(left))
+        calls = np.sum([e["calls"] for e in self._episodes], axis=0)
+        for name, share in zip(self.val_rules.table.experts, calls / calls.sum(), strict=True):
+            self.logger.record(f"share_of_calls/{name}", float(share))
+        self._bar.set_postfix(score=f"{mean['score']:.3f}", refresh=False)
+        self._episodes.clear()
+
+    def _evaluate(self) -> None:
+        """Held-out score and spend; the policy is kept if it is the best so far."""
+        result = evaluate(
+            Orchestrator(self.model.policy, self.description), self.val_rules, self.budgets_usd, VAL_EPISODES
+        )
+        self.progress["evaluated_at"] = self.num_timesteps
+        better = result.mean_score > self.progress["best"]
+        if better:
+            self.progress |= {"best": result.mean_score, "best_step": self.num_timesteps}
+            save_policy(self.run_dir / "policy", self.model.policy, self.description)
+        self.logger.record("val/score", result.mean_score)
+        for budget, score, cost in zip(self.budgets_usd, result.score, result.cost_usd, strict=True):
+            self.logger.record(f"val_score/at_usd_{budget:.3g}", float(score))
+            self.logger.record(f"val_spend_usd/at_usd_{budget:.3g}", float(cost))
+        if not self._routers:
+            routers = simple_routers(self.val_rules.table)
+            self._routers = {
+                name: evaluate(router, self.val_rules, self.budgets_usd, VAL_EPISODES)
+                for name, router in routers.items()
+            }
+        figure = draw_curve(self.val_rules, "val", {"agent": result, **self._routers})
+        self.logger.record("val/score_over_spend", LoggedFigure(figure, close=False), exclude=("stdout",))
+        best_simple = max(self._routers, key=lambda name: self._routers[name].mean_score)
+        tqdm.write(
+            f"step {self.num_timesteps:>9,}: val score {result.mean_score:.4f}{' (kept)' if better else '':7}  "
+            f"{best_simple} {self._routers[best_simple].mean_score:.4f}"
+        )
+
+    def _checkpoint(self) -> None:
+        save_checkpoint(self.run_dir / "checkpoints", self.model, self.progress)
+
+
+class _EventFile(TensorBoardOutputFormat):
+    """SB3's own, with a purge step."""
+
+    def __init__(self, folder: str, purge_step: int | None):
+        self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
+        self._is_closed = False
+
+
+def tensorboard_logger(run_dir: Path, resumed_at: int) -> Logger:
+    """Writes one event file. What a killed run logged after the step it is resumed at is hidden from view."""
+    return Logger(str(run_dir), [_EventFile(str(run_dir), resumed_at or None)])
+
+
+def stop_on_interrupt(monitor: Monitor) -> Callable[[], None]:
+    """The first Ctrl-C ends the run after the iteration at hand, the second at once. Returns what undoes this."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(signum: int, frame: object) -> None:
+        monitor.stopped = True
+        signal.signal(signal.SIGINT, before)
+        tqdm.write("stopping after this iteration; press Ctrl-C again to stop at once")
+
+    signal.signal(signal.SIGINT, stop)
+
+    def undo() -> None:
+        signal.signal(signal.SIGINT, before)
+
+    return undo

@@ -1,0 +1,86 @@
+"""Policies on disk and in use: what an algorithm has learnt, apart from the algorithm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from agents.algorithms import ALGORITHMS
+from agents.files import read_json, read_tensors, write_json, write_tensors
+from leeroo_env import InputError
+from leeroo_env.dynamics import Rules
+from leeroo_env.env import observation_space
+
+FORMAT = 1
+
+
+def preferences(policy: Any, observations: Tensor) -> Tensor:
+    """How much the policy prefers each expert, [B, K], for observations [B, D + 2]: log-probabilities or values."""
+    if hasattr(policy, "q_net"):
+        return policy.q_net(observations)
+    if hasattr(policy, "quantile_net"):
+        return policy.quantile_net(observations).mean(dim=1)
+    return policy.get_distribution(observations).distribution.logits
+
+
+def describe_policy(rules: Rules, algorithm: str, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What has to be known beside the weights to route with a policy; `policy.json`."""
+    embeddings = rules.table.embeddings
+    return {
+        "format": FORMAT,
+        "algorithm": algorithm,
+        "policy_kwargs": policy_kwargs,
+        "experts": list(rules.table.experts),
+        "mean_cost_usd": rules.mean_cost_usd.tolist(),
+        "price_range_usd": list(rules.price_range_usd),
+        "observation_low": float(embeddings.min()),
+        "observation_high": float(embeddings.max()),
+        "embedding_dim": embeddings.shape[1],
+        "encoder": rules.table.info.encoder,
+        "table": rules.table.name,
+        "table_sha256": rules.table.fingerprint(),
+    }
+
+
+def save_policy(directory: Path, policy: BasePolicy, description: dict[str, Any]) -> None:
+    """Writes `policy.safetensors` and `policy.json`. The weights go first: the description never lacks them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory / "policy.safetensors", policy.state_dict())
+    write_json(directory / "policy.json", description)
+
+
+def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[BasePolicy, dict[str, Any]]:
+    """The policy, ready to choose, and its description.
+
+    Raises:
+        InputError: a file is missing, broken, or of another format.
+    """
+    path = directory / "policy.json"
+    description = read_json(path)
+    if description.get("format") != FORMAT:
+        raise InputError(f"{path}: format: {description.get('format')!r} is not {FORMAT}")
+    if description.get("algorithm") not in ALGORITHMS:
+        raise InputError(f"{path}: algorithm: {description.get('algorithm')!r} is none of {', '.join(ALGORITHMS)}")
+    try:
+        policy = _empty_policy(description)
+        policy.load_state_dict(read_tensors(directory / "policy.safetensors"))
+    except KeyError as error:
+        raise InputError(f"{path}: {error.args[0]}: missing") from None
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{directory}: weights and description do not fit: {str(error).splitlines()[0]}") from None
+    policy.set_training_mode(False)
+    return policy.to(device), description
+
+
+def _empty_policy(description: dict[str, Any]) -> BasePolicy:
+    observations = observation_space(
+        description["embedding_dim"], description["observation_low"], description["observation_high"]
+    )
+    actions = gymnasium.spaces.Discrete(len(description["experts"]))
+    policy_class: Any = ALGORITHMS[description["algorithm"]].load().policy_aliases["MlpPolicy"]
+    return policy_class(observations, actions, lambda _: 0.0, **description["policy_kwargs"])

@@ -1,0 +1,104 @@
+"""What a run shows when it has ended: `evaluation.json`, `curve.png`, `report.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from agents.evaluate import Result, summary
+from agents.files import write_atomically, write_json, write_text
+from leeroo_env.dynamics import Rules
+
+
+def write_report(
+    run_dir: Path, rules: Rules, split: str, seed: int, budgets_usd: list[float], results: dict[str, Result], notes: str
+) -> None:
+    """Writes the three files of an evaluation. `results` by router name, the agent's as "agent"."""
+    figure = draw_curve(rules, split, results)
+    write_atomically(run_dir / "curve.png", lambda path: figure.savefig(path, dpi=150, format="png"))
+    write_text(run_dir / "report.md", _markdown(rules, split, budgets_usd, results, notes))
+    write_json(run_dir / "evaluation.json", summary(rules, split, seed, budgets_usd, results))
+
+
+def draw_curve(rules: Rules, split: str, results: dict[str, Result]) -> Figure:
+    """Score over spend of each router, one standard error as a band, with every expert as a point."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for name, result in results.items():
+        style: dict[str, Any] = {"lw": 2.4, "color": "C3", "zorder": 3} if name == "agent" else {"lw": 1.2}
+        (line,) = axes.plot(result.cost_usd, result.score, "o-", ms=4, label=name, **style)
+        low, high = result.score - result.stderr, result.score + result.stderr
+        axes.fill_between(result.cost_usd, low, high, color=line.get_color(), alpha=0.12, lw=0)
+    cost = rules.table.mean_cost_usd(split).cpu().numpy()
+    score = rules.table.mean_score(split).cpu().numpy()
+    axes.plot(cost, score, "x", color="0.45", ms=5, label="one expert, always")
+    named = [*np.argsort(-score)[:3].tolist(), int(cost.argmin())]
+    for i in dict.fromkeys(named):
+        axes.annotate(
+            rules.table.experts[i],
+            (cost[i], score[i]),
+            fontsize=7,
+            color="0.35",
+            xytext=(4, -8),
+            textcoords="offset points",
+        )
+    if cost.min() > 0 and cost.max() > 0:
+        axes.set_xscale("log")
+    axes.set_xlabel("dollars per query")
+    axes.set_ylabel("mean score")
+    axes.set_title(f"{rules.table.name}, {split} split, horizon {rules.horizon}", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _markdown(rules: Rules, split: str, budgets_usd: list[float], results: dict[str, Result], notes: str) -> str:
+    table = rules.table
+    best = max((name for name in results if name != "agent"), key=lambda name: results[name].mean_score)
+    agent, simple = results["agent"].mean_score, results[best].mean_score
+    lines = [
+        f"# {table.name}: {len(table.experts)} experts, {split} split",
+        "",
+        table.info.description,
+        "",
+        f"Over the {len(budgets_usd)} budgets the agent's mean score is {agent:.4f}, {abs(agent - simple):.4f} "
+        f"{'above' if agent >= simple else 'below'} that of the best simple router ({best}, {simple:.4f}).",
+        "",
+        "![score over spend](curve.png)",
+        "",
+        "## Score per query by budget",
+        "",
+        f"Mean over the same episodes of {rules.horizon} queries for every router, ± one standard error (by query).",
+        "",
+        _rows(["dollars per query", *(f"{b:.3g}" for b in budgets_usd), "mean"], results, _scores),
+        "",
+        "## Spend per query by budget, in dollars",
+        "",
+        _rows(["budget", *(f"{b:.3g}" for b in budgets_usd)], results, lambda r: [f"{c:.3g}" for c in r.cost_usd]),
+        "",
+        "## Whom the agent asks",
+        "",
+        _rows(
+            ["expert", *(f"{b:.3g}" for b in budgets_usd)],
+            dict(zip(table.experts, results["agent"].calls.T, strict=True)),
+            lambda share: [f"{100 * s:.0f} %" for s in share],
+        ),
+        "",
+        f"Refused calls of the agent: {100 * results['agent'].refused.mean():.2f} %.",
+        "",
+        notes,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _scores(result: Result) -> list[str]:
+    cells = [f"{s:.3f} ± {e:.3f}" for s, e in zip(result.score, result.stderr, strict=True)]
+    return [*cells, f"{result.mean_score:.4f}"]
+
+
+def _rows(header: list[str], rows: dict[str, Any], cells: Any) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return "\n".join(lines + ["| " + " | ".join([name, *cells(row)]) + " |" for name, row in rows.items()])

@@ -1,0 +1,48 @@
+"""A made-up table whose best policy is known, to see at once whether an agent learns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from leeroo_env.table import ExpertInfo, ExpertTable
+
+DOMAINS = ("easy", "code", "hard")
+DOMAIN_SHARES = (0.5, 0.25, 0.25)
+EXPERTS = ("small", "coder", "large")
+COST_USD = (0.0001, 0.0002, 0.001)
+CORRECT = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 1]], dtype=np.float64)  # [domain, expert]
+
+
+def synthetic_table(n: int = 3000, dim: int = 16, seed: int = 0) -> ExpertTable:
+    """N queries of three kinds, told apart by their embedding, and three experts with fixed prices.
+
+    `small` answers easy queries, `coder` code, `large` everything at ten times the price of `small`.
+    """
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(len(DOMAINS), size=n, p=DOMAIN_SHARES)
+    centres = np.linalg.qr(rng.normal(size=(dim, dim)))[0][: len(DOMAINS)]
+    embeddings = centres[kind] + rng.normal(scale=0.5 / np.sqrt(dim), size=(n, dim))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return ExpertTable.from_arrays(
+        "synthetic",
+        [ExpertInfo(name=name) for name in EXPERTS],
+        embeddings.astype(np.float32),
+        CORRECT[kind],
+        np.broadcast_to(COST_USD, (n, len(EXPERTS))),
+        domains=[DOMAINS[k] for k in kind],
+        description="synthetic: three kinds of queries, three experts, made up so that the best policy is known",
+    )
+
+
+def synthetic_optimum(budget_usd_per_query: float) -> float:
+    """The mean score per query of the best policy, for long streams (a fractional knapsack solved by hand).
+
+    Every query costs at least `small`'s price. A dollar buys most where `coder` answers code (0.25 of the queries, one
+    answer for 0.0001 more), then where `large` answers hard queries (0.25, one answer for 0.0009 more).
+    """
+    cheap, coder, large = COST_USD
+    left = budget_usd_per_query - cheap
+    code = min(DOMAIN_SHARES[1], left / (coder - cheap))
+    left -= code * (coder - cheap)
+    hard = min(DOMAIN_SHARES[2], max(0.0, left) / (large - cheap))
+    return DOMAIN_SHARES[0] + code + hard

@@ -1,0 +1,194 @@
+"""One episode at a time: the Gymnasium environment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from leeroo_env import dynamics
+from leeroo_env.builtin import resolve
+from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Outcome, Rules, State
+from leeroo_env.table import ExpertTable
+
+
+class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
+    """
+    ## Description
+
+    A stream of queries has to be answered within a budget of dollars. Each query is answered by one of K expert
+    language models, which differ in price and in what they know. The answers, their scores and their costs were
+    collected before and are read from a table, so a step costs microseconds and no money.
+
+    ## Action Space
+
+    `Discrete(K)`: the expert that answers the query. A call that costs more than what is left of the budget is refused:
+    it scores 0 and costs nothing.
+
+    ## Observation Space
+
+    `Box` of shape `(D + 2,)`, float32, finite:
+
+    | Num    | Observation                                                          | Min           | Max          |
+    |--------|----------------------------------------------------------------------|---------------|--------------|
+    | 0..D-1 | embedding of the query                                               | table's least | its greatest |
+    | D      | dollars per remaining query, log scale: 0 cheapest, 1 dearest expert | -1            | 2            |
+    | D+1    | log2(queries left) / 10                                              | 0             | 2            |
+
+    ## Rewards
+
+    `score - cost_weight * cost_usd / (mean cost of the dearest expert)`, the score being in [0, 1].
+
+    ## Starting State
+
+    `horizon` queries drawn without replacement from the split, and a budget of `horizon * b` dollars, b log-uniform in
+    the range of budgets. Both depend on the seed and the number of the episode alone.
+
+    ## Episode End
+
+    Terminated after `horizon` queries; never truncated.
+
+    ## Information
+
+    `action_mask` [K] (the experts whose mean cost fits what is left), `score`, `cost_usd`, `refused`, `left_usd`, and
+    at the end `episode`: `r` return, `l` length, `t` seconds, `score` and `cost_usd` per query, `budget_usd`,
+    `left_usd`, `refused` calls, `calls` [K] to each expert. (So `RecordEpisodeStatistics` needs another `stats_key`.)
+
+    ## Arguments
+
+    `table` is a table directory, the name of a built-in table or an `ExpertTable`. `reset` takes the options
+    `budget_usd_per_query` (a number) to fix the budget of that episode.
+
+    >>> import gymnasium, leeroo_env
+    >>> env = gymnasium.make("Leeroo-v0", table="synthetic", horizon=32)
+    >>> observation, info = env.reset(seed=0)
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 4}
+
+    def __init__(
+        self,
+        table: str | os.PathLike | ExpertTable = "synthetic",
+        split: str = "train",
+        horizon: int = HORIZON,
+        budget: float | Sequence[float] | None = None,
+        cost_weight: float = COST_WEIGHT,
+        experts: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ):
+        """Args: see `leeroo_env.dynamics.make_rules`; `budget` is in dollars a query. Raises `InputError`."""
+        self.rules = dynamics.make_rules(resolve(table, experts, device), split, horizon, budget, cost_weight)
+        self.observation_space, self.action_space = spaces(self.rules)
+        self.render_mode = render_mode
+        self._stream: int | None = None
+        self._episode = 0
+        self._state: State | None = None
+        self._outcome: Outcome | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        if seed is not None or self._stream is None:
+            self._stream, self._episode = random_stream(self.np_random), 0
+        device = self.rules.table.device
+        key = dynamics.episode_keys(
+            torch.tensor([self._stream], device=device), torch.tensor([self._episode], device=device)
+        )
+        self._episode += 1
+        budget = (options or {}).get("budget_usd_per_query")
+        fixed = None if budget is None else torch.tensor([budget], dtype=torch.float64, device=device)
+        self._state, self._outcome = dynamics.begin(self.rules, key, fixed), None
+        self._return, self._began = 0.0, time.perf_counter()
+        return self._observation(), self._info(self._state)
+
+    def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action!r} is no expert of {self.action_space}")
+        actions = torch.tensor([int(action)], device=self.rules.table.device)
+        self._action = int(action)
+        self._state, self._outcome = dynamics.step(self.rules, self._playing(), actions)
+        reward, terminated = float(self._outcome.reward), bool(self._outcome.terminated)
+        self._return += reward
+        info = self._info(self._state) | {
+            "score": float(self._outcome.score),
+            "cost_usd": float(self._outcome.cost_usd),
+            "refused": bool(self._outcome.refused),
+        }
+        if terminated:
+            seconds = time.perf_counter() - self._began
+            statistics = episode_statistics(self.rules, self._state, np.array([self._return]), np.array([seconds]))
+            info["episode"] = {name: value[0] for name, value in statistics.items()}
+        return self._observation(), reward, terminated, False, info
+
+    def action_masks(self) -> np.ndarray:
+        """[K] bool, the name under which sb3-contrib asks for it."""
+        return self._info(self._playing())["action_mask"]
+
+    def render(self) -> str | None:
+        if self.render_mode != "ansi" or self._state is None:
+            return None
+        return describe(self.rules, self._state, self._outcome, 0, None if self._outcome is None else self._action)
+
+    def _playing(self) -> State:
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded("call reset first")
+        return self._state
+
+    def _observation(self) -> np.ndarray:
+        return dynamics.observe(self.rules, self._playing())[0].cpu().numpy()
+
+    def _info(self, state: State) -> dict[str, Any]:
+        mask = dynamics.action_mask(self.rules.mean_cost_usd, state.left_usd)
+        return {"action_mask": mask[0].cpu().numpy(), "left_usd": float(state.left_usd)}
+
+
+def spaces(rules: Rules) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
+    """Observation and action space of one episode."""
+    embeddings = rules.table.embeddings
+    observations = observation_space(embeddings.shape[1], float(embeddings.min()), float(embeddings.max()))
+    return observations, gymnasium.spaces.Discrete(len(rules.table.experts))
+
+
+def observation_space(embedding_dim: int, low: float, high: float) -> gymnasium.spaces.Box:
+    """The Box [D + 2] of embeddings between `low` and `high` and the budget features."""
+    lows, highs = np.full((2, embedding_dim + 2), [[low], [high]], dtype=np.float32)
+    lows[-2:], highs[-2:] = (-1, 0), (2, 2)
+    return gymnasium.spaces.Box(lows, highs)
+
+
+def random_stream(np_random: np.random.Generator) -> int:
+    """The number that decides all episodes of one environment, drawn from its generator."""
+    return int(np_random.integers(2**63 - 1))
+
+
+def episode_statistics(rules: Rules, state: State, returns: np.ndarray, seconds: np.ndarray) -> dict[str, np.ndarray]:
+    """What is told of B episodes that have just ended; each [B], `calls` [B, K]."""
+    host = {name: getattr(state, name).cpu().numpy() for name in ("t", "score", "budget_usd", "left_usd", "refused")}
+    return {
+        "r": returns,
+        "l": host["t"],
+        "t": seconds,
+        "score": host["score"] / rules.horizon,
+        "cost_usd": (host["budget_usd"] - host["left_usd"]) / rules.horizon,
+        "budget_usd": host["budget_usd"],
+        "left_usd": host["left_usd"],
+        "refused": host["refused"],
+        "calls": state.calls.cpu().numpy(),
+    }
+
+
+def describe(rules: Rules, state: State, outcome: Outcome | None, i: int, action: int | None) -> str:
+    """Episode number i of the batch in one line."""
+    money = f"${float(state.left_usd[i]):.6f} left of ${float(state.budget_usd[i]):.6f}"
+    line = f"query {int(state.t[i])}/{rules.horizon}, {money}"
+    if outcome is None or action is None:
+        return line
+    result = (
+        "refused" if outcome.refused[i] else f"score {float(outcome.score[i]):.2f}, ${float(outcome.cost_usd[i]):.6f}"
+    )
+    return f"{line}: {rules.table.experts[action]}: {result}"

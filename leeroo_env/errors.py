@@ -1,0 +1,5 @@
+"""What the user gave cannot be used: one sentence that says what is wrong and where."""
+
+
+class InputError(ValueError):
+    """Bad input from the user. Programs print its message as one line and exit with code 2."""

@@ -1,0 +1,83 @@
+"""`LeerooVectorEnv` as a stable-baselines3 `VecEnv`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from leeroo_env.vector_env import LeerooVectorEnv
+
+
+class LeerooSB3VecEnv(VecEnv):
+    """The batch goes through as it is: nothing is done per environment except where an episode ended.
+
+    `infos` is a list of dictionaries, as SB3 wants it, empty except for those environments whose episode ended; these
+    hold `episode` (see `LeerooEnv`), `terminal_observation` and `TimeLimit.truncated` (False).
+    """
+
+    def __init__(self, env: LeerooVectorEnv):
+        self.env = env
+        self._infos: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> np.ndarray:
+        options = self._options[0] or None
+        observations, _ = self.env.reset(
+            seed=self._seeds if any(s is not None for s in self._seeds) else None, options=options
+        )
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, terminated, _, infos = self.env.step(self._actions)
+        listed = self._final_infos(infos) if "final_obs" in infos else self._infos
+        return observations, rewards, terminated, listed
+
+    def action_masks(self) -> np.ndarray:
+        """[B, K] bool, for sb3-contrib's MaskablePPO."""
+        return self.env.action_masks()
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [getattr(self.env, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise ValueError(f"{attr_name} belongs to the whole batch and cannot be set for some environments only")
+        setattr(self.env, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args, indices: VecEnvIndices = None, **method_kwargs) -> Any:
+        """Calls the method once for the batch; what has a first dimension of B stands for the list of B results."""
+        result = getattr(self.env, method_name)(*method_args, **method_kwargs)
+        batched = isinstance(result, np.ndarray | tuple) and len(result) == self.num_envs
+        chosen = list(self._get_indices(indices))
+        if not batched:
+            return [result] * len(chosen)
+        return result if indices is None else [result[i] for i in chosen]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        return [False] * len(list(self._get_indices(indices)))
+
+    def render(self, mode: str | None = None) -> Sequence[str] | None:  # type: ignore[override]
+        return self.env.render()
+
+    def _final_infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
+        listed = list(self._infos)
+        episode = infos["episode"]
+        for i in np.flatnonzero(infos["_episode"]).tolist():
+            listed[i] = {
+                "episode": {name: values[i] for name, values in episode.items()},
+                "terminal_observation": infos["final_obs"][i],
+                "TimeLimit.truncated": False,
+            }
+        return listed

@@ -1,0 +1,454 @@
+"""The cached answers of expert language models: a directory on disk, tensors on one device.
+
+N queries, K experts, D embedding. The directory holds `table.json`, `queries.parquet`, `answers.parquet` and
+`embeddings.npy`; README.md describes each column.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pydantic
+import torch
+from torch import Tensor
+
+from leeroo_env.errors import InputError
+
+SPLITS = ("train", "val", "test")
+QUERY_COLUMNS = {"query_id": pa.string(), "text": pa.string(), "domain": pa.string()}
+NULLABLE_QUERY_COLUMNS = {"reference": pa.string(), "split": pa.string()}
+ANSWER_COLUMNS = {
+    "query_id": pa.string(),
+    "expert": pa.string(),
+    "score": pa.float64(),
+    "cost_usd": pa.float64(),
+    "prompt_tokens": pa.int64(),
+    "completion_tokens": pa.int64(),
+}
+
+
+class ExpertInfo(pydantic.BaseModel, extra="allow", frozen=True):
+    """One expert as `table.json` describes it. Unknown fields are kept."""
+
+    name: str = pydantic.Field(min_length=1)
+    usd_per_mtok_in: float | None = pydantic.Field(None, ge=0)
+    usd_per_mtok_out: float | None = pydantic.Field(None, ge=0)
+    parameters_b: float | None = None
+
+
+class TableInfo(pydantic.BaseModel, extra="allow", frozen=True):
+    """`table.json`."""
+
+    format: int = pydantic.Field(1, ge=1, le=1)
+    name: str
+    description: str = ""
+    encoder: dict[str, Any] = {}
+    experts: tuple[ExpertInfo, ...] = pydantic.Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class ExpertTable:
+    """Scores and costs of K experts on N queries, with the queries' embeddings, on one device.
+
+    Every query has an answer of every expert: `load` leaves the others out. Instances are immutable; tensors are
+    shared, not copied, between a table and what is made from it.
+
+    Attributes:
+        info: what `table.json` says.
+        queries: query_id, text, domain, reference and split, one row a query, in the order of the tensors.
+        answers: the rows of `answers.parquet` that belong to these queries and experts, in any order.
+        embeddings: [N, D], float16 or float32 as on disk.
+        scores: [N, K] float32 in [0, 1].
+        costs_usd: [N, K] float32, >= 0.
+        split: [N] int8, an index into `SPLITS`.
+    """
+
+    info: TableInfo
+    queries: pa.Table
+    answers: pa.Table
+    embeddings: Tensor
+    scores: Tensor
+    costs_usd: Tensor
+    split: Tensor
+
+    def __len__(self) -> int:
+        return self.scores.shape[0]
+
+    def __deepcopy__(self, memo: dict) -> ExpertTable:
+        return self  # gymnasium.make deep-copies its arguments; an immutable table need not be
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {int((self.split == i).sum())}" for i, name in enumerate(SPLITS))
+        return f"ExpertTable({self.name!r}, {len(self)} queries ({counts}), {len(self.experts)} experts, {self.device})"
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts' names, in the order of the columns of `scores`."""
+        return tuple(expert.name for expert in self.info.experts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.scores.device
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, experts: Sequence[str] | None = None, device: torch.device | str = "cpu"
+    ) -> ExpertTable:
+        """Reads a table directory.
+
+        Args:
+            path: the directory.
+            experts: names to keep, in this order; all where None. Queries that one of them did not answer are left out
+                with a warning that counts them.
+            device: where the tensors go.
+
+        Raises:
+            InputError: something is missing or broken; the message names file, column and first offending row.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"{path}: no such table directory")
+        info = _read_info(path / "table.json")
+        queries = _read_parquet(path / "queries.parquet", QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
+        answers = _read_parquet(path / "answers.parquet", ANSWER_COLUMNS, {})
+        embeddings = _read_embeddings(path / "embeddings.npy")
+        return _build(info, queries, answers, embeddings, experts, path).to(device)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        experts: Sequence[str | ExpertInfo],
+        embeddings: np.ndarray,
+        scores: np.ndarray,
+        costs_usd: np.ndarray,
+        *,
+        query_ids: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+        domains: Sequence[str] | None = None,
+        split: Sequence[str | None] | None = None,
+        description: str = "",
+        encoder: dict[str, Any] | None = None,
+    ) -> ExpertTable:
+        """Makes a table from embeddings [N, D], scores [N, K] and costs_usd [N, K]; a NaN score is a missing answer.
+
+        Raises:
+            InputError: as `load` does.
+        """
+        n, k = np.shape(scores)
+        if np.shape(costs_usd) != (n, k) or len(experts) != k:
+            raise InputError(f"{name}: scores are [{n}, {k}], costs {np.shape(costs_usd)}, experts {len(experts)}")
+        infos = tuple(e if isinstance(e, ExpertInfo) else ExpertInfo(name=e) for e in experts)
+        ids = list(query_ids) if query_ids is not None else [f"{name}-{i}" for i in range(n)]
+        queries = pa.table(
+            {
+                "query_id": pa.array(ids, pa.string()),
+                "text": pa.array(texts if texts is not None else ids, pa.string()),
+                "domain": pa.array(domains if domains is not None else [""] * n, pa.string()),
+                "reference": pa.nulls(n, pa.string()),
+                "split": pa.array(split, pa.string()) if split is not None else pa.nulls(n, pa.string()),
+            }
+        )
+        query, expert = np.nonzero(~np.isnan(np.asarray(scores, dtype=np.float64)))
+        answers = pa.table(
+            {
+                "query_id": queries["query_id"].take(pa.array(query)),
+                "expert": pa.array([e.name for e in infos]).take(pa.array(expert)),
+                "score": pa.array(np.asarray(scores, dtype=np.float64)[query, expert]),
+                "cost_usd": pa.array(np.asarray(costs_usd, dtype=np.float64)[query, expert]),
+                "prompt_tokens": pa.nulls(len(query), pa.int64()),
+                "completion_tokens": pa.nulls(len(query), pa.int64()),
+            }
+        )
+        info = TableInfo(
+            name=name,
+            description=description,
+            encoder=encoder or {"model": None, "dim": int(embeddings.shape[1])},
+            experts=infos,
+        )
+        return _build(info, queries, answers, np.asarray(embeddings), None, Path(name))
+
+    def to(self, device: torch.device | str) -> ExpertTable:
+        """The same table with its tensors on `device`."""
+        tensors = {name: getattr(self, name).to(device) for name in ("embeddings", "scores", "costs_usd", "split")}
+        return replace(self, **tensors)
+
+    def select(self, experts: Sequence[str]) -> ExpertTable:
+        """The same queries with only these experts, in this order."""
+        columns = torch.tensor(_expert_columns(self.experts, experts, self.name), device=self.device)
+        infos = {expert.name: expert for expert in self.info.experts}
+        return replace(
+            self,
+            info=self.info.model_copy(update={"experts": tuple(infos[name] for name in experts)}),
+            answers=self.answers.filter(pc.is_in(self.answers["expert"], pa.array(experts))),
+            scores=self.scores[:, columns],
+            costs_usd=self.costs_usd[:, columns],
+        )
+
+    def rows(self, split: str) -> Tensor:
+        """Row numbers of a split, [n] int64, ascending.
+
+        Raises:
+            InputError: no such split, or nothing in it.
+        """
+        if split not in SPLITS:
+            raise InputError(f"{self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
+        rows = (self.split == SPLITS.index(split)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            raise InputError(f"{self.name}: queries.parquet, column split: the {split} split has no queries")
+        return rows
+
+    def mean_cost_usd(self, split: str = "train") -> Tensor:
+        """Mean cost of a call to each expert on a split, [K]."""
+        return self.costs_usd[self.rows(split)].double().mean(dim=0).float()
+
+    def mean_score(self, split: str = "train") -> Tensor:
+        """Mean score of each expert on a split, [K]."""
+        return self.scores[self.rows(split)].double().mean(dim=0).float()
+
+    def fingerprint(self) -> str:
+        """SHA-256 over query ids, experts, splits and tensors: equal tables, and only they, have equal fingerprints."""
+        digest = hashlib.sha256("\0".join([*self.experts, "", *self.queries["query_id"].to_pylist()]).encode())
+        for tensor in (self.embeddings, self.scores, self.costs_usd, self.split):
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the table directory, whole or not at all; an older table at `path` is replaced.
+
+        Raises:
+            InputError: `path` cannot be written, or holds something other than a table.
+        """
+        path = Path(path)
+        if path.exists() and not (path / "table.json").is_file():
+            raise InputError(f"{path}: exists and is no table directory; not replaced")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.mkdir(parents=True)
+            info = self.info.model_dump(exclude_none=True)
+            (temporary / "table.json").write_text(json.dumps(info, indent=1) + "\n")
+            pq.write_table(self.queries, temporary / "queries.parquet")
+            pq.write_table(self.answers, temporary / "answers.parquet")
+            np.save(temporary / "embeddings.npy", self.embeddings.cpu().numpy())
+            if path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot write the table: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def hash_split(query_id: str) -> str:
+    """The split of a query whose table gives none: by its id alone, so that it never moves when rows are added."""
+    h = _tenth(query_id)
+    return "test" if h <= 2 else "val" if h == 3 else "train"
+
+
+def _tenth(query_id: str) -> int:
+    return int(hashlib.sha256(query_id.encode()).hexdigest(), 16) % 10
+
+
+def _splits(queries: pa.Table, source: Path) -> np.ndarray:
+    """The split of every query, [N] int8."""
+    ids, given = queries["query_id"].to_pylist(), queries["split"].to_pylist()
+    for row, value in enumerate(given):
+        if value is not None and value not in SPLITS:
+            raise InputError(
+                f"{source / 'queries.parquet'}: column split, row {row}: {value!r} is not train, val, test or null"
+            )
+    names = [hash_split(i) if value is None else value for i, value in zip(ids, given, strict=True)]
+    if "val" not in names and "train" in names:
+        names = ["val" if s == "train" and _tenth(i) == 3 else s for i, s in zip(ids, names, strict=True)]
+    return np.array([SPLITS.index(s) for s in names], dtype=np.int8)
+
+
+def _read_info(path: Path) -> TableInfo:
+    try:
+        info = TableInfo.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"{path}: {field}: {first['msg']}") from None
+    names = [expert.name for expert in info.experts]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise InputError(f"{path}: experts.{i}.name: {name!r} is there twice")
+    return info
+
+
+def _read_parquet(path: Path, required: dict[str, pa.DataType], nullable: dict[str, pa.DataType]) -> pa.Table:
+    """Reads a file and brings its known columns to their types; missing nullable columns become nulls."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing")
+    try:
+        table = pq.ParquetFile(path).read()  # read_table would import half of pandas
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+    for name, dtype in {**required, **nullable}.items():
+        if name not in table.column_names:
+            if name in required:
+                raise InputError(f"{path}: column {name} is missing")
+            table = table.append_column(name, pa.nulls(len(table), dtype))
+        column = table[name]
+        if column.type != dtype:
+            try:
+                column = column.cast(dtype)
+            except pa.ArrowException:
+                raise InputError(f"{path}: column {name} holds {column.type}, not {dtype}") from None
+            table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _read_embeddings(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise InputError(f"{path}: missing")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npy file: {str(error).splitlines()[0]}") from None
+
+
+def _expert_columns(known: Sequence[str], wanted: Sequence[str], source: object) -> list[int]:
+    columns = []
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            raise InputError(f"{source}: no expert named {name!r}; {hint}")
+        if known.index(name) in columns:
+            raise InputError(f"{source}: expert {name!r} is asked for twice")
+        columns.append(known.index(name))
+    if not columns:
+        raise InputError(f"{source}: no expert selected")
+    return columns
+
+
+def _first(bad: pa.ChunkedArray | np.ndarray) -> int | None:
+    """Row number of the first True, None without one."""
+    bad = np.asarray(bad)
+    return int(bad.argmax()) if bad.any() else None
+
+
+def _require(bad: Any, file: Path, column: str, values: Any, problem: str) -> None:
+    """Raises the error that names file, column, first offending row and its value where any of `bad` is true."""
+    row = _first(bad)
+    if row is not None:
+        value = values[row]
+        value = value.as_py() if isinstance(value, pa.Scalar) else value
+        raise InputError(f"{file}: column {column}, row {row}: {value!r} {problem}")
+
+
+def _check_unique(ids: pa.ChunkedArray, file: Path, column: str) -> None:
+    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    first_seen = np.unique(codes, return_index=True)[1]
+    repeated = np.ones(len(codes), dtype=bool)
+    repeated[first_seen] = False
+    _require(repeated, file, column, ids, "is there twice")
+
+
+def _check_embeddings(embeddings: np.ndarray, n: int, file: Path) -> None:
+    if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32):
+        raise InputError(f"{file}: holds {embeddings.dtype} {list(embeddings.shape)}, not float16 or float32 [N, D]")
+    if len(embeddings) != n:
+        raise InputError(f"{file}: {len(embeddings)} rows, but queries.parquet has {n}")
+    row = _first(~np.isfinite(embeddings).all(axis=1))
+    if row is not None:
+        raise InputError(f"{file}: row {row} holds NaN or infinity")
+
+
+def _build(
+    info: TableInfo,
+    queries: pa.Table,
+    answers: pa.Table,
+    embeddings: np.ndarray,
+    experts: Sequence[str] | None,
+    source: Path,
+) -> ExpertTable:
+    """Checks everything and makes the dense tensors on the CPU."""
+    query_file, answer_file = source / "queries.parquet", source / "answers.parquet"
+    if len(queries) == 0:
+        raise InputError(f"{query_file}: has no rows")
+    for name in QUERY_COLUMNS:
+        _require(pc.is_null(queries[name]), query_file, name, queries[name], "is not allowed here")
+    _check_unique(queries["query_id"], query_file, "query_id")
+    _check_embeddings(embeddings, len(queries), source / "embeddings.npy")
+    split = _splits(queries, source)
+
+    names = [expert.name for expert in info.experts]
+    wanted = list(experts) if experts is not None else names
+    columns = _expert_columns(names, wanted, source / "table.json")
+    scores, costs = _dense(answers, queries["query_id"].combine_chunks(), pa.array(names), answer_file)
+    scores, costs = scores[:, columns], costs[:, columns]
+
+    complete = ~np.isnan(scores).any(axis=1)
+    if not complete.any():
+        raise InputError(f"{answer_file}: no query has an answer of every selected expert")
+    if not complete.all():
+        warnings.warn(
+            f"{source}: {(~complete).sum()} of {len(complete)} queries lack an answer of a selected expert; left out",
+            stacklevel=3,
+        )
+        queries, embeddings = queries.filter(pa.array(complete)), embeddings[complete]
+        scores, costs, split = scores[complete], costs[complete], split[complete]
+    if not complete.all() or wanted != names:
+        known = pc.and_(
+            pc.is_in(answers["expert"], pa.array(wanted)),
+            pc.is_in(answers["query_id"], queries["query_id"].combine_chunks()),
+        )
+        answers = answers.filter(known)
+    infos = {expert.name: expert for expert in info.experts}
+    return ExpertTable(
+        info=info.model_copy(update={"experts": tuple(infos[name] for name in wanted)}),
+        queries=queries,
+        answers=answers,
+        embeddings=torch.from_numpy(np.ascontiguousarray(embeddings)),
+        scores=torch.from_numpy(np.ascontiguousarray(scores)),
+        costs_usd=torch.from_numpy(np.ascontiguousarray(costs)),
+        split=torch.from_numpy(split),
+    )
+
+
+def _dense(answers: pa.Table, ids: pa.Array, names: pa.Array, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Checks the long answers and spreads them out: scores and costs [N, K] float32, NaN where there is none."""
+    row = pc.index_in(answers["query_id"], ids)
+    column = pc.index_in(answers["expert"], names)
+    _require(pc.is_null(row), file, "query_id", answers["query_id"], "is not in queries.parquet")
+    _require(pc.is_null(column), file, "expert", answers["expert"], "is not in table.json")
+    cell = np.asarray(row, dtype=np.int64) * len(names) + np.asarray(column, dtype=np.int64)
+    repeated = np.ones(len(cell), dtype=bool)
+    repeated[np.unique(cell, return_index=True)[1]] = False
+    _require(repeated, file, "query_id, expert", answers["query_id"], "has a second answer of the same expert")
+    score = answers["score"].to_numpy(zero_copy_only=False)
+    cost = answers["cost_usd"].to_numpy(zero_copy_only=False)
+    _require(~((score >= 0) & (score <= 1)), file, "score", answers["score"], "is not in [0, 1]")
+    _require(~((cost >= 0) & np.isfinite(cost)), file, "cost_usd", answers["cost_usd"], "is not a cost in dollars >= 0")
+    dense = np.full((2, len(ids) * len(names)), np.nan, dtype=np.float32)
+    dense[0, cell], dense[1, cell] = score, cost
+    scores, costs = dense.reshape(2, len(ids), len(names))
+    return scores, costs

@@ -1,0 +1,188 @@
+"""Many episodes in lockstep: the Gymnasium vector environment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from leeroo_env import dynamics
+from leeroo_env.builtin import resolve
+from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Outcome, State
+from leeroo_env.env import describe, episode_statistics, random_stream, spaces
+from leeroo_env.table import ExpertTable
+
+
+class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """B episodes of `LeerooEnv` in one batch, with the same arguments, spaces and rules.
+
+    Environment i, seeded with `seed + i`, plays exactly the episodes of a `LeerooEnv` seeded with that number, whatever
+    the number of environments. An episode that ends is followed by the next one within the same step
+    (`AutoresetMode.SAME_STEP`): the observation is the first of the new episode, `infos["final_obs"]` holds the last of
+    the old one and `infos["final_info"]` its information, `infos["episode"]` its statistics (masked by `_episode`).
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        table: str | os.PathLike | ExpertTable = "synthetic",
+        split: str = "train",
+        horizon: int = HORIZON,
+        budget: float | Sequence[float] | None = None,
+        cost_weight: float = COST_WEIGHT,
+        experts: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ):
+        """Args: `num_envs` B; the rest as in `LeerooEnv`. Raises `InputError`."""
+        self.rules = dynamics.make_rules(resolve(table, experts, device), split, horizon, budget, cost_weight)
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.single_observation_space, self.single_action_space = spaces(self.rules)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._streams, self._episodes = torch.zeros(2, 0, dtype=torch.int64)
+        self._state: State | None = None
+        self._outcome: Outcome | None = None
+        self._all = np.ones(num_envs, dtype=bool)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begins new episodes everywhere, or where `options["reset_mask"]` [B] says.
+
+        Args:
+            seed: a number for environment 0, counted up for the others, or one for each; None goes on with the streams.
+            options: `reset_mask` [B] bool; `budget_usd_per_query`, a number or [B].
+        """
+        options = options or {}
+        mask = options.get("reset_mask", self._all)
+        where = torch.from_numpy(np.flatnonzero(mask)).to(self.rules.table.device)
+        if len(where) == 0 or len(mask) != self.num_envs:
+            raise ValueError(f"reset_mask must be [{self.num_envs}] with at least one True, got {mask!r}")
+        self._seed(seed, mask)
+        if self._state is None and len(where) < self.num_envs:
+            raise ValueError("the first reset must reset every environment")
+        self._begin(where, options.get("budget_usd_per_query"))
+        self._outcome = None
+        return self._observations(), self._infos()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        chosen = torch.as_tensor(actions, dtype=torch.int64, device=self.rules.table.device)
+        if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= len(self.rules.table.experts):
+            raise ValueError(
+                f"actions must be [{self.num_envs}] experts of {self.single_action_space}, got {actions!r}"
+            )
+        self._actions = chosen
+        self._state, result = dynamics.step(self.rules, self._playing(), chosen)
+        self._outcome = result
+        rewards, terminated = result.reward.cpu().numpy(), result.terminated.cpu().numpy()
+        self._returns += rewards
+        steps = {
+            "score": result.score.cpu().numpy(),
+            "cost_usd": result.cost_usd.cpu().numpy(),
+            "refused": result.refused.cpu().numpy(),
+        }
+        final = self._finish(terminated, steps) if terminated.any() else {}
+        infos = self._infos() | steps
+        infos |= {f"_{name}": self._all for name in steps} | final
+        return self._observations(), rewards, terminated, np.zeros_like(terminated), infos
+
+    def action_masks(self) -> np.ndarray:
+        """[B, K] bool: the experts whose mean cost fits what is left."""
+        return dynamics.action_mask(self.rules.mean_cost_usd, self._playing().left_usd).cpu().numpy()
+
+    def render(self) -> tuple[str, ...] | None:
+        if self.render_mode != "ansi" or self._state is None:
+            return None
+        actions = [None] * self.num_envs if self._outcome is None else self._actions.tolist()
+        return tuple(describe(self.rules, self._state, self._outcome, i, a) for i, a in enumerate(actions))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that decides how the episodes go on, to be stored with a checkpoint."""
+        state = {f"state.{name}": value for name, value in vars(self._playing()).items()}
+        return state | {
+            "streams": self._streams,
+            "episodes": self._episodes,
+            "returns": torch.from_numpy(self._returns),
+        }
+
+    def load_state_dict(self, stored: dict[str, Tensor]) -> np.ndarray:
+        """Goes on where `state_dict` was called; returns the observations [B, D + 2] of that moment."""
+        stored = {name: value.to(self.rules.table.device) for name, value in stored.items()}
+        self._streams, self._episodes = stored["streams"], stored["episodes"]
+        self._returns, self._began = stored["returns"].cpu().numpy().copy(), np.full(self.num_envs, time.perf_counter())
+        self._state = State(**{n.removeprefix("state."): v for n, v in stored.items() if n.startswith("state.")})
+        return self._observations()
+
+    def _seed(self, seed: int | Sequence[int | None] | None, mask: np.ndarray) -> None:
+        """Gives the masked environments the random streams of their seeds."""
+        device = self.rules.table.device
+        if len(self._streams) == 0:
+            first = self.np_random.integers(2**63 - 1, size=self.num_envs)
+            self._streams = torch.from_numpy(first).to(device)
+            self._episodes = torch.zeros(self.num_envs, dtype=torch.int64, device=device)
+        if seed is None:
+            return
+        seeds = range(seed, seed + self.num_envs) if isinstance(seed, int | np.integer) else seed
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
+        streams = self._streams.tolist()
+        episodes = self._episodes.tolist()
+        for i in np.flatnonzero(mask).tolist():  # only ever at an explicit seed: numpy has no batched seeding
+            given = seeds[i]
+            if given is not None:
+                streams[i], episodes[i] = random_stream(gymnasium.utils.seeding.np_random(given)[0]), 0
+        self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seeds[0])
+        self._streams, self._episodes = torch.tensor(streams, device=device), torch.tensor(episodes, device=device)
+
+    def _begin(self, where: Tensor, budget: float | np.ndarray | None = None) -> None:
+        """Starts the next episode of the environments `where` [b]."""
+        keys = dynamics.episode_keys(self._streams[where], self._episodes[where])
+        self._episodes[where] += 1
+        fixed = None
+        if budget is not None:
+            fixed = torch.as_tensor(budget, dtype=torch.float64, device=where.device).expand(self.num_envs)[where]
+        fresh = dynamics.begin(self.rules, keys, fixed)
+        self._state = fresh if self._state is None else dynamics.restart(self._state, where, fresh)
+        ended = where.cpu().numpy()
+        if len(ended) == self.num_envs:
+            self._returns, self._began = np.zeros(self.num_envs), np.zeros(self.num_envs)
+        self._returns[ended], self._began[ended] = 0.0, time.perf_counter()
+
+    def _finish(self, ended: np.ndarray, steps: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Begins new episodes where the old ones have `ended` [B]; returns what is told of those."""
+        final_info = self._infos() | steps | {f"_{name}": self._all for name in steps}
+        final_obs = self._observations()
+        seconds = time.perf_counter() - self._began
+        statistics = episode_statistics(self.rules, self._playing(), self._returns.copy(), seconds)
+        self._begin(torch.from_numpy(np.flatnonzero(ended)).to(self.rules.table.device))
+        told = {"episode": statistics, "_episode": ended}
+        return {
+            "final_obs": final_obs,
+            "_final_obs": ended,
+            "final_info": final_info | told,
+            "_final_info": ended,
+        } | told
+
+    def _playing(self) -> State:
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded("call reset first")
+        return self._state
+
+    def _observations(self) -> np.ndarray:
+        return dynamics.observe(self.rules, self._playing()).cpu().numpy()
+
+    def _infos(self) -> dict[str, Any]:
+        infos = {"action_mask": self.action_masks(), "left_usd": self._playing().left_usd.cpu().numpy()}
+        return infos | {f"_{name}": self._all for name in list(infos)}
