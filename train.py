@@ -30,8 +30,6 @@ from leeroo_env.builtin import resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, budget_grid, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
-NETWORK = [64, 64]
-
 
 @dataclass(frozen=True)
 class Config:
@@ -89,7 +87,7 @@ def run(config: Config) -> int:
     val_rules = make_rules(table, "val", min(config.horizon, len(table.rows("val"))))
     test_rules = make_rules(table, "test", min(config.horizon, len(table.rows("test"))))
     model, hyperparameters = make_model(config, rules)
-    description = describe_policy(rules, config.algo, {"net_arch": NETWORK})
+    description = describe_policy(rules, config.algo, ALGORITHMS[config.algo].policy_kwargs)
     iteration = model.n_envs * getattr(model, "n_steps", config.horizon)
     eval_every = max(config.timesteps // 20, iteration)
     checkpoint = None
@@ -151,7 +149,7 @@ def make_model(config: Config, rules: Rules) -> tuple[BaseAlgorithm, dict[str, A
         raise InputError(f"timesteps {config.timesteps}, n_envs {config.n_envs}: must be positive")
     algorithm = ALGORITHMS[config.algo]
     policy_class: Any = algorithm.load()
-    env = LeerooVectorEnv(
+    vector_env = LeerooVectorEnv(
         num_envs=config.n_envs or algorithm.n_envs,
         table=rules.table,
         horizon=config.horizon,
@@ -160,9 +158,10 @@ def make_model(config: Config, rules: Rules) -> tuple[BaseAlgorithm, dict[str, A
     )
     settings = dict(algorithm.settings)
     if "n_steps" in settings and "batch_size" in settings:
-        settings["batch_size"] = min(settings["batch_size"], env.num_envs * settings["n_steps"])
-    kwargs = {"policy_kwargs": {"net_arch": NETWORK}, "seed": config.seed, "device": rules.table.device}
-    return policy_class("MlpPolicy", LeerooSB3VecEnv(env), **settings, **kwargs), {**settings, "net_arch": NETWORK}
+        settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
+    settings["policy_kwargs"] = algorithm.policy_kwargs
+    env = LeerooSB3VecEnv(vector_env)
+    return policy_class("MlpPolicy", env, **settings, seed=config.seed, device=rules.table.device), settings
 
 
 def new_run(config: Config, hyperparameters: dict[str, Any], table_sha256: str) -> Path:

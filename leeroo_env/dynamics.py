@@ -20,7 +20,7 @@ from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
 HORIZON = 64
-COST_WEIGHT = 0.1
+COST_WEIGHT = 0.02
 
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, the step of SplitMix64, as a signed integer
 

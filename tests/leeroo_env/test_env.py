@@ -1,0 +1,206 @@
+"""The environments are what Gymnasium and SB3 expect, and all play the same episodes."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.vec_env import VecMonitor
+
+from leeroo_env import ExpertTable, LeerooVectorEnv, dynamics
+from leeroo_env.sb3 import LeerooSB3VecEnv
+
+
+def make(table: ExpertTable, **kwargs) -> gymnasium.Env:
+    return gymnasium.make("Leeroo-v0", table=table, horizon=6, **kwargs)
+
+
+def make_vec(table: ExpertTable, n: int, **kwargs) -> LeerooVectorEnv:
+    env = gymnasium.make_vec("Leeroo-v0", num_envs=n, table=table, horizon=6, **kwargs)
+    assert isinstance(env, LeerooVectorEnv)
+    return env
+
+
+@pytest.mark.parametrize("check", [check_env, sb3_check_env])
+def test_checkers_pass_without_a_warning(check, table: ExpertTable):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(make(table, render_mode="ansi").unwrapped)
+
+
+def test_a_table_is_shared_not_copied(table: ExpertTable):
+    for env in (make(table).unwrapped, make_vec(table, 3)):
+        assert env.rules.table.embeddings.data_ptr() == table.embeddings.data_ptr()
+        assert env.rules.table.scores.data_ptr() == table.scores.data_ptr()
+
+
+def test_vector_env_plays_what_single_envs_play(table: ExpertTable):
+    """Step by step over several episodes, against Gymnasium's own SyncVectorEnv: all that it returns."""
+    vector = make_vec(table, 5)
+    sync = SyncVectorEnv([lambda: make(table)] * 5, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert vector.observation_space == sync.observation_space and vector.action_space == sync.action_space
+    rng = np.random.default_rng(0)
+    for seed in (3, None, [9, 8, 7, 6, 5]):
+        ours, info = vector.reset(seed=seed)
+        theirs, their_info = sync.reset(seed=seed)
+        assert_same(ours, theirs), assert_same(info, their_info)
+        for _ in range(15):
+            actions = rng.integers(0, 4, size=5)
+            for one, other in zip(vector.step(actions), sync.step(actions), strict=True):
+                assert_same(one, other)
+
+
+def assert_same(ours, theirs) -> None:
+    """Equal to float tolerance; of dictionaries, every key that Gymnasium has, but for clock time."""
+    if isinstance(theirs, dict):
+        for key in theirs.keys() - {"t", "_t"}:
+            if not key.startswith("_") or key in ours:
+                assert_same(ours[key], theirs[key])
+    elif isinstance(theirs, np.ndarray) and theirs.dtype == object:
+        for one, other in zip(ours, theirs, strict=True):
+            if other is not None:
+                assert_same(one, other)
+    else:
+        np.testing.assert_allclose(np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=1e-6, atol=1e-9)
+
+
+def test_vector_env_plays_what_the_rules_say(table: ExpertTable):
+    """The environment against the rules called by hand on the device."""
+    vector = make_vec(table, 4)
+    observation, _ = vector.reset(seed=11)
+    state = dynamics.begin(vector.rules, dynamics.episode_keys(vector._streams, torch.zeros(4, dtype=torch.int64)))
+    np.testing.assert_array_equal(observation, dynamics.observe(vector.rules, state).numpy())
+    for t in range(5):
+        actions = np.arange(4)
+        state, outcome = dynamics.step(vector.rules, state, torch.from_numpy((actions + t) % 4))
+        observation, reward, terminated, truncated, infos = vector.step((actions + t) % 4)
+        np.testing.assert_array_equal(observation, dynamics.observe(vector.rules, state).numpy())
+        np.testing.assert_array_equal(reward, outcome.reward.numpy())
+        assert not terminated.any() and not truncated.any() and "final_obs" not in infos
+
+
+def test_same_seed_same_episodes_and_other_seeds_others(table: ExpertTable):
+    def episode(seed: int) -> np.ndarray:
+        env = make(table)
+        return np.array([env.reset(seed=seed)[0], *(env.step(0)[0] for _ in range(6)), env.reset()[0]])
+
+    np.testing.assert_array_equal(episode(1), episode(1))
+    assert not np.array_equal(episode(1)[0], episode(2)[0])
+    assert not np.array_equal(episode(1)[0], episode(1)[-1]), "the next episode is another one"
+
+
+def test_environment_i_does_not_depend_on_how_many_there_are(table: ExpertTable):
+    few, many = make_vec(table, 2), make_vec(table, 7)
+    few.reset(seed=5), many.reset(seed=5)
+    for _ in range(14):
+        one, other = few.step(np.array([0, 1])), many.step(np.array([0, 1, 2, 3, 0, 1, 2]))
+        np.testing.assert_array_equal(one[0], other[0][:2])
+        np.testing.assert_array_equal(one[1], other[1][:2])
+
+
+def test_the_end_of_an_episode(table: ExpertTable):
+    env = make_vec(table, 3, cost_weight=0.5)
+    env.reset(seed=0)
+    rewards = np.zeros(3)
+    for _ in range(6):
+        _, reward, terminated, _, infos = env.step(np.array([0, 1, 2]))
+        rewards += reward
+    assert terminated.all() and infos["_episode"].all() and infos["_final_obs"].all()
+    episode = infos["episode"]
+    np.testing.assert_allclose(episode["r"], rewards)
+    assert episode["l"].tolist() == [6, 6, 6] and episode["calls"].tolist() == [
+        [6, 0, 0, 0],
+        [0, 6, 0, 0],
+        [0, 0, 6, 0],
+    ]
+    dearest = float(env.rules.mean_cost_usd.max())
+    np.testing.assert_allclose(rewards, 6 * (episode["score"] - 0.5 * episode["cost_usd"] / dearest), rtol=1e-5)
+    np.testing.assert_allclose(
+        episode["left_usd"], episode["budget_usd"] - 6 * episode["cost_usd"], rtol=1e-5, atol=1e-9
+    )
+    assert (infos["final_obs"][:, -1] == 0).all() and (env.step(np.zeros(3, int))[0][:, -1] > 0).all()
+
+
+def test_reset_options(table: ExpertTable):
+    env = make_vec(table, 3)
+    env.reset(seed=0, options={"budget_usd_per_query": 0.01})
+    assert env._state.budget_usd.tolist() == pytest.approx([0.06] * 3)
+    env.step(np.zeros(3, int))
+    before = env._state
+    env.reset(options={"reset_mask": np.array([False, True, False])})
+    assert env._state.t.tolist() == [1, 0, 1] and env._state.rows[0].equal(before.rows[0])
+    assert not env._state.rows[1].equal(before.rows[1])
+    single = make(table)
+    single.reset(seed=0, options={"budget_usd_per_query": 0.01})
+    assert float(single.unwrapped._state.budget_usd) == pytest.approx(0.06)
+
+
+def test_fixed_budget_and_horizon(table: ExpertTable):
+    env = gymnasium.make_vec("Leeroo-v0", num_envs=4, table=table, horizon=3, budget=0.002)
+    env.reset(seed=0)
+    assert env._state.budget_usd.tolist() == pytest.approx([0.006] * 4)
+
+
+def test_misuse_is_refused(table: ExpertTable):
+    env = make_vec(table, 2)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(2, int))
+    env.reset(seed=0)
+    for actions in (np.array([0, 4]), np.array([-1, 0]), np.zeros(3, int)):
+        with pytest.raises(ValueError, match="actions must be"):
+            env.step(actions)
+    with pytest.raises(ValueError, match="3 seeds for 2 environments"):
+        env.reset(seed=[1, 2, 3])
+
+
+def test_render_tells_what_happened(table: ExpertTable):
+    env = make(table, render_mode="ansi")
+    env.reset(seed=0)
+    assert env.render().startswith("query 0/6, $")
+    _, _, _, _, info = env.step(1)
+    assert "expert-1: " in env.render() and f"score {info['score']:.2f}" in env.render()
+    vector = make_vec(table, 2, render_mode="ansi")
+    vector.reset(seed=0), vector.step(np.array([0, 3]))
+    assert ["expert-0" in vector.render()[0], "expert-3" in vector.render()[1]] == [True, True]
+
+
+def test_sb3_adapter(table: ExpertTable):
+    vector, twin = make_vec(table, 3), make_vec(table, 3)
+    env = LeerooSB3VecEnv(vector)
+    env.seed(4)
+    np.testing.assert_array_equal(env.reset(), twin.reset(seed=4)[0])
+    for t in range(12):
+        observations, rewards, dones, infos = env.step(np.array([t % 4, 1, 2]))
+        expected = twin.step(np.array([t % 4, 1, 2]))
+        np.testing.assert_array_equal(observations, expected[0])
+        np.testing.assert_array_equal(rewards, expected[1])
+        assert dones.all() == (t % 6 == 5) and [bool(i) for i in infos] == dones.tolist()
+        if dones.all():
+            np.testing.assert_array_equal(infos[1]["terminal_observation"], expected[4]["final_obs"][1])
+            assert infos[1]["episode"]["l"] == 6 and infos[1]["TimeLimit.truncated"] is False
+    masks = env.action_masks()
+    assert masks.shape == (3, 4) and masks.dtype == bool
+    np.testing.assert_array_equal(np.stack(env.env_method("action_masks")), masks)
+    assert env.has_attr("action_masks") and not env.has_attr("nonsense")
+    VecMonitor(env).reset()
+
+
+def test_state_dict_goes_on_where_it_was(table: ExpertTable):
+    one, other = make_vec(table, 3), make_vec(table, 3)
+    one.reset(seed=1), other.reset(seed=2)
+    one.step(np.array([0, 1, 2]))
+    stored = {name: value.clone() for name, value in one.state_dict().items()}
+    expected = [one.step(np.array([i % 4, 1, 2])) for i in range(20)]
+    other.load_state_dict(stored)
+    for i, (observations, rewards, terminated, _, infos) in enumerate(expected):
+        again = other.step(np.array([i % 4, 1, 2]))
+        np.testing.assert_array_equal(again[0], observations)
+        np.testing.assert_array_equal(again[1], rewards)
+        if terminated.any():
+            np.testing.assert_array_equal(again[4]["episode"]["r"], infos["episode"]["r"])
