@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -64,9 +65,10 @@ class Config:
     """Go on with the run in --run-dir (the latest in runs/ if that is empty), with the settings it began with."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    config = tyro.cli(Config)
+    config = tyro.cli(Config, args=arguments)
     try:
         return run(config)
     except InputError as error:
@@ -159,9 +161,11 @@ def make_model(config: Config, rules: Rules) -> tuple[BaseAlgorithm, dict[str, A
     settings = dict(algorithm.settings)
     if "n_steps" in settings and "batch_size" in settings:
         settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
-    settings["policy_kwargs"] = algorithm.policy_kwargs
-    env = LeerooSB3VecEnv(vector_env)
-    return policy_class("MlpPolicy", env, **settings, seed=config.seed, device=rules.table.device), settings
+    settings |= {"seed": config.seed, "device": rules.table.device}
+    model = policy_class(
+        "MlpPolicy", LeerooSB3VecEnv(vector_env), policy_kwargs=dict(algorithm.policy_kwargs), **settings
+    )
+    return model, algorithm.settings | algorithm.policy_kwargs
 
 
 def new_run(config: Config, hyperparameters: dict[str, Any], table_sha256: str) -> Path:

@@ -24,7 +24,7 @@ from agents.routers import simple_routers
 from leeroo_env.dynamics import Rules, budget_grid
 
 VAL_EPISODES = 64
-WINDOW = 200
+FIGURE_EVERY = 5  # drawing one takes longer than the evaluation
 
 
 class Interrupted(Exception):
@@ -51,7 +51,13 @@ class Monitor(BaseCallback):
         self.hyperparameters, self.timesteps = hyperparameters, timesteps
         self.eval_every, self.log_every = eval_every, log_every
         self.budgets_usd = budget_grid(val_rules)
-        self.progress: dict[str, Any] = {"best": -1.0, "best_step": 0, "evaluated_at": -eval_every, "logged_at": 0}
+        self.progress: dict[str, Any] = {
+            "best": -1.0,
+            "best_step": 0,
+            "evaluated_at": -eval_every,
+            "logged_at": 0,
+            "evaluations": 0,
+        }
         self.stopped = False
         self._episodes: list[dict[str, Any]] = []
         self._routers: dict[str, Result] = {}
@@ -59,7 +65,7 @@ class Monitor(BaseCallback):
     def _on_training_start(self) -> None:
         metrics = {"val/score": 0.0, "episode/score_per_query": 0.0}
         shown = {name: v if isinstance(v, int | float) else str(v) for name, v in self.hyperparameters.items()}
-        self.logger.record("hyperparameters", HParam(shown, metrics), exclude=("stdout",))
+        self.logger.record("hyperparameters", HParam(shown, metrics))
         self._bar = tqdm(
             total=self.timesteps, initial=self.num_timesteps, unit="step", unit_scale=True, dynamic_ncols=True
         )
@@ -93,7 +99,7 @@ class Monitor(BaseCallback):
             return
         self._log_episodes()
         if evaluate_now:
-            self._evaluate()
+            self._evaluate(last)
         self.progress["logged_at"] = step
         self.logger.dump(step)
         if evaluate_now and step > 0:
@@ -124,7 +130,7 @@ class Monitor(BaseCallback):
         self._bar.set_postfix(score=f"{mean['score']:.3f}", refresh=False)
         self._episodes.clear()
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, last: bool) -> None:
         """Held-out score and spend; the policy is kept if it is the best so far."""
         result = evaluate(
             Orchestrator(self.model.policy, self.description), self.val_rules, self.budgets_usd, VAL_EPISODES
@@ -144,8 +150,10 @@ class Monitor(BaseCallback):
                 name: evaluate(router, self.val_rules, self.budgets_usd, VAL_EPISODES)
                 for name, router in routers.items()
             }
-        figure = draw_curve(self.val_rules, "val", {"agent": result, **self._routers})
-        self.logger.record("val/score_over_spend", LoggedFigure(figure, close=False), exclude=("stdout",))
+        if last or self.progress["evaluations"] % FIGURE_EVERY == 0:
+            figure = draw_curve(self.val_rules, "val", {"agent": result, **self._routers})
+            self.logger.record("val/score_over_spend", LoggedFigure(figure, close=False))
+        self.progress["evaluations"] += 1
         best_simple = max(self._routers, key=lambda name: self._routers[name].mean_score)
         tqdm.write(
             f"step {self.num_timesteps:>9,}: val score {result.mean_score:.4f}{' (kept)' if better else '':7}  "

@@ -62,7 +62,7 @@ class Orchestrator:
         if x.ndim != 2 or x.shape[1] != self.embedding_dim:
             raise InputError(f"embeddings are {list(x.shape)}, not [B, {self.embedding_dim}]")
         try:
-            usd = np.broadcast_to(np.asarray(remaining_usd, dtype=np.float32), len(x)).copy()
+            usd = np.broadcast_to(np.asarray(remaining_usd, dtype=np.float64), len(x)).copy()
             queries = np.broadcast_to(np.asarray(remaining_queries), len(x)).astype(np.int64)
         except ValueError:
             raise InputError(f"remaining_usd and remaining_queries must be numbers or [{len(x)}]") from None
@@ -70,7 +70,7 @@ class Orchestrator:
             raise InputError(
                 "embeddings, remaining_usd and remaining_queries must be finite, and the last two not negative"
             )
-        return self._choose(x, usd, queries)
+        return self._choose(x, usd, queries) if len(x) else np.zeros(0, dtype=np.int64)
 
     @torch.no_grad()
     def _choose(self, x: np.ndarray, usd: np.ndarray, queries: np.ndarray) -> np.ndarray:

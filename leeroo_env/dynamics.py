@@ -55,8 +55,8 @@ class State:
     Attributes:
         rows: [B, H] int64, the rows of the table that the episode asks about, in order.
         t: [B] int64, queries answered so far.
-        budget_usd: [B], what the episode began with.
-        left_usd: [B], what is left of it.
+        budget_usd: [B] float64, what the episode began with; single precision would lose small sums beside large ones.
+        left_usd: [B] float64, what is left of it.
         score: [B], sum of the scores so far.
         refused: [B] int64, calls so far that cost more than what was left.
         calls: [B, K] int64, calls made to each expert so far.
@@ -149,14 +149,14 @@ def begin(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | None = None
         low, high = rules.budget_usd_per_query
         uniform = (_hash(keys + 1) & (2**53 - 1)).double() / 2**53
         budget_usd_per_query = low * (high / low) ** uniform
-    budget_usd = (budget_usd_per_query.double() * rules.horizon).float()
+    budget_usd = budget_usd_per_query.double() * rules.horizon
     zeros = torch.zeros(b, dtype=torch.int64, device=keys.device)
     return State(
         rows=rules.rows[_draw(keys, len(rules.rows), rules.horizon)],
         t=zeros,
         budget_usd=budget_usd,
         left_usd=budget_usd,
-        score=torch.zeros_like(budget_usd),
+        score=torch.zeros(b, device=keys.device),
         refused=zeros,
         calls=torch.zeros(b, k, dtype=torch.int64, device=keys.device),
     )
@@ -171,7 +171,7 @@ def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
         actions: [B] int64, the experts to ask.
     """
     row = current_rows(state)
-    cost_usd = rules.table.costs_usd[row, actions]
+    cost_usd = rules.table.costs_usd[row, actions].double()
     refused = cost_usd > state.left_usd
     cost_usd = cost_usd.masked_fill(refused, 0.0)
     score = rules.table.scores[row, actions].masked_fill(refused, 0.0)
@@ -185,7 +185,7 @@ def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
         refused=state.refused + refused,
         calls=state.calls.scatter_add(1, actions[:, None], torch.ones_like(actions)[:, None]),
     )
-    reward = score - rules.cost_weight / rules.price_range_usd[1] * cost_usd
+    reward = (score - rules.cost_weight / rules.price_range_usd[1] * cost_usd).float()
     return after, Outcome(reward, t >= rules.horizon, score, cost_usd, refused)
 
 
@@ -209,8 +209,8 @@ def budget_features(price_range_usd: tuple[float, float], left_usd: Tensor, quer
     """
     low, high = price_range_usd
     queries = queries_left.clamp(min=1).float()
-    pace = torch.log(left_usd.float() / queries / low) / max(math.log(high / low), math.log(2))
-    return torch.stack([pace.clamp(-1, 2), torch.log2(queries) / 10], dim=1)
+    pace = torch.log(left_usd / queries / low) / max(math.log(high / low), math.log(2))
+    return torch.stack([pace.clamp(-1, 2).float(), torch.log2(queries) / 10], dim=1)
 
 
 def action_mask(mean_cost_usd: Tensor, left_usd: Tensor) -> Tensor:

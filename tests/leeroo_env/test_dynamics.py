@@ -46,7 +46,7 @@ def test_money_and_time_obey_the_rules(case: dict):
     ).all()
     returns = torch.zeros(16)
     for before, actions, after, outcome in play(rules, state, case["seed"]):
-        price = table.costs_usd[dynamics.current_rows(before), actions]
+        price = table.costs_usd[dynamics.current_rows(before), actions].double()
         answer = table.scores[dynamics.current_rows(before), actions]
         assert torch.equal(outcome.refused, price > before.left_usd), "refused if and only if it cannot be paid"
         assert (after.left_usd >= 0).all() and (after.left_usd <= before.left_usd).all()
@@ -62,7 +62,7 @@ def test_money_and_time_obey_the_rules(case: dict):
         returns += outcome.reward
     spent = after.budget_usd - after.left_usd
     delivered = after.score - case["weight"] * spent / float(rules.mean_cost_usd.max())
-    assert torch.allclose(returns, delivered, atol=1e-3), "the return is what was delivered minus what it cost"
+    assert torch.allclose(returns.double(), delivered, atol=1e-3), "the return is what was delivered minus what it cost"
     assert torch.equal(after.calls.sum(dim=1), after.t)
 
 

@@ -1,0 +1,83 @@
+"""What was trained can be used, from NumPy arrays, and refuses what makes no sense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from agents import Orchestrator
+from leeroo_env import InputError
+from leeroo_env.builtin.synthetic import synthetic_table
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert train.run(train.Config(timesteps=30_000, run_dir=str(path))) == 0
+    return path
+
+
+def test_choices_are_experts_that_fit(run_dir: Path):
+    orchestrator = Orchestrator.load(run_dir)
+    assert orchestrator.experts == ["small", "coder", "large"]
+    table = synthetic_table()
+    x = table.embeddings[:200].numpy()
+    chosen = orchestrator.choose(x, np.full(200, 0.05), np.full(200, 64))
+    assert chosen.shape == (200,) and chosen.dtype == np.int64 and set(chosen) <= {0, 1, 2}
+    np.testing.assert_array_equal(chosen, orchestrator.choose(x, 0.05, 64))
+    np.testing.assert_array_equal(chosen[:7], orchestrator.choose(x[:7], 0.05, 64))
+    assert set(orchestrator.choose(x, 0.00015, 1)) == {0}, "the others' mean costs do not fit"
+    assert orchestrator.choose(x[:0], np.zeros(0), np.zeros(0)).shape == (0,)
+
+
+def test_loading_twice_chooses_alike_and_runs_no_pickle(run_dir: Path):
+    x = synthetic_table().embeddings[:100].numpy()
+    first, second = (Orchestrator.load(run_dir).choose(x, 0.02, 40) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert {path.suffix for path in (run_dir / "policy").iterdir()} == {".json", ".safetensors"}
+    assert not [path for path in run_dir.rglob("*") if path.suffix in (".pkl", ".zip", ".pt", ".pth")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((3, 5)), 1.0, 3), r"embeddings are \[3, 5\], not \[B, 16\]"),
+        ((np.zeros(16), 1.0, 3), r"embeddings are \[16\], not"),
+        ((np.zeros((3, 16)), [1.0, 2.0], 3), r"must be numbers or \[3\]"),
+        ((np.full((3, 16), np.nan), 1.0, 3), "must be finite"),
+        ((np.zeros((3, 16)), -1.0, 3), "not negative"),
+    ],
+)
+def test_senseless_arguments_are_refused(run_dir: Path, arguments: tuple, message: str):
+    with pytest.raises(InputError, match=message):
+        Orchestrator.load(run_dir).choose(*arguments)
+
+
+def test_broken_run_directories_are_refused(run_dir: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="holds no policy/"):
+        Orchestrator.load(tmp_path)
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    weights = (run_dir / "policy" / "policy.safetensors").read_bytes()
+    description = json.loads((run_dir / "policy" / "policy.json").read_text())
+
+    def refuses(message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            Orchestrator.load(tmp_path)
+
+    refuses(r"policy\.json: missing")
+    (policy / "policy.json").write_text(json.dumps(description))
+    refuses(r"policy\.safetensors: missing")
+    (policy / "policy.safetensors").write_bytes(weights[:100])
+    refuses(r"policy\.safetensors: cannot be read")
+    (policy / "policy.safetensors").write_bytes(weights)
+    (policy / "policy.json").write_text(json.dumps({**description, "experts": ["a", "b"]}))
+    refuses("weights and description do not fit")
+    (policy / "policy.json").write_text(json.dumps({**description, "format": 99}))
+    refuses("format: 99 is not 1")
+    (policy / "policy.json").write_text(json.dumps({**description, "algorithm": "os.system"}))
+    refuses("algorithm: 'os.system' is none of ppo")
