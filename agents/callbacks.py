@@ -63,7 +63,7 @@ class Monitor(BaseCallback):
         self._routers: dict[str, Result] = {}
 
     def _on_training_start(self) -> None:
-        metrics = {"val/score": 0.0, "episode/score_per_query": 0.0}
+        metrics = {"held_out/score": 0.0, "episode/score_per_query": 0.0}
         shown = {name: v if isinstance(v, int | float) else str(v) for name, v in self.hyperparameters.items()}
         self.logger.record("hyperparameters", HParam(shown, metrics))
         self._bar = tqdm(
@@ -112,7 +112,7 @@ class Monitor(BaseCallback):
             self.logger.record("time/steps_per_s", (self.num_timesteps - self._clock_step) / seconds)
         self._clock, self._clock_step = time.perf_counter(), self.num_timesteps
         if "train/entropy_loss" in self.logger.name_to_value:
-            self.logger.record("policy/entropy", -self.logger.name_to_value["train/entropy_loss"])
+            self.logger.record("train/entropy", -self.logger.name_to_value["train/entropy_loss"])
         if not self._episodes:
             return
         mean = {
@@ -140,10 +140,10 @@ class Monitor(BaseCallback):
         if better:
             self.progress |= {"best": result.mean_score, "best_step": self.num_timesteps}
             save_policy(self.run_dir / "policy", self.model.policy, self.description)
-        self.logger.record("val/score", result.mean_score)
+        self.logger.record("held_out/score", result.mean_score)
         for budget, score, cost in zip(self.budgets_usd, result.score, result.cost_usd, strict=True):
-            self.logger.record(f"val_score/at_usd_{budget:.3g}", float(score))
-            self.logger.record(f"val_spend_usd/at_usd_{budget:.3g}", float(cost))
+            self.logger.record(f"held_out/score_at_usd_{budget:.3g}", float(score))
+            self.logger.record(f"held_out/spend_at_usd_{budget:.3g}", float(cost))
         if not self._routers:
             routers = simple_routers(self.val_rules.table)
             self._routers = {
@@ -152,7 +152,7 @@ class Monitor(BaseCallback):
             }
         if last or self.progress["evaluations"] % FIGURE_EVERY == 0:
             figure = draw_curve(self.val_rules, "val", {"agent": result, **self._routers})
-            self.logger.record("val/score_over_spend", LoggedFigure(figure, close=False))
+            self.logger.record("held_out/score_over_spend", LoggedFigure(figure, close=False))
         self.progress["evaluations"] += 1
         best_simple = max(self._routers, key=lambda name: self._routers[name].mean_score)
         tqdm.write(

@@ -27,24 +27,23 @@ def draw_curve(rules: Rules, split: str, results: dict[str, Result]) -> Figure:
     """Score over spend of each router, one standard error as a band, with every expert as a point."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
+    colors = iter(["C0", "C1", "C2", "C4", "C5", "C6", "C8", "C9"] * len(results))
     for name, result in results.items():
-        style: dict[str, Any] = {"lw": 2.4, "color": "C3", "zorder": 3} if name == "agent" else {"lw": 1.2}
+        agent = {"lw": 2.4, "color": "C3", "zorder": 3}
+        style: dict[str, Any] = agent if name == "agent" else {"lw": 1.2, "color": next(colors)}
         (line,) = axes.plot(result.cost_usd, result.score, "o-", ms=4, label=name, **style)
         low, high = result.score - result.stderr, result.score + result.stderr
         axes.fill_between(result.cost_usd, low, high, color=line.get_color(), alpha=0.12, lw=0)
     cost = rules.table.mean_cost_usd(split).cpu().numpy()
     score = rules.table.mean_score(split).cpu().numpy()
     axes.plot(cost, score, "x", color="0.45", ms=5, label="one expert, always")
-    named = [*np.argsort(-score)[:3].tolist(), int(cost.argmin())]
-    for i in dict.fromkeys(named):
-        axes.annotate(
-            rules.table.experts[i],
-            (cost[i], score[i]),
-            fontsize=7,
-            color="0.35",
-            xytext=(4, -8),
-            textcoords="offset points",
+    for i in dict.fromkeys([*np.argsort(-score)[:3].tolist(), int(cost.argmin())]):
+        place: dict[str, Any] = (
+            {"xytext": (5, -8)} if cost[i] < np.sqrt(cost.min() * cost.max()) else {"xytext": (-5, 4)}
         )
+        place["ha"] = "left" if place["xytext"][0] > 0 else "right"
+        label = rules.table.experts[i]
+        axes.annotate(label, (cost[i], score[i]), fontsize=7, color="0.35", textcoords="offset points", **place)
     if cost.min() > 0 and cost.max() > 0:
         axes.set_xscale("log")
     axes.set_xlabel("dollars per query")

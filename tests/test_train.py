@@ -69,16 +69,16 @@ def test_tensorboard_shows_learning_and_choices(finished: Path):
     events.Reload()
     tags = set(events.Tags()["scalars"])
     budgets = json.loads((finished / "evaluation.json").read_text())["budgets_usd"]
-    expected = {f"val_{what}/at_usd_{b:.3g}" for what in ("score", "spend_usd") for b in budgets}
+    expected = {f"held_out/{what}_at_usd_{b:.3g}" for what in ("score", "spend") for b in budgets}
     expected |= {f"share_of_calls/{name}" for name in ("small", "coder", "large")}
     expected |= {f"episode/{n}" for n in ("return", "score_per_query", "spend_usd_per_query")}
-    expected |= {"episode/budget_left_share", "episode/refused_calls", "policy/entropy", "time/steps_per_s"}
-    expected |= {"val/score", "train/value_loss", "train/policy_gradient_loss"}
+    expected |= {"episode/budget_left_share", "episode/refused_calls", "train/entropy", "time/steps_per_s"}
+    expected |= {"held_out/score", "train/value_loss", "train/policy_gradient_loss"}
     assert expected <= tags, expected - tags
-    assert "val/score_over_spend" in events.Tags()["images"]
+    assert "held_out/score_over_spend" in events.Tags()["images"]
     shares = [[e.value for e in events.Scalars(f"share_of_calls/{n}")] for n in ("small", "coder", "large")]
     assert np.sum(shares, axis=0) == pytest.approx(np.ones(len(shares[0])), abs=1e-5)
-    score = [e.value for e in events.Scalars("val/score")]
+    score = [e.value for e in events.Scalars("held_out/score")]
     assert max(score[1:]) > score[0] + 0.05, "the held-out score rises"
     steps = [e.step for e in events.Scalars("time/steps_per_s")]
     assert steps == sorted(set(steps))
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(kill: signal.Signals, finished: 
     same_outcome(finished, run_dir)
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
     events.Reload()
-    steps = [e.step for e in events.Scalars("val/score")]
+    steps = [e.step for e in events.Scalars("held_out/score")]
     assert steps == sorted(set(steps)), "nothing is shown twice"
 
 
