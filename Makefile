@@ -27,7 +27,7 @@ check: .venv/ready
 
 # torch is pinned without its build (+cpu, +cu130) and without the CUDA packages, which it pins itself.
 lock: .venv/ready
-	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --all-extras --upgrade --no-annotate \
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --extra contrib --extra serve --extra dev --upgrade --no-annotate \
 		--no-header --no-emit-index-url --no-emit-find-links \
 		| sed -E '/^(nvidia|cuda|triton)/d; /^torch==/d' > .constraints.tmp
 	echo "torch==2.13.0" >> .constraints.tmp
