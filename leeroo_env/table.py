@@ -129,7 +129,24 @@ class ExpertTable:
         queries = _read_parquet(path / "queries.parquet", QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
         answers = _read_parquet(path / "answers.parquet", ANSWER_COLUMNS, {})
         embeddings = _read_embeddings(path / "embeddings.npy")
-        return _build(info, queries, answers, embeddings, experts, path).to(device)
+        return cls.from_arrow(info, queries, answers, embeddings, experts, path).to(device)
+
+    @classmethod
+    def from_arrow(
+        cls,
+        info: TableInfo,
+        queries: pa.Table,
+        answers: pa.Table,
+        embeddings: np.ndarray,
+        experts: Sequence[str] | None = None,
+        source: str | os.PathLike = "",
+    ) -> ExpertTable:
+        """Makes a table from what its files hold, on the CPU; `source` is the directory that messages name.
+
+        Raises:
+            InputError: as `load` does.
+        """
+        return _build(info, queries, answers, embeddings, experts, Path(source))
 
     @classmethod
     def from_arrays(
@@ -183,7 +200,7 @@ class ExpertTable:
             encoder=encoder or {"model": None, "dim": int(embeddings.shape[1])},
             experts=infos,
         )
-        return _build(info, queries, answers, np.asarray(embeddings), None, Path(name))
+        return cls.from_arrow(info, queries, answers, np.asarray(embeddings), source=name)
 
     def to(self, device: torch.device | str) -> ExpertTable:
         """The same table with its tensors on `device`."""
@@ -236,28 +253,56 @@ class ExpertTable:
         Raises:
             InputError: `path` cannot be written, or holds something other than a table.
         """
-        path = Path(path)
-        if path.exists() and not (path / "table.json").is_file():
-            raise InputError(f"{path}: exists and is no table directory; not replaced")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.mkdir(parents=True)
-            info = self.info.model_dump(exclude_none=True)
-            (temporary / "table.json").write_text(json.dumps(info, indent=1) + "\n")
-            pq.write_table(self.queries, temporary / "queries.parquet")
-            pq.write_table(self.answers, temporary / "answers.parquet")
-            np.save(temporary / "embeddings.npy", self.embeddings.cpu().numpy())
-            if path.exists():
-                old = path.with_name(f".{path.name}.{os.getpid()}.old")
-                path.rename(old)
-                temporary.rename(path)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot write the table: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_table(path, self.info, self.queries, self.answers, self.embeddings.cpu().numpy(), checked=True)
+
+
+def write_table(
+    path: str | os.PathLike,
+    info: TableInfo,
+    queries: pa.Table,
+    answers: pa.Table,
+    embeddings: np.ndarray,
+    *,
+    checked: bool = False,
+) -> None:
+    """Checks and writes a table directory, whole or not at all; an older table at `path` is replaced.
+
+    Unlike `ExpertTable.save` this keeps queries that some expert has not answered, for those who use other experts.
+
+    Args:
+        path: the directory.
+        info: what goes into `table.json`.
+        queries: query_id, text, domain, reference, split, and whatever else is known of a query.
+        answers: query_id, expert, score, cost_usd, prompt_tokens, completion_tokens, and more if there is.
+        embeddings: [N, D] float16 or float32, a row for each of `queries`.
+        checked: the content comes from an `ExpertTable`.
+
+    Raises:
+        InputError: the content breaks the format, `path` cannot be written, or holds something other than a table.
+    """
+    path = Path(path)
+    if path.exists() and not (path / "table.json").is_file():
+        raise InputError(f"{path}: exists and is no table directory; not replaced")
+    if not checked:
+        _check(info, queries, answers, embeddings, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        (temporary / "table.json").write_text(json.dumps(info.model_dump(exclude_none=True), indent=1) + "\n")
+        pq.write_table(queries, temporary / "queries.parquet")
+        pq.write_table(answers, temporary / "answers.parquet")
+        np.save(temporary / "embeddings.npy", embeddings)
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the table: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def hash_split(query_id: str) -> str:
@@ -391,28 +436,19 @@ def _build(
     source: Path,
 ) -> ExpertTable:
     """Checks everything and makes the dense tensors on the CPU."""
-    query_file, answer_file = source / "queries.parquet", source / "answers.parquet"
-    if len(queries) == 0:
-        raise InputError(f"{query_file}: has no rows")
-    for name in QUERY_COLUMNS:
-        _require(pc.is_null(queries[name]), query_file, name, queries[name], "is not allowed here")
-    _check_unique(queries["query_id"], query_file, "query_id")
-    _check_embeddings(embeddings, len(queries), source / "embeddings.npy")
-    split = _splits(queries, source)
-
+    split, scores, costs = _check(info, queries, answers, embeddings, source)
     names = [expert.name for expert in info.experts]
     wanted = list(experts) if experts is not None else names
     columns = _expert_columns(names, wanted, source / "table.json")
-    scores, costs = _dense(answers, queries["query_id"].combine_chunks(), pa.array(names), answer_file)
     scores, costs = scores[:, columns], costs[:, columns]
 
     complete = ~np.isnan(scores).any(axis=1)
     if not complete.any():
-        raise InputError(f"{answer_file}: no query has an answer of every selected expert")
+        raise InputError(f"{source / 'answers.parquet'}: no query has an answer of every selected expert")
     if not complete.all():
         warnings.warn(
             f"{source}: {(~complete).sum()} of {len(complete)} queries lack an answer of a selected expert; left out",
-            stacklevel=3,
+            stacklevel=4,
         )
         queries, embeddings = queries.filter(pa.array(complete)), embeddings[complete]
         scores, costs, split = scores[complete], costs[complete], split[complete]
@@ -432,6 +468,22 @@ def _build(
         costs_usd=torch.from_numpy(np.ascontiguousarray(costs)),
         split=torch.from_numpy(split),
     )
+
+
+def _check(
+    info: TableInfo, queries: pa.Table, answers: pa.Table, embeddings: np.ndarray, source: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Everything that can be wrong with the content; returns split [N], scores and costs [N, K], NaN where missing."""
+    file = source / "queries.parquet"
+    if len(queries) == 0:
+        raise InputError(f"{file}: has no rows")
+    for name in QUERY_COLUMNS:
+        _require(pc.is_null(queries[name]), file, name, queries[name], "is not allowed here")
+    _check_unique(queries["query_id"], file, "query_id")
+    _check_embeddings(embeddings, len(queries), source / "embeddings.npy")
+    names = pa.array([expert.name for expert in info.experts])
+    scores, costs = _dense(answers, queries["query_id"].combine_chunks(), names, source / "answers.parquet")
+    return _splits(queries, source), scores, costs
 
 
 def _dense(answers: pa.Table, ids: pa.Array, names: pa.Array, file: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Language models that answer queries, what they cost, and whether they were right."""

@@ -1,0 +1,40 @@
+"""What every backend takes and gives: a batch of queries in, a batch of answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question. `reference` is what a grader compares with; `split` is "train", "val", "test" or None."""
+
+    query_id: str
+    text: str
+    domain: str = ""
+    reference: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call gave. Where `error` is set the call failed: the text is empty and the cost is zero."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    latency_s: float
+    error: str | None = None
+
+
+class Expert(Protocol):
+    """A model that can be asked. Safe to call from several threads."""
+
+    name: str
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """Asks a batch and returns its answers in the same order. A failed call is an Answer with `error`."""
+        ...
