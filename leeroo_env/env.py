@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from leeroo_env import dynamics
-from leeroo_env.builtin import resolve
+from leeroo_env.builtin import DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Outcome, Rules, State
 from leeroo_env.table import ExpertTable
 
@@ -65,7 +65,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
     `budget_usd_per_query` (a number) to fix the budget of that episode.
 
     >>> import gymnasium, leeroo_env
-    >>> env = gymnasium.make("Leeroo-v0", table="synthetic", horizon=32)
+    >>> env = gymnasium.make("Leeroo-v0", table="tiny", horizon=32)
     >>> observation, info = env.reset(seed=0)
     """
 
@@ -73,7 +73,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     def __init__(
         self,
-        table: str | os.PathLike | ExpertTable = "synthetic",
+        table: str | os.PathLike | ExpertTable = DEFAULT,
         split: str = "train",
         horizon: int = HORIZON,
         budget: float | Sequence[float] | None = None,

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from leeroo_env import dynamics
-from leeroo_env.builtin import resolve
+from leeroo_env.builtin import DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Outcome, State
 from leeroo_env.env import describe, episode_statistics, random_stream, spaces
 from leeroo_env.table import ExpertTable
@@ -35,7 +35,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def __init__(
         self,
         num_envs: int = 1,
-        table: str | os.PathLike | ExpertTable = "synthetic",
+        table: str | os.PathLike | ExpertTable = DEFAULT,
         split: str = "train",
         horizon: int = HORIZON,
         budget: float | Sequence[float] | None = None,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from leeroo_env import ExpertTable
+from tests.synthetic import synthetic_table
 
 torch.set_num_threads(1)
 
@@ -32,6 +33,14 @@ def random_table(n: int = 60, k: int = 4, dim: int = 5, seed: int = 0, **kwargs)
 @pytest.fixture
 def table() -> ExpertTable:
     return random_table()
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The made-up table whose best policy is known, as a directory."""
+    path = tmp_path_factory.mktemp("tables") / "synthetic"
+    synthetic_table().save(path)
+    return path
 
 
 @pytest.fixture

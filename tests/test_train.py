@@ -35,10 +35,10 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    process = start(*SHORT, "--run-dir", str(run_dir), cwd=run_dir.parent)
+    process = start(*SHORT, "--table", str(synthetic), "--run-dir", str(run_dir), cwd=run_dir.parent)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert "agent" in out and "synthetic" in out and "step/s" in err and "score=" in err
@@ -95,15 +95,15 @@ def same_outcome(one: Path, other: Path) -> None:
     assert (one / "evaluation.json").read_bytes() == (other / "evaluation.json").read_bytes()
 
 
-def test_same_seed_same_bits(finished: Path, tmp_path: Path):
-    assert train.run(train.Config(timesteps=40_000, n_envs=64, run_dir=str(tmp_path / "again"))) == 0
+def test_same_seed_same_bits(finished: Path, synthetic: Path, tmp_path: Path):
+    assert train.run(train.Config(str(synthetic), timesteps=40_000, n_envs=64, run_dir=str(tmp_path / "again"))) == 0
     same_outcome(finished, tmp_path / "again")
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_to_the_same_bits(kill: signal.Signals, finished: Path, tmp_path: Path):
+def test_a_stopped_run_goes_on_to_the_same_bits(kill: signal.Signals, finished: Path, synthetic: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
-    process = start(*SHORT, "--run-dir", str(run_dir), cwd=tmp_path)
+    process = start(*SHORT, "--table", str(synthetic), "--run-dir", str(run_dir), cwd=tmp_path)
     while process.poll() is None and len(list(run_dir.glob("checkpoints/step-*"))) < 2:
         time.sleep(0.02)
     process.send_signal(kill)
@@ -122,9 +122,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(kill: signal.Signals, finished: 
     assert steps == sorted(set(steps)), "nothing is shown twice"
 
 
-def test_off_policy_runs_go_on_too(tmp_path: Path):
+def test_off_policy_runs_go_on_too(synthetic: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
-    process = start("--algo", "dqn", "--timesteps", "20000", "--run-dir", str(run_dir), cwd=tmp_path)
+    process = start(
+        *("--table", str(synthetic), "--algo", "dqn", "--timesteps", "20000", "--run-dir", str(run_dir)), cwd=tmp_path
+    )
     while process.poll() is None and not list(run_dir.glob("checkpoints/step-*")):
         time.sleep(0.02)
     process.kill()
@@ -154,8 +156,8 @@ def test_a_checkpoint_of_another_table_is_refused(tmp_path: Path):
     ("arguments", "message"),
     [
         (["--table", "nowhere"], "error: nowhere: no such table directory, and the built-in tables are "),
-        (["--experts", "small,larg"], "error: synthetic: no expert named 'larg'; did you mean 'large'?"),
-        (["--budget", "0.00001"], "error: budget 1e-05 dollars a query: below every expert's mean cost; small is"),
+        (["--experts", "small,larg"], "table.json: no expert named 'larg'; did you mean 'large'?"),
+        (["--budget", "1e-15"], "error: budget 1e-15 dollars a query: below every expert's mean cost; nano is"),
         (["--budget", "1", "2", "3"], "error: budget (1.0, 2.0, 3.0): give one number or two"),
         (["--horizon", "99999"], "error: horizon 99999: must be 1 to "),
         (["--run-dir", "file/run"], "error: file/run: cannot be written: Not a directory"),
@@ -175,7 +177,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     before = sorted(tmp_path.rglob("*"))
     assert train.main(arguments) == 2
     out, err = capfd.readouterr()
-    assert err.startswith(message) and err.count("\n") == 1 and not out, err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1 and not out, err
     assert sorted(tmp_path.rglob("*")) == before, "nothing may be written"
 
 

@@ -1,4 +1,4 @@
-"""Tables that can be named instead of given as a directory."""
+"""Tables that ship with the package and are named instead of given as a directory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from leeroo_env.builtin.synthetic import synthetic_table
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
-BUILTIN = {"synthetic": synthetic_table}
+DEFAULT = "tiny"
+BUILTIN = {"tiny": Path(__file__).parent / "tiny"}
 
 
 def resolve(
@@ -24,11 +24,8 @@ def resolve(
         InputError: no such table, or what `ExpertTable.load` finds wrong with it.
     """
     if isinstance(table, ExpertTable):
-        loaded = table
-    elif str(table) in BUILTIN:
-        loaded = BUILTIN[str(table)]()
-    elif not Path(table).exists():
+        return (table.select(experts) if experts else table).to(device)
+    path = BUILTIN.get(str(table), Path(table))
+    if not path.exists():
         raise InputError(f"{table}: no such table directory, and the built-in tables are {', '.join(BUILTIN)}")
-    else:
-        return ExpertTable.load(table, experts, device)
-    return (loaded.select(experts) if experts else loaded).to(device)
+    return ExpertTable.load(path, experts, device)

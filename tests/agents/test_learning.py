@@ -13,7 +13,7 @@ from agents import Orchestrator
 from agents.evaluate import evaluate
 from agents.routers import simple_routers
 from leeroo_env import ExpertTable, dynamics
-from leeroo_env.builtin.synthetic import synthetic_optimum, synthetic_table
+from tests.synthetic import synthetic_optimum, synthetic_table
 
 
 def learn(table: ExpertTable, where: Path, steps: int = 300_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,10 +51,10 @@ def test_gains_nothing_where_answers_belong_to_other_queries(tmp_path: Path):
 
 
 @pytest.mark.parametrize("algorithm", ["a2c", "maskable_ppo", "trpo", "dqn", "qrdqn"])
-def test_every_algorithm_learns_something(algorithm: str, tmp_path: Path):
+def test_every_algorithm_learns_something(algorithm: str, synthetic: Path, tmp_path: Path):
     """Better than chance at all six budgets together, after a short training; also: each trains, saves and loads."""
     steps = 20_000 if algorithm in ("dqn", "qrdqn") else 60_000
-    config = train.Config(algo=algorithm, timesteps=steps, run_dir=str(tmp_path / "run"))  # type: ignore[arg-type]
+    config = train.Config(str(synthetic), algo=algorithm, timesteps=steps, run_dir=str(tmp_path / "run"))  # type: ignore
     assert train.run(config) == 0
     table = synthetic_table()
     rules = dynamics.make_rules(table, "test")

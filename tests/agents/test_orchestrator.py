@@ -11,13 +11,13 @@ import pytest
 import train
 from agents import Orchestrator
 from leeroo_env import InputError
-from leeroo_env.builtin.synthetic import synthetic_table
+from tests.synthetic import synthetic_table
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert train.run(train.Config(timesteps=30_000, run_dir=str(path))) == 0
+    assert train.run(train.Config(str(synthetic), timesteps=30_000, run_dir=str(path))) == 0
     return path
 
 

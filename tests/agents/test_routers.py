@@ -10,8 +10,8 @@ import pytest
 from agents.evaluate import _clustered_stderr, evaluate
 from agents.routers import BestSingle, Cheapest, FixedMixture, Random, keep_reserve, simple_routers, upper_hull
 from leeroo_env import ExpertTable, dynamics
-from leeroo_env.builtin.synthetic import synthetic_optimum, synthetic_table
 from tests.conftest import random_table
+from tests.synthetic import synthetic_optimum, synthetic_table
 
 
 def test_cheapest_and_random(table: ExpertTable):

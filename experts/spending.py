@@ -1,0 +1,110 @@
+"""What calls cost, and the purse that all experts of a run pay from."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from experts.expert import Answer
+
+NOT_ASKED = "not asked: the spend cap is reached"
+WAIT_S = 0.02
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars per million tokens in and out, or dollars per second; a second beyond `timeout_s` is not billed."""
+
+    usd_per_mtok_in: float = 0.0
+    usd_per_mtok_out: float = 0.0
+    usd_per_second: float = 0.0
+    timeout_s: float = 0.0
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int, seconds: float) -> float:
+        """What one call costs."""
+        tokens = prompt_tokens * self.usd_per_mtok_in + completion_tokens * self.usd_per_mtok_out
+        return tokens / 1e6 + min(seconds, self.timeout_s) * self.usd_per_second
+
+    def worst_usd(self, prompt_tokens: int, max_tokens: int) -> float:
+        """The most that a call with this prompt can cost."""
+        return self.cost_usd(prompt_tokens, max_tokens, self.timeout_s)
+
+
+class Purse:
+    """A hard cap on what the experts of a run spend together. Safe to use from several threads.
+
+    The worst case of a call is reserved before it is made; afterwards what it cost is kept and the rest released.
+    Spent and reserved dollars together never exceed the cap.
+    """
+
+    def __init__(self, max_usd: float | None = None) -> None:
+        self.max_usd = float("inf") if max_usd is None else max_usd
+        self.spent_usd = 0.0
+        self.reserved_usd = 0.0
+        self._calls = 0
+        self._lock = threading.Lock()
+
+    def try_reserve(self, usd: float) -> Literal["granted", "wait", "refused"]:
+        """Reserves dollars; "wait" where calls under way may release enough, "refused" where nothing can."""
+        with self._lock:
+            if self.spent_usd + self.reserved_usd + usd <= self.max_usd:
+                self.reserved_usd += usd
+                self._calls += 1
+                return "granted"
+            return "wait" if self._calls and self.spent_usd + usd <= self.max_usd else "refused"
+
+    def settle(self, reserved_usd: float, spent_usd: float) -> None:
+        """Ends a granted reservation with what was really spent."""
+        with self._lock:
+            self._calls -= 1
+            self.reserved_usd = self.reserved_usd - reserved_usd if self._calls else 0.0
+            self.spent_usd += spent_usd
+
+    def reserve(self, usd: float) -> bool:
+        """Reserves dollars, waiting for other calls where that can help; False where it cannot."""
+        while (outcome := self.try_reserve(usd)) == "wait":
+            time.sleep(WAIT_S)
+        return outcome == "granted"
+
+    async def reserve_async(self, usd: float) -> bool:
+        """`reserve` without blocking the event loop."""
+        while (outcome := self.try_reserve(usd)) == "wait":
+            await asyncio.sleep(WAIT_S)
+        return outcome == "granted"
+
+
+def not_asked() -> Answer:
+    """The answer of a call that the spend cap forbade."""
+    return Answer("", 0, 0, 0.0, 0.0, error=NOT_ASKED)
+
+
+def ask_affordable(
+    purse: Purse, worst_usd: Sequence[float], ask: Callable[[slice], list[Answer]], batch_size: int
+) -> list[Answer]:
+    """Asks a local model in batches of at most `batch_size`, each no larger than the purse can pay for.
+
+    Args:
+        worst_usd: the most that each call can cost.
+        ask: answers the calls of a slice, one answer a call.
+    """
+    answers: list[Answer] = []
+    while len(answers) < len(worst_usd):
+        start = len(answers)
+        if not purse.reserve(worst_usd[start]):
+            return answers + [not_asked() for _ in worst_usd[start:]]
+        end = start + 1
+        while end < min(start + batch_size, len(worst_usd)) and purse.try_reserve(worst_usd[end]) == "granted":
+            end += 1
+        batch: list[Answer] = []
+        try:
+            batch = ask(slice(start, end))
+        finally:
+            costs = [answer.cost_usd for answer in batch] or [0.0] * (end - start)
+            for reserved, cost in zip(worst_usd[start:end], costs, strict=True):
+                purse.settle(reserved, cost)
+        answers += batch
+    return answers

@@ -1,0 +1,162 @@
+"""pool.yaml: what is read, what is refused and how the refusal reads."""
+
+import shutil
+
+import pytest
+
+from experts.expert import Query
+from experts.pool import HuggingFaceSpec, OpenAISpec, fingerprint, keys_for, load_pool, make_experts
+from experts.spending import Purse
+from leeroo_env.errors import InputError
+
+REMOTE = """
+  - name: big
+    backend: openai
+    model: some/model
+    usd_per_mtok_in: 1
+    usd_per_mtok_out: 2.5
+"""
+SECRET = "sk-proj-abcdefghijklmnopqrstuvwxyz012345"
+
+
+def write(tmp_path, text: str):
+    path = tmp_path / "pool.yaml"
+    path.write_text("experts:" + text)
+    return path
+
+
+def make_model(directory):
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(bytes(300_000))
+    return directory
+
+
+def test_a_pool_of_two_backends(tmp_path):
+    make_model(tmp_path / "models" / "small")
+    local = """
+  - name: small
+    backend: huggingface
+    model: models/small
+    usd_per_second: 0.001
+    prompt: "Q: {text} {not a field}"
+    generation: {temperature: 0.7, stop: ["\\n"]}
+"""
+    big, small = load_pool(write(tmp_path, REMOTE + local)).experts
+    assert isinstance(big, OpenAISpec) and isinstance(small, HuggingFaceSpec)
+    assert big.price.cost_usd(1_000_000, 2_000_000, 9.0) == pytest.approx(6.0)
+    assert small.price.cost_usd(1_000_000, 1_000_000, 9.0) == pytest.approx(0.009)
+    assert small.directory == (tmp_path / "models" / "small").resolve()
+    assert small.render(Query("q", "{x} 1")) == "Q: {x} 1 {not a field}"
+    assert small.generation.stop == ("\n",) and big.generation.temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("model: some/model", "model: some/model\n    colour: red"), r"experts\.0\.colour: Extra inputs .* not 'red'"),
+        (("usd_per_mtok_in: 1", "usd_per_mtok_in: -1"), r"experts\.0\.usd_per_mtok_in: .* not -1"),
+        (("usd_per_mtok_in: 1", "usd_per_mtok_in: '1'"), r"experts\.0\.usd_per_mtok_in: .* not '1'"),
+        (("usd_per_mtok_in: 1", "usd_per_second: 1"), r"experts\.0: give either"),
+        (("    usd_per_mtok_in: 1\n    usd_per_mtok_out: 2.5\n", ""), r"experts\.0: give either"),
+        (("backend: openai", "backend: opnai"), r"experts\.0: .*'opnai'.*'openai', 'huggingface', 'vllm'"),
+        (("    model: some/model\n", ""), r"experts\.0\.model: Field required"),
+        (("backend: openai", "backend: openai\n    prompt: hello"), r"experts\.0\.prompt: should contain \{text\}"),
+        (("backend: openai", "backend: openai\n    max_tokens: 0"), r"experts\.0\.max_tokens: .* not 0"),
+        (("backend: openai", "backend: openai\n    generation: {heat: 1}"), r"experts\.0\.generation\.heat: .* not 1"),
+        (
+            ("backend: openai", "backend: openai\n    generation: {extra: {n: 9}}"),
+            r"generation\.extra: n cannot be set",
+        ),
+        (("backend: openai", "backend: huggingface\n    batch_size: a"), r"experts\.0\.batch_size: .* not 'a'"),
+        (("backend: openai", "backend: openai\n    base_url_env: http://x"), r"experts\.0\.base_url_env: .*'http://x'"),
+    ],
+)
+def test_errors_name_file_field_and_value(tmp_path, change, message):
+    assert change[0] in REMOTE
+    with pytest.raises(InputError, match=r"pool\.yaml: .*" + message) as error:
+        load_pool(write(tmp_path, REMOTE.replace(*change)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "experts: []", "experts: 3", "a: [", "experts: [{name: x}]", "\ttab: 1"])
+def test_broken_files(tmp_path, text):
+    path = tmp_path / "pool.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"pool\.yaml: ") as error:
+        load_pool(path)
+    assert "\n" not in str(error.value)
+
+
+def test_no_file_and_names_that_are_there_twice(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load_pool(tmp_path / "nowhere.yaml")
+    with pytest.raises(InputError, match=r"experts\.1\.name: 'big' is there twice"):
+        load_pool(write(tmp_path, REMOTE + REMOTE))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"api_key: {SECRET}",
+        f"api_key_env: {SECRET}",
+        "api_key: hunter2secret",
+        f"generation: {{extra: {{user: {SECRET}}}}}",
+        "generation: {extra: {headers: {Authorization: Basic hunter2secret}}}",
+        "api_key_env: hunter2secret",
+        f"prompt: 'Bearer {SECRET} {{text}}'",
+    ],
+)
+def test_a_key_written_down_is_refused_and_not_shown(tmp_path, line):
+    with pytest.raises(InputError, match=r"pool\.yaml: experts\.0\.") as error:
+        load_pool(write(tmp_path, REMOTE.replace("backend: openai", "backend: openai\n    " + line)))
+    assert SECRET not in str(error.value) and "hunter2secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["./models/absent", "/models/absent", "~/absent", "a/b/c", "models"])
+def test_a_local_model_that_is_not_there(tmp_path, model):
+    make_model(tmp_path / "models" / "small")
+    text = REMOTE.replace("openai", "huggingface").replace("some/model", model)
+    with pytest.raises(InputError, match=r"pool\.yaml: experts\.0\.model: .* is no model directory"):
+        load_pool(write(tmp_path, text))
+
+
+def test_selecting_experts(tmp_path):
+    pool = load_pool(write(tmp_path, REMOTE + REMOTE.replace("big", "other")))
+    assert [spec.name for spec in pool.select(["other", "big"])] == ["other", "big"]
+    with pytest.raises(InputError, match=r"no expert named 'bog'; there are big, other"):
+        pool.select(["bog"])
+
+
+def test_an_unset_variable_names_file_and_expert(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match=r"pool\.yaml: expert 'big': api_key_env: .* OPENAI_API_KEY is not set"):
+        make_experts(load_pool(write(tmp_path, REMOTE)), None, Purse())
+
+
+def test_answer_keys_change_with_what_shapes_an_answer_and_with_nothing_else(tmp_path):
+    query = Query("q", "text")
+
+    def key(old: str = "", new: str = "") -> str:
+        return keys_for(load_pool(write(tmp_path, REMOTE.replace(old, new, 1))).experts[0])(query)
+
+    base = key()
+    extra = "backend: openai\n    "
+    for line in ("max_tokens: 7", "prompt: 'Q {text}'", "system: s", "chat: false", "generation: {temperature: 1}"):
+        assert key("backend: openai", extra + line) != base, line
+    assert key("some/model", "other/model") != base and key("big", "large") != base
+    for line in ("concurrency: 3", "timeout_s: 5", "base_url_env: ELSEWHERE", "max_retries: 1", "parameters_b: 7"):
+        assert key("backend: openai", extra + line) == base, line
+    assert key("usd_per_mtok_in: 1", "usd_per_mtok_in: 3") == base
+    assert keys_for(load_pool(write(tmp_path, REMOTE)).experts[0])(Query("another id", "text")) == base
+
+
+def test_a_local_model_is_known_by_its_content(tmp_path):
+    one = make_model(tmp_path / "one")
+    two = shutil.copytree(one, tmp_path / "two")
+    assert fingerprint(one) == fingerprint(two)
+    weights = bytearray(300_000)
+    weights[200_000] = 1
+    (two / "model.safetensors").write_bytes(weights)
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint(one, samples=3, sample_bytes=1000) == fingerprint(one, samples=3, sample_bytes=1000)
