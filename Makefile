@@ -6,8 +6,6 @@ ARGS ?=
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-
-
 .PHONY: train test test-vllm check lock clean
 
 train: .venv/ready
