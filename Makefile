@@ -37,7 +37,7 @@ check: .venv/ready
 lock: .venv/ready
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --extra contrib --extra datasets --extra dev --extra math --extra offline --extra serve --upgrade --no-annotate \
 		--no-header --no-emit-index-url --no-emit-find-links \
-		| sed -E '/^(nvidia|cuda|triton)/d; /^torch==/d' > .constraints.tmp
+		| sed -E '/^(nvidia|cuda|triton|setuptools)/d; /^torch==/d' > .constraints.tmp
 	echo "torch==2.13.0" >> .constraints.tmp
 	mv .constraints.tmp constraints.txt
 
