@@ -14,7 +14,15 @@ AlgorithmName = Literal["ppo", "a2c", "dqn", "maskable_ppo", "qrdqn", "trpo"]
 
 # Episodes are short and finite, so rewards are not discounted.
 _ON_POLICY: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 0.95}
-_PPO = {**_ON_POLICY, "n_steps": 64, "batch_size": 1024, "n_epochs": 4, "learning_rate": 1e-3, "ent_coef": 0.003}
+_PPO = {
+    "gamma": 1.0,
+    "gae_lambda": 0.8,
+    "n_steps": 64,
+    "batch_size": 1024,
+    "n_epochs": 4,
+    "learning_rate": 1e-3,
+    "ent_coef": 0.003,
+}
 _OFF_POLICY: dict[str, Any] = {
     "gamma": 1.0,
     "buffer_size": 50_000,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from matplotlib.figure import Figure
 
 from agents.evaluate import Result, summary
@@ -88,9 +89,33 @@ def _markdown(rules: Rules, split: str, budgets_usd: list[float], results: dict[
         "",
         f"Refused calls of the agent: {100 * results['agent'].refused.mean():.2f} %.",
         "",
+        *_experts(rules, split),
+        "",
         notes,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _experts(rules: Rules, split: str) -> list[str]:
+    """What each expert scores and costs by itself, by domain where there are few."""
+    table, rows = rules.table, rules.table.rows(split)
+    scores = table.scores[rows].cpu().numpy()
+    oracle = float(scores.max(axis=1).mean())
+    domain = np.array(table.queries["domain"].take(pa.array(rows.cpu().numpy())).to_pylist())
+    domains = sorted(set(domain.tolist()))
+    shown = domains if 1 < len(domains) <= 20 else []
+    cost = table.mean_cost_usd(split).tolist()
+    cells = {
+        name: [f"{cost[k]:.3g}", f"{scores[:, k].mean():.3f}", *(f"{scores[domain == d, k].mean():.2f}" for d in shown)]
+        for k, name in enumerate(table.experts)
+    }
+    return [
+        "## The experts by themselves",
+        "",
+        _rows(["expert", "dollars per query", "score", *shown], cells, lambda row: row),
+        "",
+        f"Whoever always knew which expert is right, whatever it costs, would score {oracle:.3f}.",
+    ]
 
 
 def _scores(result: Result) -> list[str]:

@@ -31,7 +31,7 @@ class Args:
     """Steps of each environment between two updates."""
     learning_rate: float = 1e-3
     """Adam's, falling to 0 linearly."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.8
     """Of generalised advantage estimation; rewards are not discounted."""
     minibatches: int = 8
     """Into which a rollout is cut."""

@@ -97,6 +97,9 @@ class Encoder:
     def _loaded(self) -> tuple[Any, Any]:
         """Tokenizer and network, loaded at the first text that the cache does not hold."""
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # weights load in a moment; a bar for each would hide the collector's
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._source)

@@ -30,6 +30,9 @@ class HuggingFaceExpert:
         """Tokenizer and model."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
         path, revision = self.spec.model_path, self.spec.revision
         dtype = self.spec.dtype if self.spec.dtype == "auto" else getattr(torch, self.spec.dtype)
