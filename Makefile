@@ -29,7 +29,7 @@ check: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[contrib,dev,math,offline]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[contrib,datasets,dev,math,offline]"
 	touch $@
 
 # torch is pinned without its build (+cpu, +cu130) and without the CUDA packages, which it pins itself.

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import Orchestrator
 from agents.algorithms import ALGORITHMS, AlgorithmName
+from agents.bid_price import BidPricePolicy, start_as_paced, table_of_estimates
 from agents.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
 from agents.checkpoint import latest_checkpoint, restore_checkpoint
-from agents.evaluate import evaluate
-from agents.files import write_text
+from agents.evaluate import Result, evaluate
+from agents.files import write_tensors
 from agents.policy import describe_policy
+from agents.predictor import fit_predictor
 from agents.report import write_report
-from agents.routers import simple_routers
+from agents.routers import PacedPrice, Router, other_routers
+from agents.run_dir import begin_run, latest_run, read_settings
 from leeroo_env import InputError, LeerooVectorEnv
 from leeroo_env.builtin import DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, budget_grid, make_rules
@@ -42,6 +42,9 @@ class Config:
     """Names of the experts to use, separated by commas; all of the table's if empty."""
     algo: AlgorithmName = "ppo"
     """The algorithm that learns: ppo, a2c, dqn from stable-baselines3; maskable_ppo, qrdqn, trpo from sb3-contrib."""
+    policy: Literal["auto", "bid-price", "mlp"] = "auto"
+    """bid-price: weighs estimates of score and cost by a price that depends on the budget (ppo and a2c); mlp: a
+    plain network on embedding and budget; auto: bid-price where the algorithm can train it."""
     timesteps: int = 500_000
     """Queries to route in training; the last iteration is completed."""
     n_envs: int = 0
@@ -78,29 +81,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """The whole of a run. Raises InputError before anything is written if the settings make no sense."""
-    run_dir = find_run(config) if config.resume else None
+    run_dir = (Path(config.run_dir) if config.run_dir else latest_run(Path("runs"))) if config.resume else None
     if run_dir is not None:
-        config = read_config(run_dir)
+        config = config_of(run_dir)
     torch.set_num_threads(max(1, config.threads))
     device = choose_device(config.device)
     table = resolve(config.table, [e.strip() for e in config.experts.split(",")] if config.experts else None, device)
     budget = read_budget(config.budget)
-    rules = make_rules(table, "train", config.horizon, budget, config.cost_weight)
+    make_rules(table, "train", config.horizon, budget, config.cost_weight)
     val_rules = make_rules(table, "val", min(config.horizon, len(table.rows("val"))))
     test_rules = make_rules(table, "test", min(config.horizon, len(table.rows("test"))))
-    model, hyperparameters = make_model(config, rules)
-    description = describe_policy(rules, config.algo, ALGORITHMS[config.algo].policy_kwargs)
+    policy = choose_policy(config)
+    predictor = fit_predictor(table, config.seed)
+    features = table_of_estimates(table, predictor) if policy == "bid-price" else table
+    rules = make_rules(features, "train", config.horizon, budget, config.cost_weight)
+    model, hyperparameters = make_model(config, policy, rules)
+    if isinstance(model.policy, BidPricePolicy):
+        start_as_paced(model.policy, rules, PacedPrice(table, predictor))
+    description = describe_policy(rules, config.algo, hyperparameters["policy_kwargs"], policy, table)
     iteration = model.n_envs * getattr(model, "n_steps", config.horizon)
     eval_every = max(config.timesteps // 20, iteration)
+    sha256 = description["table_sha256"]
     checkpoint = None
     if run_dir is None:
-        run_dir = new_run(config, {**hyperparameters, "n_envs": model.n_envs}, description["table_sha256"])
+        run_dir = new_run_dir(config)
+        shown = {**asdict(config), "budget": list(config.budget), "run_dir": str(run_dir)}
+        begin_run(run_dir, {**shown, "hyperparameters": hyperparameters, "table_sha256": sha256})
     else:
-        check_same_table(run_dir, description["table_sha256"])
+        if read_settings(run_dir).get("table_sha256") != sha256:
+            raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
         checkpoint = latest_checkpoint(run_dir / "checkpoints")
-
+    if policy == "bid-price":
+        write_tensors(run_dir / "policy" / "predictor.safetensors", predictor.tensors())
     monitor = Monitor(
-        run_dir, val_rules, description, {**asdict(config), **hyperparameters}, config.timesteps, eval_every, iteration
+        run_dir,
+        make_rules(features, "val", val_rules.horizon),
+        val_rules,
+        other_routers(table, predictor, config.seed),
+        description,
+        {**asdict(config), **hyperparameters, "policy": policy},
+        config.timesteps,
+        eval_every,
+        iteration,
     )
     if checkpoint is not None:
         monitor.progress = restore_checkpoint(checkpoint, model)
@@ -119,18 +141,25 @@ def run(config: Config) -> int:
         model.logger.close()
 
     agent = Orchestrator.load(run_dir, device)
-    budgets = budget_grid(test_rules)
-    routers = {"agent": agent, **simple_routers(table, config.seed)}
-    results = {name: evaluate(router, test_rules, budgets) for name, router in routers.items()}
+    results = compare({"agent": agent, **other_routers(table, predictor, config.seed)}, test_rules)
     notes = (
-        f"Made with `{config.algo}`, seed {config.seed}, {model.num_timesteps:,} steps; kept is the policy of step "
-        f"{monitor.progress['best_step']:,}, the best on the val split. All settings are in `config.yaml`."
+        f"Made with `{config.algo}` and the {policy} policy, seed {config.seed}, {model.num_timesteps:,} steps; kept "
+        f"is the state at step {monitor.progress['best_step']:,}, the best on val. `config.yaml` has all settings."
     )
-    write_report(run_dir, test_rules, "test", config.seed, budgets, results, notes)
-    for name, result in results.items():
-        print(f"{name:>14}  " + "  ".join(f"{s:.3f}" for s in result.score) + f"   mean {result.mean_score:.4f}")
-    print(f"{'usd per query':>14}  " + "  ".join(f"{b:.2g}" for b in budgets) + f"\nreport: {run_dir / 'report.md'}")
+    write_report(run_dir, test_rules, "test", config.seed, budget_grid(test_rules), results, notes)
+    print(f"report: {run_dir / 'report.md'}")
     return 0
+
+
+def compare(routers: dict[str, Router], rules: Rules) -> dict[str, Result]:
+    """Evaluates and prints all routers on the same episodes."""
+    budgets = budget_grid(rules)
+    print(f"{'usd per query':>18}  " + "  ".join(f"{budget:7.2g}" for budget in budgets))
+    results = {}
+    for name, router in routers.items():
+        result = results[name] = evaluate(router, rules, budgets)
+        print(f"{name:>18}  " + "  ".join(f"{s:7.3f}" for s in result.score) + f"   mean {result.mean_score:.4f}")
+    return results
 
 
 def choose_device(name: str) -> torch.device:
@@ -145,12 +174,19 @@ def read_budget(budget: tuple[float, ...]) -> float | tuple[float, ...] | None:
     return budget[0] if len(budget) == 1 else budget or None
 
 
-def make_model(config: Config, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
+def choose_policy(config: Config) -> str:
+    can = ALGORITHMS[config.algo].bid_price
+    if config.policy == "bid-price" and not can:
+        raise InputError(f"policy bid-price: {config.algo} cannot train it; use --policy mlp or another --algo")
+    return config.policy if config.policy != "auto" else "bid-price" if can else "mlp"
+
+
+def make_model(config: Config, policy: str, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
     """The algorithm on its environment, and the settings it was given."""
     if config.timesteps < 1 or config.n_envs < 0:
         raise InputError(f"timesteps {config.timesteps}, n_envs {config.n_envs}: must be positive")
     algorithm = ALGORITHMS[config.algo]
-    policy_class: Any = algorithm.load()
+    model_class: Any = algorithm.load()
     vector_env = LeerooVectorEnv(
         num_envs=config.n_envs or algorithm.n_envs,
         table=rules.table,
@@ -161,63 +197,31 @@ def make_model(config: Config, rules: Rules) -> tuple[BaseAlgorithm, dict[str, A
     settings = dict(algorithm.settings)
     if "n_steps" in settings and "batch_size" in settings:
         settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
-    settings |= {"seed": config.seed, "device": rules.table.device}
-    model = policy_class(
-        "MlpPolicy", LeerooSB3VecEnv(vector_env), policy_kwargs=dict(algorithm.policy_kwargs), **settings
-    )
-    return model, algorithm.settings | algorithm.policy_kwargs
+    network: Any = dict(algorithm.policy_kwargs)
+    if policy == "bid-price":
+        network = {
+            "mean_cost_usd": rules.mean_cost_usd.tolist(),
+            "price_range_usd": list(rules.price_range_usd),
+        }
+        settings |= {"learning_rate": 3e-4, "ent_coef": 0.0} if config.algo == "ppo" else {}
+    kind = BidPricePolicy if policy == "bid-price" else "MlpPolicy"
+    env = LeerooSB3VecEnv(vector_env)
+    model = model_class(kind, env, policy_kwargs=dict(network), seed=config.seed, device=rules.table.device, **settings)
+    return model, {**settings, "n_envs": model.n_envs, "policy_kwargs": network}
 
 
-def new_run(config: Config, hyperparameters: dict[str, Any], table_sha256: str) -> Path:
-    """Makes the run's directory and writes down what it is made with."""
+def new_run_dir(config: Config) -> Path:
     name = f"{Path(config.table).name}-{config.algo}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(config.run_dir or f"runs/{name}")
-    if (run_dir / "config.yaml").exists():
-        raise InputError(f"{run_dir}: holds a run already; go on with it by --resume, or name another --run-dir")
-    packages = ("torch", "numpy", "gymnasium", "stable-baselines3")
-    made_with = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    content = {
-        **asdict(config),
-        "budget": list(config.budget),
-        "run_dir": str(run_dir),
-        "hyperparameters": hyperparameters,
-        "table_sha256": table_sha256,
-        "made_with": made_with,
-    }
+    return Path(config.run_dir or f"runs/{name}")
+
+
+def config_of(run_dir: Path) -> Config:
+    """The configuration that a run began with."""
+    settings = read_settings(run_dir)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(run_dir / "config.yaml", yaml.safe_dump(content, sort_keys=False))
-    except OSError as error:
-        raise InputError(f"{run_dir}: cannot be written: {error.strerror or error}") from None
-    return run_dir
-
-
-def find_run(config: Config) -> Path:
-    """The run to go on with."""
-    if config.run_dir:
-        return Path(config.run_dir)
-    runs = sorted(Path("runs").glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise InputError("runs/: holds no run to resume")
-    return runs[-1].parent
-
-
-def read_config(run_dir: Path) -> Config:
-    path = run_dir / "config.yaml"
-    try:
-        content = yaml.safe_load(path.read_text())
-        known = {field.name: content[field.name] for field in fields(Config)}
-        return Config(**{**known, "budget": tuple(content["budget"])})
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the settings of a run: {str(error).splitlines()[0]}") from None
-
-
-def check_same_table(run_dir: Path, table_sha256: str) -> None:
-    began_with = yaml.safe_load((run_dir / "config.yaml").read_text()).get("table_sha256")
-    if began_with != table_sha256:
-        raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
+        return Config(**{f.name: settings[f.name] for f in fields(Config)} | {"budget": tuple(settings["budget"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run_dir / 'config.yaml'}: not the settings of a run: {error}") from None
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ _PPO = {
     "learning_rate": 1e-3,
     "ent_coef": 0.003,
 }
+_A2C = {**_ON_POLICY, "n_steps": 8, "learning_rate": 1e-3}
 _OFF_POLICY: dict[str, Any] = {
     "gamma": 1.0,
     "buffer_size": 50_000,
@@ -36,12 +37,14 @@ _OFF_POLICY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Where an algorithm's class is, how many environments it runs by default, its settings and its network's."""
+    """Where an algorithm's class is, how many environments it runs by default, its settings, whether it
+    can train the bid-price policy, and the arguments of its network otherwise."""
 
     module: str
     class_name: str
     n_envs: int
     settings: dict[str, Any]
+    bid_price: bool = False
     policy_kwargs: dict[str, Any] = field(default_factory=lambda: {"net_arch": [64, 64]})
 
     def load(self) -> type[BaseAlgorithm]:
@@ -53,8 +56,10 @@ class Algorithm:
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "ppo": Algorithm("stable_baselines3", "PPO", 256, _PPO),
-    "a2c": Algorithm("stable_baselines3", "A2C", 256, {**_ON_POLICY, "n_steps": 8, "learning_rate": 1e-3}),
+    "ppo": Algorithm("stable_baselines3", "PPO", 256, _PPO, bid_price=True),
+    "a2c": Algorithm(
+        "stable_baselines3", "A2C", 256, {**_ON_POLICY, "n_steps": 8, "learning_rate": 1e-3}, bid_price=True
+    ),
     "dqn": Algorithm("stable_baselines3", "DQN", 32, {**_OFF_POLICY, "target_update_interval": 2_000}),
     "maskable_ppo": Algorithm("sb3_contrib", "MaskablePPO", 256, _PPO),
     "qrdqn": Algorithm(
@@ -62,7 +67,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         "QRDQN",
         32,
         {**_OFF_POLICY, "target_update_interval": 2_000},
-        {"net_arch": [64, 64], "n_quantiles": 25},  # its loss grows with the square: 200, its default, takes 1 s a step
+        policy_kwargs={
+            "net_arch": [64, 64],
+            "n_quantiles": 25,
+        },  # its loss grows with the square: 200, its default, takes 1 s a step
     ),
     "trpo": Algorithm("sb3_contrib", "TRPO", 256, {**_ON_POLICY, "n_steps": 64, "batch_size": 1024}),
 }

@@ -15,15 +15,17 @@ from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from agents.bid_price import BidPricePolicy, train_actor
 from agents.checkpoint import save_checkpoint
 from agents.evaluate import Result, evaluate
 from agents.orchestrator import Orchestrator
 from agents.policy import save_policy
 from agents.report import draw_curve
-from agents.routers import simple_routers
+from agents.routers import Router
 from leeroo_env.dynamics import Rules, budget_grid
 
 VAL_EPISODES = 64
+WARM_UP = 0.2  # of the training only the value is learnt, where the policy begins as a good rule
 FIGURE_EVERY = 5  # drawing one takes longer than the evaluation
 
 
@@ -37,17 +39,30 @@ class Monitor(BaseCallback):
     def __init__(
         self,
         run_dir: Path,
+        played: Rules,
         val_rules: Rules,
+        routers: dict[str, Router],
         description: dict[str, Any],
         hyperparameters: dict[str, Any],
         timesteps: int,
         eval_every: int,
         log_every: int,
     ):
-        """Args: where to write, rules on val, what `describe_policy` says, what to show as hyperparameters; the last
-        three in steps."""
+        """
+        Args:
+            run_dir: where to write.
+            played: rules on val, of the table that the agent plays on.
+            val_rules: rules on val, of the table of embeddings, for the other routers.
+            routers: what to show beside the agent.
+            description: what `describe_policy` says.
+            hyperparameters: what to show as such.
+            timesteps: of the whole training.
+            eval_every: steps between two evaluations.
+            log_every: steps between two looks at the episodes.
+        """
         super().__init__()
-        self.run_dir, self.val_rules, self.description = run_dir, val_rules, description
+        self.run_dir, self.played, self.val_rules, self.routers = run_dir, played, val_rules, routers
+        self.description = description
         self.hyperparameters, self.timesteps = hyperparameters, timesteps
         self.eval_every, self.log_every = eval_every, log_every
         self.budgets_usd = budget_grid(val_rules)
@@ -60,7 +75,7 @@ class Monitor(BaseCallback):
         }
         self.stopped = False
         self._episodes: list[dict[str, Any]] = []
-        self._routers: dict[str, Result] = {}
+        self._others: dict[str, Result] = {}
 
     def _on_training_start(self) -> None:
         metrics = {"held_out/score": 0.0, "episode/score_per_query": 0.0}
@@ -72,6 +87,8 @@ class Monitor(BaseCallback):
         self._clock, self._clock_step = time.perf_counter(), self.num_timesteps
 
     def _on_rollout_start(self) -> None:
+        if isinstance(self.model.policy, BidPricePolicy):
+            train_actor(self.model.policy, self.num_timesteps >= WARM_UP * self.timesteps)
         self._between_iterations()
         if self.stopped:
             self._checkpoint()
@@ -133,7 +150,7 @@ class Monitor(BaseCallback):
     def _evaluate(self, last: bool) -> None:
         """Held-out score and spend; the policy is kept if it is the best so far."""
         result = evaluate(
-            Orchestrator(self.model.policy, self.description), self.val_rules, self.budgets_usd, VAL_EPISODES
+            Orchestrator(self.model.policy, self.description), self.played, self.budgets_usd, VAL_EPISODES
         )
         self.progress["evaluated_at"] = self.num_timesteps
         better = result.mean_score > self.progress["best"]
@@ -144,20 +161,19 @@ class Monitor(BaseCallback):
         for budget, score, cost in zip(self.budgets_usd, result.score, result.cost_usd, strict=True):
             self.logger.record(f"held_out/score_at_usd_{budget:.3g}", float(score))
             self.logger.record(f"held_out/spend_at_usd_{budget:.3g}", float(cost))
-        if not self._routers:
-            routers = simple_routers(self.val_rules.table)
-            self._routers = {
+        if not self._others:
+            self._others = {
                 name: evaluate(router, self.val_rules, self.budgets_usd, VAL_EPISODES)
-                for name, router in routers.items()
+                for name, router in self.routers.items()
             }
         if last or self.progress["evaluations"] % FIGURE_EVERY == 0:
-            figure = draw_curve(self.val_rules, "val", {"agent": result, **self._routers})
+            figure = draw_curve(self.val_rules, "val", {"agent": result, **self._others})
             self.logger.record("held_out/score_over_spend", LoggedFigure(figure, close=False))
         self.progress["evaluations"] += 1
-        best_simple = max(self._routers, key=lambda name: self._routers[name].mean_score)
+        best = max(self._others, key=lambda name: self._others[name].mean_score)
         tqdm.write(
             f"step {self.num_timesteps:>9,}: val score {result.mean_score:.4f}{' (kept)' if better else '':7}  "
-            f"{best_simple} {self._routers[best_simple].mean_score:.4f}"
+            f"{best} {self._others[best].mean_score:.4f}"
         )
 
     def _checkpoint(self) -> None:

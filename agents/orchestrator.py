@@ -11,7 +11,10 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.policies import BasePolicy
 
+from agents.bid_price import estimate_features
+from agents.files import read_tensors
 from agents.policy import load_policy, preferences
+from agents.predictor import Predictor
 from leeroo_env import InputError
 from leeroo_env.dynamics import action_mask, budget_features
 
@@ -24,12 +27,13 @@ class Orchestrator:
         encoder: the `encoder` entry of the table it was trained on: how embeddings have to be made.
     """
 
-    def __init__(self, policy: BasePolicy, description: dict[str, Any]):
-        """Args: a policy and what `agents.policy.describe_policy` says of it. Users call `load`."""
-        self.policy = policy
+    def __init__(self, policy: BasePolicy, description: dict[str, Any], predictor: Predictor | None = None):
+        """Args: a policy, what `agents.policy.describe_policy` says of it, and what turns embeddings into the policy's
+        features where these are not the embeddings themselves. Users call `load`."""
+        self.policy, self.predictor = policy, predictor
         self.experts: list[str] = list(description["experts"])
         self.encoder: dict[str, Any] = description["encoder"]
-        self.embedding_dim: int = description["embedding_dim"]
+        self.embedding_dim: int = description["embedding_dim" if predictor else "feature_dim"]
         self.table_sha256: str = description["table_sha256"]
         self._mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
         self._price_range_usd = tuple(description["price_range_usd"])
@@ -40,7 +44,14 @@ class Orchestrator:
         directory = Path(run_dir) / "policy"
         if not directory.is_dir():
             raise InputError(f"{run_dir}: holds no policy/; is it the directory of a training run?")
-        return cls(*load_policy(directory, device))
+        policy, description = load_policy(directory, device)
+        if description["policy"] == "mlp":
+            return cls(policy, description)
+        path = directory / "predictor.safetensors"
+        try:
+            return cls(policy, description, Predictor.from_tensors(read_tensors(path, device)))
+        except KeyError as error:
+            raise InputError(f"{path}: {error.args[0]}: missing") from None
 
     def choose(
         self, embeddings: npt.ArrayLike, remaining_usd: npt.ArrayLike, remaining_queries: npt.ArrayLike
@@ -77,6 +88,9 @@ class Orchestrator:
         device = self.policy.device
         left_usd = torch.from_numpy(usd).to(device)
         budget = budget_features(self._price_range_usd, left_usd, torch.from_numpy(queries).to(device))
-        observations = torch.cat([torch.from_numpy(x).to(device), budget], dim=1)
+        features = torch.from_numpy(x).to(device)
+        if self.predictor is not None:
+            features = estimate_features(self.predictor, features, float(self._mean_cost_usd.max()))
+        observations = torch.cat([features, budget], dim=1)
         mask = action_mask(self._mean_cost_usd, left_usd)
         return preferences(self.policy, observations).masked_fill(~mask, -torch.inf).argmax(dim=1).cpu().numpy()

@@ -11,10 +11,12 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
+from agents.bid_price import BidPricePolicy
 from agents.files import read_json, read_tensors, write_json, write_tensors
 from leeroo_env import InputError
 from leeroo_env.dynamics import Rules
 from leeroo_env.env import observation_space
+from leeroo_env.table import ExpertTable
 
 FORMAT = 1
 
@@ -28,22 +30,39 @@ def preferences(policy: Any, observations: Tensor) -> Tensor:
     return policy.get_distribution(observations).distribution.logits
 
 
-def describe_policy(rules: Rules, algorithm: str, policy_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What has to be known beside the weights to route with a policy; `policy.json`."""
-    embeddings = rules.table.embeddings
+def describe_policy(
+    rules: Rules,
+    algorithm: str,
+    policy_kwargs: dict[str, Any],
+    policy: str = "mlp",
+    table: ExpertTable | None = None,
+) -> dict[str, Any]:
+    """What has to be known beside the weights to route with a policy; `policy.json`.
+
+    Args:
+        rules: those that the policy plays by.
+        algorithm: its name in `ALGORITHMS`.
+        policy_kwargs: arguments of the policy class.
+        policy: "mlp" or "bid-price".
+        table: the table of embeddings, where the rules' table holds other features.
+    """
+    table = table or rules.table
+    features = rules.table.embeddings
     return {
         "format": FORMAT,
         "algorithm": algorithm,
+        "policy": policy,
         "policy_kwargs": policy_kwargs,
         "experts": list(rules.table.experts),
         "mean_cost_usd": rules.mean_cost_usd.tolist(),
         "price_range_usd": list(rules.price_range_usd),
-        "observation_low": float(embeddings.min()),
-        "observation_high": float(embeddings.max()),
-        "embedding_dim": embeddings.shape[1],
-        "encoder": rules.table.info.encoder,
-        "table": rules.table.name,
-        "table_sha256": rules.table.fingerprint(),
+        "feature_low": float(features.min()),
+        "feature_high": float(features.max()),
+        "feature_dim": features.shape[1],
+        "embedding_dim": table.embeddings.shape[1],
+        "encoder": table.info.encoder,
+        "table": table.name,
+        "table_sha256": table.fingerprint(),
     }
 
 
@@ -67,6 +86,8 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[Ba
     if description.get("algorithm") not in ALGORITHMS:
         raise InputError(f"{path}: algorithm: {description.get('algorithm')!r} is none of {', '.join(ALGORITHMS)}")
     try:
+        if len(description["experts"]) != len(description["mean_cost_usd"]):
+            raise TypeError(f"{len(description['experts'])} experts, {len(description['mean_cost_usd'])} mean costs")
         policy = _empty_policy(description)
         policy.load_state_dict(read_tensors(directory / "policy.safetensors"))
     except KeyError as error:
@@ -79,8 +100,10 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[Ba
 
 def _empty_policy(description: dict[str, Any]) -> BasePolicy:
     observations = observation_space(
-        description["embedding_dim"], description["observation_low"], description["observation_high"]
+        description["feature_dim"], description["feature_low"], description["feature_high"]
     )
     actions = gymnasium.spaces.Discrete(len(description["experts"]))
-    policy_class: Any = ALGORITHMS[description["algorithm"]].load().policy_aliases["MlpPolicy"]
+    policy_class: Any = BidPricePolicy
+    if description["policy"] == "mlp":
+        policy_class = ALGORITHMS[description["algorithm"]].load().policy_aliases["MlpPolicy"]
     return policy_class(observations, actions, lambda _: 0.0, **description["policy_kwargs"])

@@ -58,14 +58,14 @@ def draw_curve(rules: Rules, split: str, results: dict[str, Result]) -> Figure:
 def _markdown(rules: Rules, split: str, budgets_usd: list[float], results: dict[str, Result], notes: str) -> str:
     table = rules.table
     best = max((name for name in results if name != "agent"), key=lambda name: results[name].mean_score)
-    agent, simple = results["agent"].mean_score, results[best].mean_score
+    agent, other = results["agent"].mean_score, results[best].mean_score
     lines = [
         f"# {table.name}: {len(table.experts)} experts, {split} split",
         "",
         table.info.description,
         "",
-        f"Over the {len(budgets_usd)} budgets the agent's mean score is {agent:.4f}, {abs(agent - simple):.4f} "
-        f"{'above' if agent >= simple else 'below'} that of the best simple router ({best}, {simple:.4f}).",
+        f"Over the {len(budgets_usd)} budgets the agent's mean score is {agent:.4f}, {abs(agent - other):.4f} "
+        f"{'above' if agent >= other else 'below'} that of the best other router ({best}, {other:.4f}).",
         "",
         "![score over spend](curve.png)",
         "",

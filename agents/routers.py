@@ -9,8 +9,12 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 
+from agents.predictor import Predictor, split_estimates
 from leeroo_env.table import ExpertTable
+
+N_PRICES = 400
 
 
 class Router(Protocol):
@@ -86,6 +90,36 @@ class FixedMixture:
         return keep_reserve(self.hull[place], remaining_usd, remaining_queries, self.mean_cost_usd)
 
 
+class PacedPrice:
+    """Estimated score minus a price on estimated cost, the price re-solved at every step.
+
+    It is the price at which the training queries, by their left-out estimates, would cost on average what is left per
+    remaining query. The reserve is kept.
+    """
+
+    def __init__(self, table: ExpertTable, predictor: Predictor):
+        self.predictor = predictor
+        self.mean_cost_usd = table.mean_cost_usd().cpu().numpy()
+        score, cost = split_estimates(predictor.out_of_fold)
+        low, high = float(self.mean_cost_usd[self.mean_cost_usd > 0].min(initial=1.0)), self.mean_cost_usd.max() or 1.0
+        self.prices = np.concatenate([[0.0], np.geomspace(1e-4 / high, 1e2 / low, N_PRICES)])
+        spent = [
+            table.costs_usd[predictor.rows, (score - price * cost).argmax(dim=1)].mean().item() for price in self.prices
+        ]
+        self.spent_usd = np.minimum.accumulate(spent)  # a higher price never buys more
+
+    def price(self, usd_per_query: np.ndarray) -> np.ndarray:
+        """The price, score a dollar, at which queries cost `usd_per_query` [B] on average; [B]."""
+        return np.interp(usd_per_query, self.spent_usd[::-1], self.prices[::-1])
+
+    def choose(self, embeddings: np.ndarray, remaining_usd: np.ndarray, remaining_queries: np.ndarray) -> np.ndarray:
+        device = self.predictor.centres.device
+        score, cost = (e.cpu().numpy() for e in self.predictor.predict(torch.from_numpy(embeddings).to(device)))
+        price = self.price(remaining_usd / remaining_queries)
+        best = (score - price[:, None] * cost).argmax(axis=1)
+        return keep_reserve(best, remaining_usd, remaining_queries, self.mean_cost_usd)
+
+
 def upper_hull(cost: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Indices of the experts on the upper convex hull of score over cost, by rising cost: the cheapest to the best."""
     hull: list[int] = []
@@ -102,11 +136,12 @@ def _slope(cost: np.ndarray, score: np.ndarray, i: int, j: int) -> float:
     return (score[j] - score[i]) / max(cost[j] - cost[i], 1e-30)
 
 
-def simple_routers(table: ExpertTable, seed: int = 0) -> dict[str, Router]:
-    """The routers every report shows, by name."""
+def other_routers(table: ExpertTable, predictor: Predictor, seed: int = 0) -> dict[str, Router]:
+    """The routers that every report shows beside the agent, by name."""
     return {
         "random": Random(table, seed),
         "cheapest": Cheapest(table),
         "best single": BestSingle(table),
         "best mixture": FixedMixture(table, seed),
+        "paced kernel ridge": PacedPrice(table, predictor),
     }

@@ -23,7 +23,7 @@ from leeroo_env import InputError
 from tests.conftest import random_table
 
 ROOT = Path(__file__).parents[1]
-SHORT = ["--timesteps", "40000", "--n-envs", "64"]
+SHORT = ["--policy", "mlp", "--timesteps", "40000", "--n-envs", "64"]
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen:
@@ -50,7 +50,9 @@ def test_writes_what_it_promises(finished: Path):
     assert evaluation["table"] == "synthetic" and evaluation["split"] == "test" and evaluation["seed"] == 0
     assert evaluation["experts"] == ["small", "coder", "large"] and evaluation["horizon"] == 64
     assert len(evaluation["budgets_usd"]) == 6
-    assert list(evaluation["routers"]) == ["agent", "random", "cheapest", "best single", "best mixture"]
+    assert list(evaluation["routers"]) == [
+        *("agent", "random", "cheapest", "best single", "best mixture", "paced kernel ridge")
+    ]
     for router in evaluation["routers"].values():
         for key in ("score", "cost_usd", "stderr"):
             assert len(router[key]) == 6 and np.isfinite(router[key]).all()
@@ -96,7 +98,12 @@ def same_outcome(one: Path, other: Path) -> None:
 
 
 def test_same_seed_same_bits(finished: Path, synthetic: Path, tmp_path: Path):
-    assert train.run(train.Config(str(synthetic), timesteps=40_000, n_envs=64, run_dir=str(tmp_path / "again"))) == 0
+    assert (
+        train.run(
+            train.Config(str(synthetic), policy="mlp", timesteps=40_000, n_envs=64, run_dir=str(tmp_path / "again"))
+        )
+        == 0
+    )
     same_outcome(finished, tmp_path / "again")
 
 
@@ -165,6 +172,7 @@ def test_a_checkpoint_of_another_table_is_refused(tmp_path: Path):
         (["--resume", "--run-dir", "empty"], "error: empty/config.yaml: cannot be read"),
         (["--resume"], "error: runs/: holds no run to resume"),
         (["--timesteps", "0"], "error: timesteps 0"),
+        (["--algo", "dqn", "--policy", "bid-price"], "error: policy bid-price: dqn cannot train it"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

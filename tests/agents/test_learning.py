@@ -11,31 +11,39 @@ import torch
 import train
 from agents import Orchestrator
 from agents.evaluate import evaluate
-from agents.routers import simple_routers
+from agents.routers import BestSingle, FixedMixture, Random
 from leeroo_env import ExpertTable, dynamics
 from tests.synthetic import synthetic_optimum, synthetic_table
 
 
-def learn(table: ExpertTable, where: Path, steps: int = 300_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Test scores by budget [6] of agent and best simple router after train.py's default training; the budgets."""
+def learn(
+    table: ExpertTable, where: Path, policy: str, steps: int = 300_000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Test scores by budget [6] of the agent after train.py's training, and of the best router that does not look at the
+    query; the budgets."""
     table.save(where / "table")
-    assert train.run(train.Config(table=str(where / "table"), timesteps=steps, run_dir=str(where / "run"))) == 0
+    run_dir = str(where / "run")
+    config = train.Config(str(where / "table"), policy=policy, timesteps=steps, run_dir=run_dir)  # type: ignore
+    assert train.run(config) == 0
     rules = dynamics.make_rules(table, "test")
     budgets = dynamics.budget_grid(rules)
     agent = evaluate(Orchestrator.load(where / "run"), rules, budgets, episodes=64)
-    simple = [evaluate(router, rules, budgets, episodes=64).score for router in simple_routers(table).values()]
+    others = [BestSingle(table), FixedMixture(table)]
+    simple = [evaluate(router, rules, budgets, episodes=64).score for router in others]
     return agent.score, np.max(simple, axis=0), np.array(budgets)
 
 
-def test_comes_near_the_known_optimum(tmp_path: Path):
-    agent, simple, budgets = learn(synthetic_table(), tmp_path)
+@pytest.mark.parametrize("policy", ["mlp", "bid-price"])
+def test_comes_near_the_known_optimum(policy: str, tmp_path: Path):
+    agent, simple, budgets = learn(synthetic_table(), tmp_path, policy)
     optimum = np.array([synthetic_optimum(b) for b in budgets])
     assert agent.mean() > 0.95 * optimum.mean(), (agent, optimum)
     assert (agent > simple + 0.05).all(), (agent, simple)
     assert (agent < optimum + 0.03).all(), "nothing beats the optimum but by the luck of the queries"
 
 
-def test_gains_nothing_where_answers_belong_to_other_queries(tmp_path: Path):
+@pytest.mark.parametrize("policy", ["mlp", "bid-price"])
+def test_gains_nothing_where_answers_belong_to_other_queries(policy: str, tmp_path: Path):
     """With the answers permuted over queries, embeddings tell nothing: no better than a mixture that ignores them."""
     table = synthetic_table()
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))
@@ -46,7 +54,7 @@ def test_gains_nothing_where_answers_belong_to_other_queries(tmp_path: Path):
         table.scores[order].numpy(),
         table.costs_usd[order].numpy(),
     )
-    agent, simple, _ = learn(permuted, tmp_path, steps=150_000)
+    agent, simple, _ = learn(permuted, tmp_path, policy, steps=150_000)
     assert agent.mean() < simple.mean() + 0.02, (agent, simple)
 
 
@@ -54,11 +62,21 @@ def test_gains_nothing_where_answers_belong_to_other_queries(tmp_path: Path):
 def test_every_algorithm_learns_something(algorithm: str, synthetic: Path, tmp_path: Path):
     """Better than chance at all six budgets together, after a short training; also: each trains, saves and loads."""
     steps = 20_000 if algorithm in ("dqn", "qrdqn") else 60_000
-    config = train.Config(str(synthetic), algo=algorithm, timesteps=steps, run_dir=str(tmp_path / "run"))  # type: ignore
+    run_dir = str(tmp_path / "run")
+    config = train.Config(str(synthetic), algo=algorithm, policy="mlp", timesteps=steps, run_dir=run_dir)  # type: ignore
     assert train.run(config) == 0
     table = synthetic_table()
     rules = dynamics.make_rules(table, "test")
     budgets = dynamics.budget_grid(rules)
     agent = evaluate(Orchestrator.load(tmp_path / "run"), rules, budgets, episodes=32)
-    chance = evaluate(simple_routers(table)["random"], rules, budgets, episodes=32)
+    chance = evaluate(Random(table), rules, budgets, episodes=32)
     assert agent.mean_score > chance.mean_score + 0.03
+
+
+def test_a2c_trains_the_bid_price_policy_too(synthetic: Path, tmp_path: Path):
+    config = train.Config(str(synthetic), algo="a2c", timesteps=20_000, n_envs=32, run_dir=str(tmp_path / "run"))
+    assert train.run(config) == 0
+    rules = dynamics.make_rules(synthetic_table(), "test")
+    budgets = dynamics.budget_grid(rules)
+    agent = evaluate(Orchestrator.load(tmp_path / "run"), rules, budgets, episodes=32)
+    assert agent.mean_score > 0.95 * np.mean([synthetic_optimum(b) for b in budgets])

@@ -14,10 +14,10 @@ from leeroo_env import InputError
 from tests.synthetic import synthetic_table
 
 
-@pytest.fixture(scope="module")
-def run_dir(synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["mlp", "bid-price"])
+def run_dir(request: pytest.FixtureRequest, synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert train.run(train.Config(str(synthetic), timesteps=30_000, run_dir=str(path))) == 0
+    assert train.run(train.Config(str(synthetic), policy=request.param, timesteps=30_000, run_dir=str(path))) == 0
     return path
 
 
