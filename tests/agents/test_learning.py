@@ -19,8 +19,7 @@ from tests.synthetic import synthetic_optimum, synthetic_table
 def learn(
     table: ExpertTable, where: Path, policy: str, steps: int = 300_000
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Test scores by budget [6] of the agent after train.py's training, and of the best router that does not look at the
-    query; the budgets."""
+    """Test scores by budget [6] of the trained agent and of the best router that ignores the query; the budgets."""
     table.save(where / "table")
     run_dir = str(where / "run")
     config = train.Config(str(where / "table"), policy=policy, timesteps=steps, run_dir=run_dir)  # type: ignore
