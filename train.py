@@ -27,7 +27,7 @@ from agents.report import write_report
 from agents.routers import PacedPrice, Router, other_routers
 from agents.run_dir import begin_run, latest_run, read_settings
 from leeroo_env import InputError, LeerooVectorEnv
-from leeroo_env.builtin import DEFAULT, resolve
+from leeroo_env.builtin import BUILTIN, DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, budget_grid, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
@@ -71,23 +71,27 @@ class Config:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in scripts that matplotlib's font lacks
     config = tyro.cli(Config, args=arguments)
     try:
         return run(config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; go on from the last checkpoint with --resume", file=sys.stderr)
+        return 130
 
 
 def run(config: Config) -> int:
     """The whole of a run. Raises InputError before anything is written if the settings make no sense."""
     run_dir = (Path(config.run_dir) if config.run_dir else latest_run(Path("runs"))) if config.resume else None
     if run_dir is not None:
-        config = config_of(run_dir)
+        config = resumed(config, run_dir)
     torch.set_num_threads(max(1, config.threads))
     device = choose_device(config.device)
-    table = resolve(config.table, [e.strip() for e in config.experts.split(",")] if config.experts else None, device)
-    budget = read_budget(config.budget)
+    table = resolve(config.table, config.experts or None, device)
+    budget = config.budget or None
     make_rules(table, "train", config.horizon, budget, config.cost_weight)
     val_rules = make_rules(table, "val", min(config.horizon, len(table.rows("val"))))
     test_rules = make_rules(table, "test", min(config.horizon, len(table.rows("test"))))
@@ -105,12 +109,13 @@ def run(config: Config) -> int:
     checkpoint = None
     if run_dir is None:
         run_dir = new_run_dir(config)
-        shown = {**asdict(config), "budget": list(config.budget), "run_dir": str(run_dir)}
+        name = config.table if config.table in BUILTIN else str(Path(config.table).resolve())
+        shown = {**asdict(config), "table": name, "budget": list(config.budget), "run_dir": str(run_dir)}
         begin_run(run_dir, {**shown, "hyperparameters": hyperparameters, "table_sha256": sha256})
     else:
         if read_settings(run_dir).get("table_sha256") != sha256:
             raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
-        checkpoint = latest_checkpoint(run_dir / "checkpoints")
+        checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it is begun again
     if policy == "bid-price":
         write_tensors(run_dir / "policy" / "predictor.safetensors", predictor.tensors())
     monitor = Monitor(
@@ -168,12 +173,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def read_budget(budget: tuple[float, ...]) -> float | tuple[float, ...] | None:
-    if len(budget) > 2:
-        raise InputError(f"budget {budget}: give one number or two")
-    return budget[0] if len(budget) == 1 else budget or None
-
-
 def choose_policy(config: Config) -> str:
     can = ALGORITHMS[config.algo].bid_price
     if config.policy == "bid-price" and not can:
@@ -185,6 +184,8 @@ def make_model(config: Config, policy: str, rules: Rules) -> tuple[BaseAlgorithm
     """The algorithm on its environment, and the settings it was given."""
     if config.timesteps < 1 or config.n_envs < 0:
         raise InputError(f"timesteps {config.timesteps}, n_envs {config.n_envs}: must be positive")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed {config.seed}: must be 0 to 2^32 - 1")
     algorithm = ALGORITHMS[config.algo]
     model_class: Any = algorithm.load()
     vector_env = LeerooVectorEnv(
@@ -215,13 +216,25 @@ def new_run_dir(config: Config) -> Path:
     return Path(config.run_dir or f"runs/{name}")
 
 
+def resumed(given: Config, run_dir: Path) -> Config:
+    """The configuration that the run began with; whatever else is given must agree with it."""
+    config = config_of(run_dir)
+    for field in fields(Config):
+        value, began_with = getattr(given, field.name), getattr(config, field.name)
+        if field.name not in ("resume", "run_dir") and value not in (field.default, began_with):
+            raise InputError(f"{run_dir}: began with {field.name} {began_with!r} and goes on with it, not {value!r}")
+    return config
+
+
 def config_of(run_dir: Path) -> Config:
-    """The configuration that a run began with."""
+    """The configuration in a run directory."""
     settings = read_settings(run_dir)
     try:
-        return Config(**{f.name: settings[f.name] for f in fields(Config)} | {"budget": tuple(settings["budget"])})
+        config = Config(**{f.name: settings[f.name] for f in fields(Config)} | {"budget": tuple(settings["budget"])})
+        ALGORITHMS[config.algo]
     except (KeyError, TypeError) as error:
         raise InputError(f"{run_dir / 'config.yaml'}: not the settings of a run: {error}") from None
+    return config
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Algorithm:
         try:
             return getattr(importlib.import_module(self.module), self.class_name)
         except ModuleNotFoundError as error:
-            raise InputError(f"{self.class_name} needs {error.name}: pip install 'leeroo[contrib]'") from None
+            raise InputError(f"{self.class_name} needs {error.name}: pip install -e '.[contrib]'") from None
 
 
 ALGORITHMS: dict[str, Algorithm] = {

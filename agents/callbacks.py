@@ -121,13 +121,13 @@ class Monitor(BaseCallback):
         self.logger.dump(step)
         if evaluate_now and step > 0:
             self._checkpoint()
+        self._clock, self._clock_step = time.perf_counter(), step  # steps/s leaves out what was done here
 
     def _log_episodes(self) -> None:
         """Means over the episodes that ended since the last time."""
         seconds = time.perf_counter() - self._clock
         if self.num_timesteps > self._clock_step:
             self.logger.record("time/steps_per_s", (self.num_timesteps - self._clock_step) / seconds)
-        self._clock, self._clock_step = time.perf_counter(), self.num_timesteps
         if "train/entropy_loss" in self.logger.name_to_value:
             self.logger.record("train/entropy", -self.logger.name_to_value["train/entropy_loss"])
         if not self._episodes:

@@ -67,12 +67,9 @@ def save_checkpoint(directory: Path, model: BaseAlgorithm, progress: dict[str, A
         shutil.rmtree(old)
 
 
-def latest_checkpoint(directory: Path) -> Path:
-    """Raises InputError where there is none."""
-    found = sorted(directory.glob("step-*"))
-    if not found:
-        raise InputError(f"{directory}: holds no checkpoint to resume from")
-    return found[-1]
+def latest_checkpoint(directory: Path) -> Path | None:
+    """None where there is none yet."""
+    return max(directory.glob("step-*"), default=None)
 
 
 def restore_checkpoint(path: Path, model: BaseAlgorithm) -> dict[str, Any]:

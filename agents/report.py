@@ -44,12 +44,14 @@ def draw_curve(rules: Rules, split: str, results: dict[str, Result]) -> Figure:
         )
         place["ha"] = "left" if place["xytext"][0] > 0 else "right"
         label = rules.table.experts[i]
-        axes.annotate(label, (cost[i], score[i]), fontsize=7, color="0.35", textcoords="offset points", **place)
+        axes.annotate(
+            label, (cost[i], score[i]), fontsize=7, color="0.35", textcoords="offset points", parse_math=False, **place
+        )
     if cost.min() > 0 and cost.max() > 0:
         axes.set_xscale("log")
     axes.set_xlabel("dollars per query")
     axes.set_ylabel("mean score")
-    axes.set_title(f"{rules.table.name}, {split} split, horizon {rules.horizon}", fontsize=10)
+    axes.set_title(f"{rules.table.name}, {split} split, horizon {rules.horizon}", fontsize=10, parse_math=False)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="lower right")
     return figure
@@ -112,7 +114,7 @@ def _experts(rules: Rules, split: str) -> list[str]:
     return [
         "## The experts by themselves",
         "",
-        _rows(["expert", "dollars per query", "score", *shown], cells, lambda row: row),
+        _rows(["expert", "dollars per query", "score", *map(_cell, shown)], cells, lambda row: row),
         "",
         f"Whoever always knew which expert is right, whatever it costs, would score {oracle:.3f}.",
     ]
@@ -123,6 +125,10 @@ def _scores(result: Result) -> list[str]:
     return [*cells, f"{result.mean_score:.4f}"]
 
 
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def _rows(header: list[str], rows: dict[str, Any], cells: Any) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join([name, *cells(row)]) + " |" for name, row in rows.items()])
+    return "\n".join(lines + ["| " + " | ".join([_cell(name), *cells(row)]) + " |" for name, row in rows.items()])

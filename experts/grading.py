@@ -346,7 +346,7 @@ def grade_math(output: str, query: Query, timeout_s: float = MATH_TIMEOUT_S) -> 
     """
     reference = _reference(query)
     if not _have_math_verify():
-        raise InputError("grader 'math' needs the package math-verify: pip install 'leeroo[math]'")
+        raise InputError("grader 'math' needs the package math-verify: pip install -e '.[math]'")
     reply = _math_worker.ask(reference, _own_words(output), timeout_s)
     return Grade(0.0, None) if reply is None else Grade(float(reply["right"]), reply["answer"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import sys
 import threading
 import time
@@ -15,7 +16,8 @@ from tqdm import tqdm
 from experts.expert import Answer, Expert, Query
 from experts.spending import NOT_ASKED
 
-GIVE_UP_AFTER = 24  # failed calls in a row
+GIVE_UP_AFTER = 24  # failed calls in a row, but for those that are the query's own fault:
+UNANSWERABLE = re.compile(r"prompt tokens and max_tokens|the prompt has no tokens|\b(400|413|422)\b")
 BATCHES_UNDER_WAY = 2  # per server: the next calls wait in line while the last ones of a batch are still out
 STATUS_EVERY_S = 30.0
 
@@ -45,11 +47,12 @@ class Lane:
         """Adds a batch that came back."""
         with self.lock:
             for answer in answers:
+                of_the_query = answer.error is not None and UNANSWERABLE.search(answer.error) is not None
                 if answer.error == NOT_ASKED:
                     self.capped = True
                 elif answer.error:
                     self.failed += 1
-                    self.failed_in_a_row += 1
+                    self.failed_in_a_row += not of_the_query
                     self.error = answer.error
                 else:
                     self.done += 1

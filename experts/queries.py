@@ -126,6 +126,8 @@ def _string(row: dict[str, Any], field: str, where: str) -> str:
         raise InputError(f"{where}: field {name}: is empty")
     if not isinstance(value, str):
         raise InputError(f"{where}: field {name}: {value!r} is no text")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{where}: field {name}: {value[:60]!r} holds half a surrogate pair, which is no text")
     return value
 
 

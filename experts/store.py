@@ -132,7 +132,7 @@ class StoredExpert:
 
 
 def _parts(directory: Path) -> list[Path]:
-    return sorted(directory.glob("[0-9]*.parquet"), key=lambda part: int(part.stem))
+    return sorted((p for p in directory.glob("*.parquet") if p.stem.isdecimal()), key=lambda part: int(part.stem))
 
 
 def _rows(expert: str, rows: Sequence[tuple[str, Query, Answer]]) -> pa.Table:

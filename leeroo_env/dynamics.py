@@ -111,14 +111,23 @@ def make_rules(
     mean_cost_usd = table.mean_cost_usd()
     price_range_usd = _price_range(mean_cost_usd)
     budget = price_range_usd if budget_usd_per_query is None else budget_usd_per_query
-    low, high = (budget, budget) if isinstance(budget, int | float) else (min(budget), max(budget))
+    low, high = _low_and_high(budget)
     cheapest = float(mean_cost_usd.min())
-    if not (math.isfinite(high) and low > 0 and low >= cheapest * (1 - 1e-6)):
+    if low < cheapest * (1 - 1e-6):
         name = table.experts[int(mean_cost_usd.argmin())]
         raise InputError(
             f"budget {low:g} dollars a query: below every expert's mean cost; {name} is cheapest at {cheapest:.3g}"
         )
     return Rules(table, rows, horizon, (float(low), float(high)), cost_weight, mean_cost_usd, price_range_usd)
+
+
+def _low_and_high(budget: float | Sequence[float]) -> tuple[float, float]:
+    numbers = [float(usd) for usd in (budget if isinstance(budget, Sequence) else [budget])]
+    if len(numbers) not in (1, 2):
+        raise InputError(f"budget {tuple(numbers)}: give one number or two")
+    if not all(math.isfinite(usd) and usd > 0 for usd in numbers):
+        raise InputError(f"budget {', '.join(f'{usd:g}' for usd in numbers)}: must be finite and above 0")
+    return min(numbers), max(numbers)
 
 
 def _price_range(mean_cost_usd: Tensor) -> tuple[float, float]:

@@ -78,8 +78,8 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         horizon: int = HORIZON,
         budget: float | Sequence[float] | None = None,
         cost_weight: float = COST_WEIGHT,
-        experts: Sequence[str] | None = None,
-        device: torch.device | str = "cpu",
+        experts: str | Sequence[str] | None = None,
+        device: torch.device | str | None = None,
         render_mode: str | None = None,
     ):
         """Args: see `leeroo_env.dynamics.make_rules`; `budget` is in dollars a query. Raises `InputError`."""
@@ -101,7 +101,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         )
         self._episode += 1
         budget = (options or {}).get("budget_usd_per_query")
-        fixed = None if budget is None else torch.tensor([budget], dtype=torch.float64, device=device)
+        fixed = None if budget is None else torch.tensor([check_budget(budget)], dtype=torch.float64, device=device)
         self._state, self._outcome = dynamics.begin(self.rules, key, fixed), None
         self._return, self._began = 0.0, time.perf_counter()
         return self._observation(), self._info(self._state)
@@ -149,7 +149,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
 def spaces(rules: Rules) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """Observation and action space of one episode."""
-    embeddings = rules.table.embeddings
+    embeddings = rules.table.embeddings.cpu().numpy()
     observations = observation_space(embeddings.shape[1], float(embeddings.min()), float(embeddings.max()))
     return observations, gymnasium.spaces.Discrete(len(rules.table.experts))
 
@@ -159,6 +159,13 @@ def observation_space(embedding_dim: int, low: float, high: float) -> gymnasium.
     lows, highs = np.full((2, embedding_dim + 2), [[low], [high]], dtype=np.float32)
     lows[-2:], highs[-2:] = (-1, 0), (2, 2)
     return gymnasium.spaces.Box(lows, highs)
+
+
+def check_budget(usd_per_query: Any) -> Any:
+    """The budget that `reset` was given, a number or an array. Raises ValueError where it is not finite and above 0."""
+    if not (np.isfinite(usd_per_query).all() and (np.asarray(usd_per_query) > 0).all()):
+        raise ValueError(f"budget_usd_per_query must be finite and above 0, got {usd_per_query!r}")
+    return usd_per_query
 
 
 def random_stream(np_random: np.random.Generator) -> int:

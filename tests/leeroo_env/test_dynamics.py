@@ -158,7 +158,9 @@ def test_senseless_settings_are_refused(table: ExpertTable):
         ({"horizon": 0}, "horizon 0"),
         ({"horizon": 4, "budget_usd_per_query": 1e-9}, "below every expert's mean cost; expert-0 is cheapest"),
         ({"horizon": 4, "budget_usd_per_query": (1e-9, 1)}, "below every expert's mean cost"),
-        ({"horizon": 4, "budget_usd_per_query": float("nan")}, "budget nan"),
+        ({"horizon": 4, "budget_usd_per_query": float("nan")}, "budget nan: must be finite and above 0"),
+        ({"horizon": 4, "budget_usd_per_query": (1e-3, math.inf)}, "budget 0.001, inf: must be finite"),
+        ({"horizon": 4, "budget_usd_per_query": (1, 2, 3)}, "give one number or two"),
         ({"horizon": 4, "cost_weight": -1.0}, "cost weight -1.0"),
     ):
         with pytest.raises(InputError, match=message):

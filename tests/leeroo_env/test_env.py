@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -14,6 +16,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import VecMonitor
 
 from leeroo_env import ExpertTable, LeerooVectorEnv, dynamics
+from leeroo_env.builtin import resolve
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
 
@@ -141,6 +144,22 @@ def test_reset_options(table: ExpertTable):
     assert float(single.unwrapped._state.budget_usd) == pytest.approx(0.06)
 
 
+def test_environments_in_other_processes(table: ExpertTable):
+    """Gymnasium forks after it has made one environment; torch must not have started threads by then."""
+    code = (
+        "import gymnasium, leeroo_env; e = gymnasium.make_vec('Leeroo-v0', num_envs=2, horizon=4,"
+        " vectorization_mode='async'); e.reset(seed=0); e.step(e.action_space.sample()); e.close(); print('played')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "played\n", done.stderr
+
+
+def test_the_table_stays_on_its_device(table: ExpertTable):
+    elsewhere = table.to("meta")
+    assert resolve(elsewhere).device.type == "meta" and resolve(elsewhere, device="meta").device.type == "meta"
+    assert resolve(table, "expert-2, expert-0").experts == ("expert-2", "expert-0")
+
+
 def test_fixed_budget_and_horizon(table: ExpertTable):
     env = gymnasium.make_vec("Leeroo-v0", num_envs=4, table=table, horizon=3, budget=0.002)
     env.reset(seed=0)
@@ -155,6 +174,11 @@ def test_misuse_is_refused(table: ExpertTable):
     for actions in (np.array([0, 4]), np.array([-1, 0]), np.zeros(3, int)):
         with pytest.raises(ValueError, match="actions must be"):
             env.step(actions)
+    with pytest.raises(ValueError, match="whole numbers"):
+        env.step(np.array([0.7, 1.2]))
+    for budget in (-1.0, float("nan"), [0.1, 0.0]):
+        with pytest.raises(ValueError, match="finite and above 0"):
+            env.reset(options={"budget_usd_per_query": budget})
     with pytest.raises(ValueError, match="3 seeds for 2 environments"):
         env.reset(seed=[1, 2, 3])
 

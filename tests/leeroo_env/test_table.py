@@ -157,6 +157,16 @@ def pickled(directory: Path) -> None:
     np.save(directory / "embeddings.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
 
+def several_arrays(directory: Path) -> None:
+    with (directory / "embeddings.npy").open("wb") as file:
+        np.savez(file, a=np.ones(3))
+
+
+def twice(directory: Path) -> None:
+    answers = pq.ParquetFile(directory / "answers.parquet").read()
+    pq.write_table(answers.append_column("score", answers["score"]), directory / "answers.parquet")
+
+
 BROKEN = {
     "no directory": (shutil.rmtree, r"no such table directory"),
     "no table.json": (lambda d: (d / "table.json").unlink(), r"table\.json: missing"),
@@ -203,6 +213,9 @@ BROKEN = {
     "too few rows": (change_embeddings(lambda e: e[:-1]), r"embeddings\.npy: 59 rows, but queries\.parquet has 60"),
     "NaN embedding": (change_embeddings(with_nan), r"embeddings\.npy: row 11 holds NaN"),
     "float64": (change_embeddings(lambda e: e.astype(np.float64)), r"embeddings\.npy: holds float64"),
+    "several arrays": (several_arrays, r"embeddings\.npy: not a readable \.npy file: holds several"),
+    "no width": (change_embeddings(lambda e: e[:, :0]), r"embeddings\.npy: holds float32 \[60, 0\]"),
+    "score twice": (twice, r"answers\.parquet: column score is there twice"),
     "pickle": (pickled, r"embeddings\.npy: not a readable \.npy file"),
 }
 

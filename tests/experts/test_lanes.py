@@ -1,0 +1,41 @@
+"""Asking goes on where only some queries cannot be answered, and ends where nothing can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experts.expert import Answer, Query
+from experts.lanes import GIVE_UP_AFTER, ask_all, make_lane
+from experts.pool import load_pool, make_experts
+from experts.spending import Purse
+
+POOL = Path(__file__).parents[2] / "experts" / "tiny" / "pool.yaml"
+
+
+def test_queries_that_are_too_long_do_not_keep_the_others_from_being_asked():
+    queries = [Query(f"long-{i}", "9" * 3000) for i in range(40)] + [Query(f"q-{i}", f"{i} + 1 = ?") for i in range(10)]
+    (expert,) = make_experts(load_pool(POOL), ["nano"], Purse())
+    lane = make_lane(expert, queries, 8, remote=False)
+    ask_all([lane], show_progress=False)
+    assert (lane.done, lane.failed, lane.given_up) == (10, 40, False)
+
+
+@dataclass
+class Broken:
+    """Every call fails as a server that is down makes it fail."""
+
+    name: str = "broken"
+    asked: int = 0
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        self.asked += len(queries)
+        return [Answer("", 0, 0, 0.0, 0.0, error="APIConnectionError: Connection error.") for _ in queries]
+
+
+def test_an_expert_that_never_answers_is_given_up():
+    expert = Broken()
+    lane = make_lane(expert, [Query(f"q{i}", "?") for i in range(500)], 8, remote=False)
+    ask_all([lane], show_progress=False)
+    assert lane.given_up and expert.asked == GIVE_UP_AFTER
