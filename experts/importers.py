@@ -30,21 +30,11 @@ from experts.expert import Query
 from experts.grading import grade_multiple_choice
 from experts.queries import render_options
 from leeroo_env.errors import InputError
-from leeroo_env.table import SPLITS, ExpertInfo, ExpertTable, TableInfo, write_table
+from leeroo_env.table import ANSWER_COLUMNS, SPLITS, ExpertInfo, ExpertTable, TableInfo, write_table
 
 CHARS_PER_TOKEN = 4
 _CSV_BLOCK_BYTES = 64 << 20  # a row must fit into a block
-ANSWER_TYPES = {
-    "query_id": pa.string(),
-    "expert": pa.string(),
-    "score": pa.float64(),
-    "cost_usd": pa.float64(),
-    "prompt_tokens": pa.int64(),
-    "completion_tokens": pa.int64(),
-    "answer": pa.string(),
-    "output": pa.string(),
-    "latency_s": pa.float64(),
-}
+ANSWER_TYPES = {**ANSWER_COLUMNS, "answer": pa.string(), "output": pa.string(), "latency_s": pa.float64()}
 
 
 @dataclass(frozen=True)
