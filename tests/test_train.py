@@ -130,6 +130,23 @@ def test_a_stopped_run_goes_on_to_the_same_bits(kill: signal.Signals, finished: 
     assert steps == sorted(set(steps)), "nothing is shown twice"
 
 
+def test_the_bid_price_policy_goes_on_to_the_same_bits(synthetic: Path, tmp_path: Path):
+    """Killed while only its value learns, so that the actor has no optimiser state yet."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ("--table", str(synthetic), "--timesteps", "40000", "--n-envs", "64")
+    uninterrupted = start(*options, "--run-dir", str(whole), cwd=tmp_path)
+    uninterrupted.communicate()
+    assert uninterrupted.returncode == 0
+    process = start(*options, "--run-dir", str(killed), cwd=tmp_path)
+    while process.poll() is None and not list(killed.glob("checkpoints/step-*")):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (killed / "report.md").exists(), "the run must have been stopped in the middle"
+    assert train.run(train.Config(resume=True, run_dir=str(killed))) == 0
+    same_outcome(whole, killed)
+
+
 def test_off_policy_runs_go_on_too(synthetic: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
     process = start(
