@@ -88,6 +88,7 @@ def run(config: Config) -> int:
     run_dir = (Path(config.run_dir) if config.run_dir else latest_run(Path("runs"))) if config.resume else None
     if run_dir is not None:
         config = resumed(config, run_dir)
+    check_numbers(config)
     torch.set_num_threads(max(1, config.threads))
     device = choose_device(config.device)
     table = resolve(config.table, config.experts or None, device)
@@ -173,6 +174,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def check_numbers(config: Config) -> None:
+    if config.timesteps < 1 or config.n_envs < 0:
+        raise InputError(f"timesteps {config.timesteps}, n_envs {config.n_envs}: must be positive")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed {config.seed}: must be 0 to 2^32 - 1")
+
+
 def choose_policy(config: Config) -> str:
     can = ALGORITHMS[config.algo].bid_price
     if config.policy == "bid-price" and not can:
@@ -182,10 +190,6 @@ def choose_policy(config: Config) -> str:
 
 def make_model(config: Config, policy: str, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
     """The algorithm on its environment, and the settings it was given."""
-    if config.timesteps < 1 or config.n_envs < 0:
-        raise InputError(f"timesteps {config.timesteps}, n_envs {config.n_envs}: must be positive")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"seed {config.seed}: must be 0 to 2^32 - 1")
     algorithm = ALGORITHMS[config.algo]
     model_class: Any = algorithm.load()
     vector_env = LeerooVectorEnv(

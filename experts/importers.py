@@ -30,7 +30,7 @@ from experts.expert import Query
 from experts.grading import grade_multiple_choice
 from experts.queries import render_options
 from leeroo_env.errors import InputError
-from leeroo_env.table import ANSWER_COLUMNS, SPLITS, ExpertInfo, ExpertTable, TableInfo, write_table
+from leeroo_env.table import ANSWER_COLUMNS, SPLITS, ExpertInfo, ExpertTable, TableInfo, read_embeddings, write_table
 
 CHARS_PER_TOKEN = 4
 _CSV_BLOCK_BYTES = 64 << 20  # a row must fit into a block
@@ -104,10 +104,7 @@ def _embeddings(output: Output, texts: list[str]) -> tuple[np.ndarray, dict[str,
     if output.embeddings is None:
         encoder = Encoder(output.encoder or DEFAULT_MODEL, device=output.device, max_tokens=output.max_tokens)
         return encoder.encode(texts), encoder.info
-    try:
-        embeddings = np.load(output.embeddings, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{output.embeddings}: not a readable .npy file: {str(error).splitlines()[0]}") from error
+    embeddings = read_embeddings(output.embeddings)
     if embeddings.ndim != 2 or len(embeddings) != len(texts) or embeddings.dtype.kind != "f":
         held = f"{embeddings.dtype} {list(embeddings.shape)}"
         raise InputError(f"{output.embeddings}: holds {held}, not a row for each of {len(texts)} queries")

@@ -129,7 +129,7 @@ class ExpertTable:
         info = _read_info(path / "table.json")
         queries = _read_parquet(path / "queries.parquet", QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
         answers = _read_parquet(path / "answers.parquet", ANSWER_COLUMNS, {})
-        embeddings = _read_embeddings(path / "embeddings.npy")
+        embeddings = read_embeddings(path / "embeddings.npy")
         return cls.from_arrow(info, queries, answers, embeddings, experts, path).to(device)
 
     @classmethod
@@ -386,7 +386,8 @@ def _read_parquet(path: Path, required: dict[str, pa.DataType], nullable: dict[s
     return table
 
 
-def _read_embeddings(path: Path) -> np.ndarray:
+def read_embeddings(path: Path) -> np.ndarray:
+    """The one array of a .npy file, in this machine's byte order. Raises InputError; nothing is unpickled."""
     if not path.is_file():
         raise InputError(f"{path}: missing")
     try:

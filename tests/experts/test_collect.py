@@ -28,19 +28,11 @@ from experts.store import read_parts
 from leeroo_env import ExpertTable
 from leeroo_env.errors import InputError
 from tests.experts.collecting import hold_store, make_queries, processes, run, run_in_process, write_pool
+from tests.experts.conftest import KEY
 from tests.experts.openai_server import OpenAIServer, reply_to
 from tests.experts.tiny_llama import make_tiny_llama
 
 torch.set_num_threads(1)
-KEY = "sk-test-0123456789abcdefghijklmnop"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with OpenAIServer() as server:
-        monkeypatch.setenv("TEST_URL", server.url)
-        monkeypatch.setenv("TEST_KEY", KEY)
-        yield server
 
 
 def answers_of(out: Path) -> list[dict]:

@@ -9,9 +9,8 @@ from experts.openai_api import OpenAIExpert
 from experts.pool import OpenAISpec
 from experts.spending import NOT_ASKED, Purse
 from leeroo_env.errors import InputError
+from tests.experts.conftest import KEY
 from tests.experts.openai_server import OpenAIServer, reply_to, tokens
-
-KEY = "sk-test-0123456789abcdefghijklmnop"
 
 
 def make_spec(**fields) -> OpenAISpec:
@@ -23,14 +22,6 @@ def make_spec(**fields) -> OpenAISpec:
 
 def queries(n: int) -> list[Query]:
     return [Query(f"q{i}", f"what is {i} and {i}") for i in range(n)]
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with OpenAIServer() as server:
-        monkeypatch.setenv("TEST_URL", server.url)
-        monkeypatch.setenv("TEST_KEY", KEY)
-        yield server
 
 
 def test_answers_in_order_with_tokens_cost_and_latency(server):
