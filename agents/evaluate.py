@@ -10,7 +10,7 @@ import torch
 
 from agents.routers import Router
 from leeroo_env import dynamics
-from leeroo_env.dynamics import Rules
+from leeroo_env.dynamics import Rules, State
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,22 @@ class Result:
         return float(self.score.mean())
 
 
+def episodes_of(rules: Rules, budgets_usd: list[float], episodes: int, seed: int) -> State:
+    """The start of `episodes` episodes at each of G budgets, dollars a query: [G * episodes], budget by budget.
+
+    The queries are the same at every budget.
+    """
+    device = rules.table.device
+    number = torch.arange(episodes, device=device)
+    keys = dynamics.episode_keys(torch.full_like(number, seed), number).repeat(len(budgets_usd))
+    budget = torch.tensor(budgets_usd, dtype=torch.float64, device=device).repeat_interleave(episodes)
+    return dynamics.begin(rules, keys, budget)
+
+
 def evaluate(router: Router, rules: Rules, budgets_usd: list[float], episodes: int = 256, seed: int = 0) -> Result:
     """Plays `episodes` episodes at each budget, dollars a query; the same ones at every budget and for every router."""
     g, device = len(budgets_usd), rules.table.device
-    number = torch.arange(episodes, device=device)
-    keys = dynamics.episode_keys(torch.full_like(number, seed), number).repeat(g)
-    budget = torch.tensor(budgets_usd, dtype=torch.float64, device=device).repeat_interleave(episodes)
-    state = dynamics.begin(rules, keys, budget)
+    state = episodes_of(rules, budgets_usd, episodes, seed)
     scores = []
     for _ in range(rules.horizon):
         embeddings = rules.table.embeddings[dynamics.current_rows(state)].float().cpu().numpy()
