@@ -16,20 +16,22 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import Orchestrator
 from agents.algorithms import ALGORITHMS, AlgorithmName
-from agents.bid_price import BidPricePolicy, start_as_paced, table_of_estimates
+from agents.bid_price import BidPricePolicy, table_of_estimates
 from agents.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
 from agents.checkpoint import latest_checkpoint, restore_checkpoint
-from agents.evaluate import Result, evaluate
 from agents.files import write_tensors
-from agents.policy import describe_policy
-from agents.predictor import fit_predictor
-from agents.report import write_report
-from agents.routers import PacedPrice, Router, other_routers
+from agents.plan import plan_for
+from agents.policy import HiddenBudget, PolicyRouter, describe_policy
+from agents.predictor import estimates_of, fit_predictor
+from agents.report import compare, write_report
+from agents.routers import other_routers
 from agents.run_dir import begin_run, latest_run, read_settings
 from leeroo_env import InputError, LeerooVectorEnv
 from leeroo_env.builtin import BUILTIN, DEFAULT, resolve
-from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, budget_grid, make_rules
+from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
+
+SHOWN = ("cheapest", "best mixture", "paced kernel ridge")  # beside the agent while it learns
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class Config:
     the cheapest expert's mean cost to the dearest's, so that one policy serves every budget."""
     cost_weight: float = COST_WEIGHT
     """What a call of the dearest expert costs in the reward, against 1 for a right answer."""
+    hide_budget: bool = False
+    """Shows the policy nothing of the budget or of the queries left: an ablation, which should hurt."""
     seed: int = 0
-    """Decides everything that is random."""
+    """Decides everything that is random, the episodes of the evaluation included."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where table and network are; auto takes the GPU if there is one."""
     threads: int = 1
@@ -98,12 +102,17 @@ def run(config: Config) -> int:
     test_rules = make_rules(table, "test", min(config.horizon, len(table.rows("test"))))
     policy = choose_policy(config)
     predictor = fit_predictor(table, config.seed)
-    features = table_of_estimates(table, predictor) if policy == "bid-price" else table
-    rules = make_rules(features, "train", config.horizon, budget, config.cost_weight)
+    estimates = estimates_of(table, predictor)
+    played = table
+    if policy == "bid-price":
+        played = table_of_estimates(table, estimates, test_rules.price_range_usd[1])
+    rules = make_rules(played, "train", config.horizon, budget, config.cost_weight)
     model, hyperparameters = make_model(config, policy, rules)
     if isinstance(model.policy, BidPricePolicy):
-        start_as_paced(model.policy, rules, PacedPrice(table, predictor))
-    description = describe_policy(rules, config.algo, hyperparameters["policy_kwargs"], policy, table)
+        model.policy.start_from(plan_for(table, predictor.rows, predictor.out_of_fold, config.seed))
+    description = describe_policy(
+        rules, config.algo, hyperparameters["policy_kwargs"], policy, table, config.hide_budget
+    )
     iteration = model.n_envs * getattr(model, "n_steps", config.horizon)
     eval_every = max(config.timesteps // 20, iteration)
     sha256 = description["table_sha256"]
@@ -119,11 +128,12 @@ def run(config: Config) -> int:
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it is begun again
     if policy == "bid-price":
         write_tensors(run_dir / "policy" / "predictor.safetensors", predictor.tensors())
+    routers = other_routers(table, config.horizon, config.seed)
     monitor = Monitor(
         run_dir,
-        make_rules(features, "val", val_rules.horizon),
+        make_rules(played, "val", val_rules.horizon),
         val_rules,
-        other_routers(table, predictor, config.seed),
+        {name: routers[name] for name in SHOWN},
         description,
         {**asdict(config), **hyperparameters, "policy": policy},
         config.timesteps,
@@ -146,26 +156,16 @@ def run(config: Config) -> int:
         monitor.close()
         model.logger.close()
 
-    agent = Orchestrator.load(run_dir, device)
-    results = compare({"agent": agent, **other_routers(table, predictor, config.seed)}, test_rules)
+    best = Orchestrator.load(run_dir, device)
+    agent = PolicyRouter(best.policy, best.description, played.embeddings)
+    results = compare({"agent": agent, **routers}, test_rules, config.seed)
     notes = (
         f"Made with `{config.algo}` and the {policy} policy, seed {config.seed}, {model.num_timesteps:,} steps; kept "
         f"is the state at step {monitor.progress['best_step']:,}, the best on val. `config.yaml` has all settings."
     )
-    write_report(run_dir, test_rules, "test", config.seed, budget_grid(test_rules), results, notes)
+    write_report(run_dir, test_rules, "test", config.seed, results, estimates, notes)
     print(f"report: {run_dir / 'report.md'}")
     return 0
-
-
-def compare(routers: dict[str, Router], rules: Rules) -> dict[str, Result]:
-    """Evaluates and prints all routers on the same episodes."""
-    budgets = budget_grid(rules)
-    print(f"{'usd per query':>18}  " + "  ".join(f"{budget:7.2g}" for budget in budgets))
-    results = {}
-    for name, router in routers.items():
-        result = results[name] = evaluate(router, rules, budgets)
-        print(f"{name:>18}  " + "  ".join(f"{s:7.3f}" for s in result.score) + f"   mean {result.mean_score:.4f}")
-    return results
 
 
 def choose_device(name: str) -> torch.device:
@@ -204,14 +204,19 @@ def make_model(config: Config, policy: str, rules: Rules) -> tuple[BaseAlgorithm
         settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
     network: Any = dict(algorithm.policy_kwargs)
     if policy == "bid-price":
-        network = {
-            "mean_cost_usd": rules.mean_cost_usd.tolist(),
-            "price_range_usd": list(rules.price_range_usd),
-        }
+        prices = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(rules.price_range_usd)}
+        network = {**prices, "horizon": config.horizon}
         settings |= {"learning_rate": 3e-4, "ent_coef": 0.0} if config.algo == "ppo" else {}
+    hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}
     kind = BidPricePolicy if policy == "bid-price" else "MlpPolicy"
-    env = LeerooSB3VecEnv(vector_env)
-    model = model_class(kind, env, policy_kwargs=dict(network), seed=config.seed, device=rules.table.device, **settings)
+    model = model_class(
+        kind,
+        LeerooSB3VecEnv(vector_env),
+        policy_kwargs={**network, **hidden},
+        seed=config.seed,
+        device=rules.table.device,
+        **settings,
+    )
     return model, {**settings, "n_envs": model.n_envs, "policy_kwargs": network}
 
 

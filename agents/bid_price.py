@@ -1,7 +1,7 @@
-"""The bid-price policy: what an answer is estimated to be worth, minus a price on what it is estimated to cost.
+"""The bid-price policy: what an answer is estimated to be worth, less what its cost would buy later.
 
-The price is a small network of the budget features, so one policy serves every budget and every number of queries left.
-It begins as the paced rule of `agents.routers.PacedPrice` and is trained on from there.
+It begins as the plan of `agents.plan`, which serves every budget and every number of queries left, and is trained on
+from there. Its features are estimates, not embeddings, so a rollout needs no wide matrix product.
 """
 
 from __future__ import annotations
@@ -10,100 +10,99 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.predictor import Predictor, split_estimates
-from agents.routers import PacedPrice
-from leeroo_env.dynamics import Rules
+from agents.plan import POINTS, QUERIES, RATIOS, Plan
+from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
-TEMPERATURE = 0.05
+TEMPERATURE = 0.02
 HIDDEN = 64
 FORBIDDEN = -1e4
-LEAST_PRICE = 1e-3
-PRICE_POINTS = 1024
 
 
-def table_of_estimates(table: ExpertTable, predictor: Predictor) -> ExpertTable:
-    """The same table with `estimate_features` in place of the embeddings, [N, 2K].
-
-    Estimates of training queries come from models that did not see them.
-    """
-    dearest_usd = float(table.mean_cost_usd().max())
-    features = torch.cat([estimate_features(predictor, part, dearest_usd) for part in table.embeddings.split(8192)])
-    features[predictor.rows] = _features(*split_estimates(predictor.out_of_fold), dearest_usd)
-    return replace(table, embeddings=features)
+def table_of_estimates(table: ExpertTable, estimates: Tensor, dearest_usd: float) -> ExpertTable:
+    """The same table with `estimate_features` of `estimates` [N, 2K] in place of the embeddings."""
+    return replace(table, embeddings=estimate_features(estimates, dearest_usd))
 
 
-def estimate_features(predictor: Predictor, embeddings: Tensor, dearest_usd: float) -> Tensor:
-    """Estimated scores, then estimated costs in units of the dearest expert's mean cost; [B, D] -> [B, 2K]."""
-    return _features(*predictor.predict(embeddings), dearest_usd)
-
-
-def _features(score: Tensor, cost_usd: Tensor, dearest_usd: float) -> Tensor:
-    return torch.cat([score, cost_usd / max(dearest_usd, 1e-30)], dim=1)
+def estimate_features(estimates: Tensor, dearest_usd: float) -> Tensor:
+    """Estimated scores, then estimated costs in units of the dearest expert's mean cost; [B, 2K] from dollars."""
+    score, cost_usd = estimates.chunk(2, dim=1)
+    return torch.cat([score, cost_usd / dearest_usd], dim=1)
 
 
 class BidPriceNetwork(nn.Module):
-    """Observations [B, 2K + 2] (estimate features, budget features) to logits [B, K] and features of the value [B, 64].
+    """Observations [B, 2K + 2] (estimate features, budget features) to logits [B, K] and features of the value [B, 65].
 
-    Logits are (score - price x cost) / temperature plus a correction that begins at zero. An expert is ruled out where
-    paying its mean cost would leave less than the rest of the queries need at the cheapest.
+    Logits are (score x chance of an answer - price x what the plan says the money is worth) / temperature + bias. Price
+    and the experts' biases depend on the budget alone, so that what is learnt of the training queries holds for others;
+    they begin as 1 and 0. The last feature of the value is the plan's.
     """
 
-    relative_cost: Tensor
-    paced_price: Tensor
+    value: Tensor
+    cost_ratios: Tensor
+    mean_cost_usd: Tensor
 
-    def __init__(self, mean_cost_usd: list[float], price_range_usd: list[float]):
+    def __init__(self, mean_cost_usd: list[float], price_range_usd: list[float], horizon: int):
         super().__init__()
         k = len(mean_cost_usd)
-        self.latent_dim_pi, self.latent_dim_vf = k, HIDDEN
-        low, high = price_range_usd
-        self.spread = max(math.log(high / low), math.log(2))
-        self.register_buffer("relative_cost", torch.tensor(mean_cost_usd) / low, persistent=False)
-        self.register_buffer("paced_price", torch.zeros(PRICE_POINTS))  # logarithms, over the first budget feature
+        self.latent_dim_pi, self.latent_dim_vf = k, HIDDEN + 1
+        self.low_usd, self.dearest_usd = price_range_usd
+        self.longest = math.log2(horizon) / 10
+        self.spread = max(math.log(price_range_usd[1] / price_range_usd[0]), math.log(2))
+        self.register_buffer("mean_cost_usd", torch.tensor(mean_cost_usd), persistent=False)
+        self.register_buffer("value", torch.zeros(QUERIES + 1, POINTS))
+        self.register_buffer("cost_ratios", torch.ones(RATIOS, k))
         self.price = nn.Sequential(nn.Linear(2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
-        self.correction = nn.Sequential(nn.Linear(2 * k + 2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, k))
-        self.value = nn.Sequential(nn.Linear(2 * k + 2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
+        self.bias = nn.Sequential(nn.Linear(2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, k))
+        self.critic = nn.Sequential(nn.Linear(2 * k + 2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.value, self.cost_ratios, self.mean_cost_usd, self.low_usd, self.spread)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward_actor(observations), self.forward_critic(observations)
 
     def forward_actor(self, observations: Tensor) -> Tensor:
         k = self.latent_dim_pi
-        score, cost, budget = observations.split([k, k, 2], dim=1)
-        logits = (score - self._price(budget) * cost) / TEMPERATURE + self.correction(observations)
-        return logits.masked_fill(~self._keeps_reserve(budget), FORBIDDEN)
+        score, cost = observations[:, :k], observations[:, k : 2 * k]
+        budget, usd, queries = self._budget(observations)
+        answered, price = self.plan.stakes(cost * self.dearest_usd, usd, queries)
+        logits = (score * answered - self.price(budget).exp() * price) / TEMPERATURE + self.bias(budget)
+        return logits.masked_fill(~action_mask(self.mean_cost_usd, usd[:, 0]), FORBIDDEN)
 
     def forward_critic(self, observations: Tensor) -> Tensor:
-        return self.value(observations)
+        budget, usd, queries = self._budget(observations)
+        features = self.critic(torch.cat([observations[:, :-2], budget], dim=1))
+        return torch.cat([features, self.plan.worth(queries, usd)], dim=1)
 
-    def _price(self, budget: Tensor) -> Tensor:
-        """[B, 1], score for as many dollars as a call of the dearest expert costs: the paced rule's, corrected."""
-        place = (budget[:, :1] + 1) / 3 * (PRICE_POINTS - 1)
-        below = place.long().clamp(0, PRICE_POINTS - 2)
-        low, high = self.paced_price[below], self.paced_price[below + 1]
-        return (low + (place - below) * (high - low) + self.price(budget)).exp()
-
-    def _keeps_reserve(self, budget: Tensor) -> Tensor:
-        """[B, K] bool, from the budget features alone; the cheapest is always allowed."""
-        queries = torch.exp2(10 * budget[:, 1:])
-        left = (budget[:, :1] * self.spread).exp() * queries
-        cheapest = self.relative_cost.argmin()
-        allowed = left - self.relative_cost >= (queries - 1) * self.relative_cost[cheapest]
-        allowed[:, cheapest] = True
-        return allowed
+    def _budget(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Budget features as the networks see them, [B, 2]; dollars and queries left, [B, 1]. Networks see no longer
+        episodes than those they were trained on: beyond, only the plan knows."""
+        pace, length = observations[:, -2:-1], observations[:, -1:]
+        queries = torch.exp2(10 * length).round()
+        usd = (pace * self.spread).exp() * self.low_usd * queries
+        return torch.cat([pace, length.clamp(max=self.longest)], dim=1), usd, queries
 
 
 class BidPricePolicy(ActorCriticPolicy):
-    """An SB3 policy around `BidPriceNetwork`; `mean_cost_usd` [K] and `price_range_usd` are those of the rules."""
+    """An SB3 policy around `BidPriceNetwork`; `mean_cost_usd` [K], `price_range_usd` and `horizon` are those of the
+    rules it is trained by."""
 
-    def __init__(self, *args: Any, mean_cost_usd: list[float], price_range_usd: list[float], **kwargs: Any):
-        self._network_arguments = mean_cost_usd, price_range_usd
+    def __init__(
+        self, *args: Any, mean_cost_usd: list[float], price_range_usd: list[float], horizon: int, **kwargs: Any
+    ):
+        self._network_arguments = mean_cost_usd, price_range_usd, horizon
         super().__init__(*args, **{"ortho_init": False, **kwargs})
+
+    @property
+    def network(self) -> BidPriceNetwork:
+        assert isinstance(self.mlp_extractor, BidPriceNetwork)
+        return self.mlp_extractor
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = BidPriceNetwork(*self._network_arguments)  # type: ignore[assignment]
@@ -111,31 +110,23 @@ class BidPricePolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the network's logits are the policy's
-        for part in (self.mlp_extractor.price, self.mlp_extractor.correction):
-            for parameter in part[-1].parameters():  # type: ignore[index, union-attr]
+        for layer in (self.network.price[-1], self.network.bias[-1], self.value_net):
+            for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
+        with torch.no_grad():
+            self.value_net.weight[0, -1] = 1.0  # the plan's value
         optimizer_class: Any = self.optimizer_class
         self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
+    def start_from(self, plan: Plan) -> None:
+        """Makes the policy that of the plan, but for what its networks add."""
+        self.network.value.copy_(plan.value)
+        self.network.cost_ratios.copy_(plan.cost_ratios)
 
-def start_as_paced(policy: BidPricePolicy, rules: Rules, paced: PacedPrice) -> None:
-    """Sets the price to that of the paced rule; `rules` are those the policy plays by."""
-    network = _network(policy)
-    usd_per_query = rules.price_range_usd[0] * np.exp(np.linspace(-1, 2, PRICE_POINTS) * network.spread)
-    price = paced.price(usd_per_query) * float(rules.mean_cost_usd.max())
-    network.paced_price.copy_(torch.from_numpy(price).clamp(min=LEAST_PRICE).log())
+    def train_actor(self, on: bool) -> None:
+        """Lets learning change the choice, or only the estimate of the value.
 
-
-def train_actor(policy: BidPricePolicy, on: bool) -> None:
-    """Lets learning change the choice, or only the estimate of the value.
-
-    A value network that knows nothing yet would teach the actor noise, and the actor has something to lose.
-    """
-    network = _network(policy)
-    for parameter in (*network.price.parameters(), *network.correction.parameters()):
-        parameter.requires_grad_(on)
-
-
-def _network(policy: BidPricePolicy) -> BidPriceNetwork:
-    assert isinstance(policy.mlp_extractor, BidPriceNetwork)
-    return policy.mlp_extractor
+        A value network that knows nothing yet would teach the actor noise, and the actor has something to lose.
+        """
+        for parameter in (*self.network.price.parameters(), *self.network.bias.parameters()):
+            parameter.requires_grad_(on)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.evaluate import Result, _clustered_stderr, episodes_of
+from agents.evaluate import Result, clustered_stderr, enough_episodes, episodes_of
 from leeroo_env.dynamics import Rules
 from leeroo_env.errors import InputError
 
@@ -116,11 +116,12 @@ def with_nobody(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values.double(), (0, 1))
 
 
-def hindsight_bound(rules: Rules, budgets_usd: list[float], episodes: int = 256, seed: int = 0) -> Result:
+def hindsight_bound(rules: Rules, budgets_usd: list[float], episodes: int | None = None, seed: int = 0) -> Result:
     """What `evaluate` would report of a router that knew all answers, and could share one query an episode.
 
     The episodes are those of `agents.evaluate.evaluate` with the same arguments. In the result `calls` counts only
-    answered queries; `refused` is the share of queries given to nobody, also where money was left but no score to gain.
+    answered queries; `refused` is the share of queries given to nobody, also where money was left but no score to gain;
+    `chosen` is the option with the largest share.
     """
     return estimated_bound(rules, rules.table.scores, rules.table.costs_usd, budgets_usd, episodes, seed)
 
@@ -130,7 +131,7 @@ def estimated_bound(
     estimated_scores: Tensor,
     estimated_costs_usd: Tensor,
     budgets_usd: list[float],
-    episodes: int = 256,
+    episodes: int | None = None,
     seed: int = 0,
 ) -> Result:
     """The plan that hindsight would make if estimates were true, carried out at true costs and scored by true scores.
@@ -144,7 +145,7 @@ def estimated_bound(
         estimated_scores: [N, K], for every row of the table.
         estimated_costs_usd: [N, K]; below 0 counts as 0.
         budgets_usd: [G], dollars a query.
-        episodes: E, how many at each budget.
+        episodes: E, how many at each budget; as in `evaluate` where not told.
         seed: of the episodes.
 
     Raises:
@@ -154,6 +155,7 @@ def estimated_bound(
     for name, estimates in (("scores", estimated_scores), ("costs", estimated_costs_usd)):
         if estimates.shape != table.scores.shape or not bool(estimates.isfinite().all()):
             raise InputError(f"estimated {name} {list(estimates.shape)}: not finite {list(table.scores.shape)}")
+    episodes = episodes or enough_episodes(rules)
     plan = hulls(estimated_scores, estimated_costs_usd.clamp(min=0))
     state = episodes_of(rules, budgets_usd, episodes, seed)
     g = len(budgets_usd)
@@ -170,7 +172,10 @@ def _result(shares: Tensor, scores: Tensor, costs_usd: Tensor, rows: Tensor) -> 
     return Result(
         score=per_query.mean(axis=1),
         cost_usd=(shares * costs_usd).sum(dim=-1).flatten(1).mean(dim=1).cpu().numpy(),
-        stderr=np.array([_clustered_stderr(row, asked) for row in per_query]),
+        stderr=np.array([clustered_stderr(row, asked) for row in per_query]),
         calls=calls[:, :-1],
         refused=calls[:, -1],
+        chosen=shares.argmax(dim=-1).flatten(1).cpu().numpy(),
+        rows=np.broadcast_to(asked, per_query.shape),
+        scored=per_query,
     )

@@ -15,16 +15,15 @@ from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from agents.bid_price import BidPricePolicy, train_actor
+from agents.bid_price import BidPricePolicy
 from agents.checkpoint import save_checkpoint
-from agents.evaluate import Result, evaluate
-from agents.orchestrator import Orchestrator
-from agents.policy import save_policy
+from agents.evaluate import Result, enough_episodes, evaluate, lead
+from agents.policy import PolicyRouter, load_policy, save_policy
 from agents.report import draw_curve
 from agents.routers import Router
 from leeroo_env.dynamics import Rules, budget_grid
 
-VAL_EPISODES = 64
+VAL_QUERIES = 8_192
 WARM_UP = 0.2  # of the training only the value is learnt, where the policy begins as a good rule
 FIGURE_EVERY = 5  # drawing one takes longer than the evaluation
 
@@ -76,6 +75,7 @@ class Monitor(BaseCallback):
         self.stopped = False
         self._episodes: list[dict[str, Any]] = []
         self._others: dict[str, Result] = {}
+        self._kept: Result | None = None
 
     def _on_training_start(self) -> None:
         metrics = {"held_out/score": 0.0, "episode/score_per_query": 0.0}
@@ -88,7 +88,7 @@ class Monitor(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if isinstance(self.model.policy, BidPricePolicy):
-            train_actor(self.model.policy, self.num_timesteps >= WARM_UP * self.timesteps)
+            self.model.policy.train_actor(self.num_timesteps >= WARM_UP * self.timesteps)
         self._between_iterations()
         if self.stopped:
             self._checkpoint()
@@ -149,12 +149,12 @@ class Monitor(BaseCallback):
 
     def _evaluate(self, last: bool) -> None:
         """Held-out score and spend; the policy is kept if it is the best so far."""
-        result = evaluate(
-            Orchestrator(self.model.policy, self.description), self.played, self.budgets_usd, VAL_EPISODES
-        )
+        router = PolicyRouter(self.model.policy, self.description)
+        result = self._played(router, self.played)
         self.progress["evaluated_at"] = self.num_timesteps
-        better = result.mean_score > self.progress["best"]
+        better = self._is_better(result)
         if better:
+            self._kept = result
             self.progress |= {"best": result.mean_score, "best_step": self.num_timesteps}
             save_policy(self.run_dir / "policy", self.model.policy, self.description)
         self.logger.record("held_out/score", result.mean_score)
@@ -162,10 +162,7 @@ class Monitor(BaseCallback):
             self.logger.record(f"held_out/score_at_usd_{budget:.3g}", float(score))
             self.logger.record(f"held_out/spend_at_usd_{budget:.3g}", float(cost))
         if not self._others:
-            self._others = {
-                name: evaluate(router, self.val_rules, self.budgets_usd, VAL_EPISODES)
-                for name, router in self.routers.items()
-            }
+            self._others = {name: self._played(router, self.val_rules) for name, router in self.routers.items()}
         if last or self.progress["evaluations"] % FIGURE_EVERY == 0:
             figure = draw_curve(self.val_rules, "val", {"agent": result, **self._others})
             self.logger.record("held_out/score_over_spend", LoggedFigure(figure, close=False))
@@ -175,6 +172,19 @@ class Monitor(BaseCallback):
             f"step {self.num_timesteps:>9,}: val score {result.mean_score:.4f}{' (kept)' if better else '':7}  "
             f"{best} {self._others[best].mean_score:.4f}"
         )
+
+    def _played(self, router: Router, rules: Rules) -> Result:
+        return evaluate(router, rules, self.budgets_usd, enough_episodes(rules, VAL_QUERIES))
+
+    def _is_better(self, result: Result) -> bool:
+        """Whether it is above the kept policy by more than the standard error of the difference: the best of many
+        evaluations would else be kept for its luck."""
+        if self.progress["evaluations"] == 0:
+            return True
+        if self._kept is None:  # a resumed run
+            self._kept = self._played(PolicyRouter(*load_policy(self.run_dir / "policy")), self.played)
+        _, _, gain, stderr = lead(result, self._kept)
+        return gain > stderr
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run_dir / "checkpoints", self.model, self.progress)

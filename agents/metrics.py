@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.routers import upper_hull
+from agents.hull import upper_hull
 from leeroo_env.errors import InputError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 
 from agents.bid_price import estimate_features
-from agents.files import read_tensors
-from agents.policy import load_policy, preferences
-from agents.predictor import Predictor
-from leeroo_env import InputError
-from leeroo_env.dynamics import action_mask, budget_features
+from agents.files import read_tensors, write_tensors
+from agents.newcomer import with_expert
+from agents.policy import PolicyRouter, load_policy, save_policy
+from agents.predictor import CHUNK, Predictor
+from leeroo_env import ExpertTable, InputError
 
 
 class Orchestrator:
@@ -30,13 +31,12 @@ class Orchestrator:
     def __init__(self, policy: BasePolicy, description: dict[str, Any], predictor: Predictor | None = None):
         """Args: a policy, what `agents.policy.describe_policy` says of it, and what turns embeddings into the policy's
         features where these are not the embeddings themselves. Users call `load`."""
-        self.policy, self.predictor = policy, predictor
+        self.policy, self.predictor, self.description = policy, predictor, description
         self.experts: list[str] = list(description["experts"])
         self.encoder: dict[str, Any] = description["encoder"]
         self.embedding_dim: int = description["embedding_dim" if predictor else "feature_dim"]
         self.table_sha256: str = description["table_sha256"]
-        self._mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
-        self._price_range_usd = tuple(description["price_range_usd"])
+        self._router = PolicyRouter(policy, description)
 
     @classmethod
     def load(cls, run_dir: str | os.PathLike, device: torch.device | str = "cpu") -> Orchestrator:
@@ -51,10 +51,14 @@ class Orchestrator:
         try:
             return cls(policy, description, Predictor.from_tensors(read_tensors(path, device)))
         except KeyError as error:
-            raise InputError(f"{path}: {error.args[0]}: missing") from None
+            raise InputError(f"{path}: not a predictor: {error.args[0]}") from None
 
     def choose(
-        self, embeddings: npt.ArrayLike, remaining_usd: npt.ArrayLike, remaining_queries: npt.ArrayLike
+        self,
+        embeddings: npt.ArrayLike,
+        remaining_usd: npt.ArrayLike,
+        remaining_queries: npt.ArrayLike,
+        texts: Sequence[str] | None = None,
     ) -> np.ndarray:
         """The experts to ask.
 
@@ -62,6 +66,7 @@ class Orchestrator:
             embeddings: [B, D], one query a row.
             remaining_usd: [B] or a number, dollars left before each query.
             remaining_queries: [B] or a number, queries left, this one included.
+            texts: [B], the queries themselves: their form sharpens the estimates of a bid-price policy.
 
         Returns:
             [B] int64, indices into `experts`. Experts whose mean cost exceeds what is left are not chosen.
@@ -81,16 +86,72 @@ class Orchestrator:
             raise InputError(
                 "embeddings, remaining_usd and remaining_queries must be finite, and the last two not negative"
             )
-        return self._choose(x, usd, queries) if len(x) else np.zeros(0, dtype=np.int64)
+        if texts is not None and len(texts) != len(x):
+            raise InputError(f"{len(texts)} texts for {len(x)} embeddings")
+        return self._choose(x, usd, queries, texts) if len(x) else np.zeros(0, dtype=np.int64)
 
-    @torch.no_grad()
-    def _choose(self, x: np.ndarray, usd: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        device = self.policy.device
-        left_usd = torch.from_numpy(usd).to(device)
-        budget = budget_features(self._price_range_usd, left_usd, torch.from_numpy(queries).to(device))
-        features = torch.from_numpy(x).to(device)
+    def _choose(self, x: np.ndarray, usd: np.ndarray, queries: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
+        seen, left_usd, left = (torch.from_numpy(part).to(self.policy.device) for part in (x, usd, queries))
         if self.predictor is not None:
-            features = estimate_features(self.predictor, features, float(self._mean_cost_usd.max()))
-        observations = torch.cat([features, budget], dim=1)
-        mask = action_mask(self._mean_cost_usd, left_usd)
-        return preferences(self.policy, observations).masked_fill(~mask, -torch.inf).argmax(dim=1).cpu().numpy()
+            seen = estimate_features(self.predictor.predict(seen, texts), self._router.price_range_usd[1])
+        return self._router.choose(seen, left_usd, left).cpu().numpy()
+
+    def router(self, table: ExpertTable) -> PolicyRouter:
+        """For `agents.evaluate.evaluate` on a table with the same experts, on queries that training has not seen."""
+        if self.predictor is None:
+            return self._router
+        starts, texts = range(0, len(table), CHUNK), table.queries["text"]
+        parts = [self.predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts]
+        features = estimate_features(torch.cat(parts), self._router.price_range_usd[1])
+        return PolicyRouter(self.policy, self.description, features)
+
+    def add_expert(
+        self,
+        name: str,
+        embeddings: npt.ArrayLike,
+        scores: npt.ArrayLike,
+        costs_usd: npt.ArrayLike,
+        texts: Sequence[str] | None = None,
+    ) -> None:
+        """Takes in one more expert without training, from what it did on a few hundred queries.
+
+        What it scores and costs is estimated from what the others are estimated to (`Predictor.with_expert`), and the
+        plan is made anew with it. What training has learnt of the others stays; `save` keeps the result.
+
+        Args:
+            name: as it will stand at the end of `experts`.
+            embeddings: [m, D], the queries; those that the others were trained on may be among them.
+            scores: [m], in [0, 1].
+            costs_usd: [m], dollars, not negative.
+            texts: [m], the queries themselves.
+
+        Raises:
+            InputError: a name that there is already, numbers that do not fit, or a policy without estimates.
+        """
+        if self.predictor is None:
+            raise InputError("add_expert: needs a bid-price policy; this one has no estimates to extend")
+        if name in self.experts:
+            raise InputError(f"expert {name}: there is one of that name already")
+        x = np.asarray(embeddings, dtype=np.float32)
+        score, cost_usd = np.asarray(scores, dtype=np.float32), np.asarray(costs_usd, dtype=np.float32)
+        if x.ndim != 2 or x.shape[1] != self.embedding_dim or len(x) < 2:
+            raise InputError(f"embeddings are {list(x.shape)}, not [2 or more, {self.embedding_dim}]")
+        if texts is not None and len(texts) != len(x):
+            raise InputError(f"{len(texts)} texts for {len(x)} embeddings")
+        if score.shape != x.shape[:1] or cost_usd.shape != x.shape[:1]:
+            raise InputError(f"scores {list(score.shape)}, costs_usd {list(cost_usd.shape)}: must be [{len(x)}]")
+        if not (np.isfinite(x).all() and ((score >= 0) & (score <= 1)).all() and np.isfinite(cost_usd).all()):
+            raise InputError("embeddings and costs_usd must be finite, scores 0 to 1")
+        if (cost_usd < 0).any():
+            raise InputError("costs_usd must not be negative")
+        device = self.policy.device
+        seen, scored, paid = (torch.from_numpy(part).to(device) for part in (x, score, cost_usd))
+        grown = with_expert(self.policy, self.description, self.predictor, name, seen, scored, paid, texts)
+        self.__init__(*grown)  # type: ignore[misc]
+
+    def save(self, run_dir: str | os.PathLike) -> None:
+        """Writes what `load` reads."""
+        directory = Path(run_dir) / "policy"
+        if self.predictor is not None:
+            write_tensors(directory / "predictor.safetensors", self.predictor.tensors())
+        save_policy(directory, self.policy, self.description)

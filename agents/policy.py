@@ -8,17 +8,45 @@ from typing import Any
 import gymnasium
 import torch
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
 from agents.bid_price import BidPricePolicy
 from agents.files import read_json, read_tensors, write_json, write_tensors
 from leeroo_env import InputError
-from leeroo_env.dynamics import Rules
+from leeroo_env.dynamics import Rules, action_mask, budget_features
 from leeroo_env.env import observation_space
 from leeroo_env.table import ExpertTable
 
-FORMAT = 1
+FORMAT = 2
+
+
+class HiddenBudget(BaseFeaturesExtractor):
+    """Shows a policy always the same middling budget and queries left: the ablation of `--hide-budget`."""
+
+    def __init__(self, space: gymnasium.spaces.Box):
+        super().__init__(space, space.shape[0])
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return torch.cat([observations[:, :-2], torch.full_like(observations[:, -2:], 0.5)], dim=1)
+
+
+class PolicyRouter:
+    """A policy as a router, see `agents.routers.Router`. `features` [N, F] are what it was trained to see of a query;
+    None: the embeddings."""
+
+    def __init__(self, policy: BasePolicy, description: dict[str, Any], features: Tensor | None = None):
+        self.policy, self.features = policy, features
+        self.mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
+        self.price_range_usd = tuple(description["price_range_usd"])
+
+    @torch.no_grad()
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+        """[B, F], [B] float64, [B] int64 -> [B] int64; experts whose mean cost exceeds what is left are not chosen."""
+        budget = budget_features(self.price_range_usd, remaining_usd, remaining_queries)
+        mask = action_mask(self.mean_cost_usd, remaining_usd)
+        return preferences(self.policy, torch.cat([seen, budget], dim=1)).masked_fill(~mask, -torch.inf).argmax(dim=1)
 
 
 def preferences(policy: Any, observations: Tensor) -> Tensor:
@@ -36,6 +64,7 @@ def describe_policy(
     policy_kwargs: dict[str, Any],
     policy: str = "mlp",
     table: ExpertTable | None = None,
+    hide_budget: bool = False,
 ) -> dict[str, Any]:
     """What has to be known beside the weights to route with a policy; `policy.json`.
 
@@ -45,6 +74,7 @@ def describe_policy(
         policy_kwargs: arguments of the policy class.
         policy: "mlp" or "bid-price".
         table: the table of embeddings, where the rules' table holds other features.
+        hide_budget: whether the policy sees nothing of the budget.
     """
     table = table or rules.table
     features = rules.table.embeddings
@@ -53,6 +83,7 @@ def describe_policy(
         "algorithm": algorithm,
         "policy": policy,
         "policy_kwargs": policy_kwargs,
+        "hide_budget": hide_budget,
         "experts": list(rules.table.experts),
         "mean_cost_usd": rules.mean_cost_usd.tolist(),
         "price_range_usd": list(rules.price_range_usd),
@@ -88,7 +119,8 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[Ba
     try:
         if len(description["experts"]) != len(description["mean_cost_usd"]):
             raise TypeError(f"{len(description['experts'])} experts, {len(description['mean_cost_usd'])} mean costs")
-        policy = _empty_policy(description)
+        with torch.random.fork_rng(devices=[]):  # a run may load while it trains
+            policy = empty_policy(description)
         policy.load_state_dict(read_tensors(directory / "policy.safetensors"))
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}: missing") from None
@@ -98,7 +130,8 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[Ba
     return policy.to(device), description
 
 
-def _empty_policy(description: dict[str, Any]) -> BasePolicy:
+def empty_policy(description: dict[str, Any]) -> BasePolicy:
+    """An untrained policy of the kind and size that is described. Raises KeyError, TypeError."""
     observations = observation_space(
         description["feature_dim"], description["feature_low"], description["feature_high"]
     )
@@ -106,4 +139,5 @@ def _empty_policy(description: dict[str, Any]) -> BasePolicy:
     policy_class: Any = BidPricePolicy
     if description["policy"] == "mlp":
         policy_class = ALGORITHMS[description["algorithm"]].load().policy_aliases["MlpPolicy"]
-    return policy_class(observations, actions, lambda _: 0.0, **description["policy_kwargs"])
+    hidden = {"features_extractor_class": HiddenBudget} if description["hide_budget"] else {}
+    return policy_class(observations, actions, lambda _: 0.0, **hidden, **description["policy_kwargs"])

@@ -1,88 +1,158 @@
-"""What each expert is likely to score and cost on a query, estimated from its embedding.
+"""What the agent expects each expert to score and cost on a query: a mixture of three kinds of estimates.
 
-N training queries, K experts, D embedding, B queries to estimate.
+n training queries, K experts, D embedding, B queries to estimate.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from agents.estimates.components import ComponentRidge, fit_components
+from agents.estimates.knn import Neighbours, fit_neighbours
+from agents.estimates.mlp import Networks, fit_networks
+from agents.estimates.targets import at_most
 from leeroo_env.table import ExpertTable
 
-GAMMA = 2.0
-RIDGE = 10.0
-MAX_CENTRES = 6_000
+MAX_QUERIES = 6_000
+SHARES = (0.5, 0.25, 0.25)  # of ridge, neighbours, networks; by cross-validation on train and val of two tables
+CHUNK = 4_096
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Kernel ridge regression with a Gaussian kernel on the unit sphere.
+    """Component ridge, nearest neighbours and small networks, averaged: each is off in its own way.
 
     Attributes:
-        centres: [n, D], the training queries' embeddings, of length 1.
-        weights: [n, 2K], of the centres.
-        offset: [2K], the mean scores and costs that estimates shrink to.
-        rows: [n] int64, the table's rows of the centres.
-        out_of_fold: [n, 2K], what the model without a query would have estimated for it: scores, then costs.
+        ridge: a half of the estimates.
+        neighbours: a quarter.
+        networks: a quarter.
+        turn: [2K', 2K] and
+        shift: [2K], from estimates for the K' experts it was fitted to those for all; see `with_expert`.
+        rows: [n] int64, the table's rows of the training queries.
+        out_of_fold: [n, 2K], what models that did not see a query estimate for it: scores, then costs.
     """
 
-    centres: Tensor
-    weights: Tensor
-    offset: Tensor
+    ridge: ComponentRidge
+    neighbours: Neighbours
+    networks: Networks
+    turn: Tensor
+    shift: Tensor
     rows: Tensor
     out_of_fold: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """What predicting needs, to be stored; embeddings in half precision."""
-        return {"centres": self.centres.half(), "weights": self.weights, "offset": self.offset}
+        """What is stored with a run; embeddings, the largest part, in half precision and once."""
+        parts = {name: getattr(self, name) for name in ("ridge", "neighbours", "networks")}
+        stored = {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
+        del stored["neighbours.references"]
+        own = {name: getattr(self, name) for name in ("turn", "shift", "rows", "out_of_fold")}
+        return {**stored, **own, "ridge.centres": self.ridge.centres.half()}
 
     @classmethod
     def from_tensors(cls, stored: dict[str, Tensor]) -> Predictor:
-        """A predictor that predicts, without the estimates of its training queries. Raises KeyError."""
-        weights = stored["weights"]
-        return cls(stored["centres"].float(), weights, stored["offset"], torch.empty(0, dtype=torch.int64), weights[:0])
+        """The predictor that `tensors` described. Raises KeyError."""
 
-    def predict(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimated scores [B, K] and costs_usd [B, K] of queries [B, D]."""
-        estimates = self.offset + _kernel(_unit(embeddings), self.centres) @ self.weights
-        return split_estimates(estimates)
+        def part(kind: type, name: str, **given: Tensor) -> dict[str, Tensor]:
+            return {f.name: given[f.name] if f.name in given else stored[f"{name}.{f.name}"] for f in fields(kind)}
 
+        centres = stored["ridge.centres"].float()
+        networks = Networks(**part(Networks, "networks"))
+        return cls(
+            ridge=ComponentRidge(**part(ComponentRidge, "ridge", centres=centres)),
+            neighbours=Neighbours(**part(Neighbours, "neighbours", references=centres[:, : len(networks.x_mean)])),
+            networks=networks,
+            **{name: stored[name] for name in ("turn", "shift", "rows", "out_of_fold")},
+        )
 
-def split_estimates(estimates: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, 2K] -> scores [n, K] and costs_usd [n, K], these not negative."""
-    score, cost_usd = estimates.chunk(2, dim=1)
-    return score, cost_usd.clamp(min=0)
+    def predict(self, embeddings: Tensor, texts: Sequence[str] | pa.ChunkedArray | None = None) -> Tensor:
+        """Estimated scores, then costs in dollars, of queries [B, D]; [B, 2K]. Without texts they pass for average."""
+        parts = (
+            self.ridge.predict(embeddings, texts),
+            self.neighbours.predict(embeddings),
+            self.networks.predict(embeddings),
+        )
+        return _paid(_mixed(parts) @ self.turn + self.shift)
+
+    def out_of_sample(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Tensor:
+        """As `predict`, but for queries among the training queries what models without them estimate; [B, 2K]."""
+        x = torch.nn.functional.normalize(embeddings.float(), dim=1)
+        likeness, nearest = (x @ self.neighbours.references.T).max(dim=1)
+        among = likeness > 1 - 1e-4  # stored embeddings are in half precision
+        return torch.where(among[:, None], self.out_of_fold[nearest], self.predict(embeddings, texts))
+
+    def with_expert(
+        self, embeddings: Tensor, scores: Tensor, costs_usd: Tensor, texts: Sequence[str] | None = None
+    ) -> Predictor:
+        """The predictor with one expert more, the last, from its scores [m] and costs [m] on queries [m, D].
+
+        They are regressed on what the others are estimated to score and cost, so a few hundred queries are enough:
+        whom the new one resembles is all that has to be learnt.
+        """
+        known = self.out_of_sample(embeddings, texts)
+        k = known.shape[1] // 2
+        grow = torch.zeros(2 * k, 2 * k + 2, device=known.device)
+        bias = torch.zeros(2 * k + 2, device=known.device)
+        for old, new, y in ((slice(0, k), k, scores), (slice(k, 2 * k), 2 * k + 1, costs_usd)):
+            bias[new], grow[old, new] = _regress(known[:, old], y)
+        grow[:k, :k] = grow[k:, k + 1 : -1] = torch.eye(k, device=known.device)
+        return replace(
+            self,
+            turn=self.turn @ grow,
+            shift=self.shift @ grow + bias,
+            out_of_fold=_paid(self.out_of_fold @ grow + bias),
+        )
 
 
 def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
-    """Fits scores and costs on the training split, on at most 6,000 queries of it.
-
-    The estimates of the training queries themselves are those of leaving one out, which for ridge regression follow
-    from one fit: y_i - alpha_i / (K + ridge)^-1_ii (Rasmussen and Williams, 2006, section 5.4.2).
-    """
-    rows = table.rows("train").cpu()
-    if len(rows) > MAX_CENTRES:
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:MAX_CENTRES].sort()[0]]
-    rows = rows.to(table.device)
-    centres = _unit(table.embeddings[rows].float())
-    targets = torch.cat([table.scores[rows], table.costs_usd[rows]], dim=1).double()
-    offset = targets.mean(dim=0)
-    scale = targets.std(dim=0).clamp(min=1e-30)  # dollars and scores differ by orders of magnitude
-    gram = _kernel(centres, centres)
-    gram.diagonal().add_(RIDGE)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    weights = inverse @ ((targets - offset) / scale).float()
-    left_out = targets - (weights / inverse.diagonal()[:, None]).double() * scale
-    return Predictor(centres, (weights * scale).float(), offset.float(), rows, left_out.float())
+    """Fits scores and costs on the training split, on at most 6,000 queries of it."""
+    rows = at_most(table.rows("train"), MAX_QUERIES, seed)
+    ridge, left_out_ridge = fit_components(table, rows)
+    neighbours, left_out_neighbours = fit_neighbours(table, rows)
+    networks, left_out_networks = fit_networks(table, rows, seed)
+    return Predictor(
+        ridge=ridge,
+        neighbours=neighbours,
+        networks=networks,
+        turn=torch.eye(left_out_ridge.shape[1], device=table.device),
+        shift=left_out_ridge.new_zeros(left_out_ridge.shape[1]),
+        rows=rows,
+        out_of_fold=_paid(_mixed((left_out_ridge, left_out_neighbours, left_out_networks))),
+    )
 
 
-def _unit(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x.float(), dim=1)
+def estimates_of(table: ExpertTable, predictor: Predictor) -> Tensor:
+    """[N, 2K] for every row of the table: scores, then costs_usd; those of the training rows are out of fold."""
+    starts, texts = range(0, len(table), CHUNK), table.queries["text"]
+    estimates = torch.cat([predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
+    estimates[predictor.rows] = predictor.out_of_fold
+    return estimates
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """exp(-gamma |x - y|^2) for vectors of length 1, [B, n]."""
-    return (x @ y.T).sub_(1.0).mul_(2 * GAMMA).exp_()
+def _mixed(parts: Sequence[Tensor]) -> Tensor:
+    return sum(share * part for share, part in zip(SHARES, parts, strict=True))  # type: ignore[return-value]
+
+
+def _paid(estimates: Tensor) -> Tensor:
+    """With no cost below 0."""
+    score, cost_usd = estimates.chunk(2, dim=1)
+    return torch.cat([score, cost_usd.clamp(min=0)], dim=1)
+
+
+def _regress(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Intercept and slopes [K] of ridge regression of y [m] on x [m, K], the ridge by leaving one out."""
+    x, y = x.double(), y.double()
+    scale, mean = x.std(dim=0).clamp(min=1e-30), x.mean(dim=0)
+    u, s, v = torch.linalg.svd((x - mean) / scale, full_matrices=False)
+    centred = y - y.mean()
+    least, slopes = torch.inf, torch.zeros_like(mean)
+    for ridge in len(x) * torch.logspace(-3, 3, 13):
+        shrunk = s.square() / (s.square() + ridge)
+        error = (centred - u @ (shrunk * (u.T @ centred))) / (1 - u.square() @ shrunk - 1 / len(x))
+        if float(error.square().sum()) < least:
+            least, slopes = float(error.square().sum()), v.T @ (shrunk / s.clamp(min=1e-12) * (u.T @ centred)) / scale
+    return (y.mean() - mean @ slopes).float(), slopes.float()

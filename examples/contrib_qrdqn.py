@@ -10,8 +10,7 @@ import tyro
 from sb3_contrib import QRDQN
 
 from agents.evaluate import evaluate
-from agents.orchestrator import Orchestrator
-from agents.policy import describe_policy
+from agents.policy import PolicyRouter, describe_policy
 from leeroo_env import LeerooVectorEnv
 from leeroo_env.dynamics import budget_grid, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
@@ -35,7 +34,7 @@ def main(table: str = "tiny", steps: int = 50_000, seed: int = 0) -> float:
     model.learn(steps, log_interval=None)
 
     rules = make_rules(env.env.rules.table, "val")
-    router = Orchestrator(model.policy, describe_policy(rules, "qrdqn", network))
+    router = PolicyRouter(model.policy, describe_policy(rules, "qrdqn", network))
     result = evaluate(router, rules, budget_grid(rules), episodes=32)
     print("score per query by budget:", " ".join(f"{s:.3f}" for s in result.score), f"mean {result.mean_score:.4f}")
     return result.mean_score

@@ -109,7 +109,7 @@ def make_rules(
     if not (math.isfinite(cost_weight) and cost_weight >= 0):
         raise InputError(f"cost weight {cost_weight}: must be 0 or more")
     mean_cost_usd = table.mean_cost_usd()
-    price_range_usd = _price_range(mean_cost_usd)
+    price_range_usd = price_range(mean_cost_usd)
     budget = price_range_usd if budget_usd_per_query is None else budget_usd_per_query
     low, high = _low_and_high(budget)
     cheapest = float(mean_cost_usd.min())
@@ -130,7 +130,7 @@ def _low_and_high(budget: float | Sequence[float]) -> tuple[float, float]:
     return min(numbers), max(numbers)
 
 
-def _price_range(mean_cost_usd: Tensor) -> tuple[float, float]:
+def price_range(mean_cost_usd: Tensor) -> tuple[float, float]:
     """Cheapest and dearest mean cost; free experts count as a tenth of the cheapest that is not."""
     dearest = float(mean_cost_usd.max())
     if dearest == 0:

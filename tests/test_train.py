@@ -50,14 +50,19 @@ def test_writes_what_it_promises(finished: Path):
     assert evaluation["table"] == "synthetic" and evaluation["split"] == "test" and evaluation["seed"] == 0
     assert evaluation["experts"] == ["small", "coder", "large"] and evaluation["horizon"] == 64
     assert len(evaluation["budgets_usd"]) == 6
-    assert list(evaluation["routers"]) == [
-        *("agent", "random", "cheapest", "best single", "best mixture", "paced kernel ridge")
-    ]
+    routers = list(evaluation["routers"])
+    assert routers[:5] == ["agent", "random", "cheapest", "best single", "best mixture"]
+    assert routers[-2:] == ["hindsight", "hindsight on estimates"]
+    for estimate in ("domain means", "kNN", "kernel ridge", "MLP", "LinUCB"):
+        assert {f"paced {estimate}", f"fixed price {estimate}", f"planned {estimate}"} < set(routers)
+    assert set(evaluation["metrics"]) == set(routers[:-2])
     for router in evaluation["routers"].values():
         for key in ("score", "cost_usd", "stderr"):
             assert len(router[key]) == 6 and np.isfinite(router[key]).all()
     report = (finished / "report.md").read_text()
     for text in ("synthetic", "| agent |", "| best mixture |", "| large |", f"{evaluation['budgets_usd'][3]:.3g}"):
+        assert text in report
+    for text in ("of its cost", "| prediction regret |", "| allocation regret |", "AIQ", "APGR", "By domain"):
         assert text in report
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
     config = yaml.safe_load((finished / "config.yaml").read_text())

@@ -1,8 +1,7 @@
-"""Estimates that did not see their own query, and a policy that begins as the rule it is to beat."""
+"""A policy that begins as the plan it is to improve on, and takes in new experts without training."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,92 +10,74 @@ import torch
 
 import train
 from agents import Orchestrator
-from agents.bid_price import BidPricePolicy, start_as_paced, table_of_estimates, train_actor
+from agents.bid_price import BidPricePolicy, table_of_estimates
 from agents.evaluate import evaluate
-from agents.policy import describe_policy
-from agents.predictor import fit_predictor
-from agents.routers import PacedPrice
-from leeroo_env import ExpertTable, dynamics
+from agents.plan import plan_for
+from agents.policy import PolicyRouter, describe_policy
+from agents.predictor import estimates_of, fit_predictor
+from agents.routers import Planned
+from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.builtin import resolve
 from leeroo_env.env import spaces
 from tests.conftest import random_table
+from tests.synthetic import synthetic_table
 
 
-def without_query(table: ExpertTable, row: int) -> ExpertTable:
-    split = table.split.clone()
-    split[row] = 2
-    return replace(table, split=split)
+def policy_for(rules: dynamics.Rules) -> tuple[BidPricePolicy, dict]:
+    kwargs = {
+        "mean_cost_usd": rules.mean_cost_usd.tolist(),
+        "price_range_usd": list(rules.price_range_usd),
+        "horizon": rules.horizon,
+    }
+    return BidPricePolicy(*spaces(rules), lambda _: 1e-3, **kwargs), kwargs
 
 
-def test_left_out_estimates_are_those_of_a_model_that_never_saw_the_query():
-    table = random_table(n=150)
+def started(table: ExpertTable) -> tuple[BidPricePolicy, dict, torch.Tensor]:
+    """The untrained policy for a table, its description, and the estimates [N, 2K]."""
     predictor = fit_predictor(table)
-    for i in (0, 17, 49):
-        row = int(predictor.rows[i])
-        other = fit_predictor(without_query(table, row))
-        score, cost = other.predict(table.embeddings[row : row + 1])
-        expected = torch.cat([score, cost], dim=1)[0]
-        # the mean that estimates shrink to still counts the query: one part in n
-        torch.testing.assert_close(predictor.out_of_fold[i], expected, rtol=0.05, atol=2e-2)
-        seen = torch.cat(predictor.predict(table.embeddings[row : row + 1]), dim=1)[0]
-        error = (predictor.out_of_fold[i] - expected)[:4].abs().mean()
-        assert error < 0.3 * (seen - expected)[:4].abs().mean()
+    estimates = estimates_of(table, predictor)
+    dearest_usd = dynamics.make_rules(table, horizon=8).price_range_usd[1]
+    rules = dynamics.make_rules(table_of_estimates(table, estimates, dearest_usd), horizon=8)
+    policy, kwargs = policy_for(rules)
+    policy.start_from(plan_for(table, predictor.rows, predictor.out_of_fold))
+    return policy, describe_policy(rules, "ppo", kwargs, "bid-price", table), estimates
 
 
-def test_estimates_are_better_than_means_on_real_answers():
+def test_the_policy_begins_as_the_plan():
     table = resolve("tiny")
-    predictor, rows = fit_predictor(table), table.rows("test")
-    score, cost = predictor.predict(table.embeddings[rows])
-    for estimate, truth, mean in (
-        (score, table.scores[rows], table.mean_score()),
-        (cost, table.costs_usd[rows], table.mean_cost_usd()),
-    ):
-        assert ((estimate - truth) ** 2).mean() < 0.8 * ((mean - truth) ** 2).mean()
+    policy, description, estimates = started(table)
+    features = table_of_estimates(table, estimates, description["price_range_usd"][1]).embeddings
+    agent, planned = PolicyRouter(policy, description, features), Planned(table, estimates)
+    rules = dynamics.make_rules(table, "test", 40)
+    budgets = dynamics.budget_grid(rules)
+    first, second = (evaluate(router, rules, budgets, episodes=32) for router in (agent, planned))
+    assert (first.chosen == second.chosen).mean() > 0.98
+    np.testing.assert_allclose(first.score, second.score, atol=0.01)
 
 
-def test_large_tables_are_fitted_on_a_part(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("agents.predictor.MAX_CENTRES", 30)
-    table = random_table(n=300)
-    predictor = fit_predictor(table, seed=1)
-    assert len(predictor.rows) == 30 and set(predictor.rows.tolist()) < set(table.rows("train").tolist())
-    features = table_of_estimates(table, predictor).embeddings
-    assert features.shape == (300, 8) and features.isfinite().all()
-
-
-def test_the_policy_begins_as_the_paced_rule():
-    table = resolve("tiny")
-    predictor = fit_predictor(table)
-    paced = PacedPrice(table, predictor)
-    rules = dynamics.make_rules(table_of_estimates(table, predictor))
-    kwargs = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(rules.price_range_usd)}
-    policy = BidPricePolicy(*spaces(rules), lambda _: 1e-3, **kwargs)
-    start_as_paced(policy, rules, paced)
-    agent = Orchestrator(policy, describe_policy(rules, "ppo", kwargs, "bid-price", table), predictor)
-    rng = np.random.default_rng(0)
-    rows = table.rows("test")[:500]
-    queries = rng.integers(1, 200, size=500)
-    low, high = rules.price_range_usd
-    usd = low * (high / low) ** rng.uniform(0.05, 0.95, size=500) * queries
-    x = table.embeddings[rows].float().numpy()
-    assert (agent.choose(x, usd, queries) == paced.choose(x, usd, queries)).mean() > 0.98
-    test_rules = dynamics.make_rules(table, "test")
-    budgets = dynamics.budget_grid(test_rules)
-    scores = [evaluate(router, test_rules, budgets, episodes=32).mean_score for router in (agent, paced)]
-    assert scores[0] > scores[1] - 0.005
+def test_the_value_begins_as_what_the_plan_expects():
+    table = synthetic_table()
+    policy, description, estimates = started(table)
+    rules = dynamics.make_rules(table_of_estimates(table, estimates, description["price_range_usd"][1]), "test", 64)
+    keys = dynamics.episode_keys(torch.zeros(64, dtype=torch.int64), torch.arange(64))
+    state = dynamics.begin(rules, keys, torch.full((64,), 4e-4))
+    with torch.no_grad():
+        expected = policy.predict_values(dynamics.observe(rules, state)).mean()
+    router = PolicyRouter(policy, description, rules.table.embeddings)
+    played = evaluate(router, rules, [4e-4], 64).score[0] * 64
+    assert float(expected) == pytest.approx(played, rel=0.1)
 
 
 def test_only_the_value_learns_at_first():
-    rules = dynamics.make_rules(table_of_estimates(random_table(), fit_predictor(random_table())), horizon=4)
-    kwargs = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(rules.price_range_usd)}
-    policy = BidPricePolicy(*spaces(rules), lambda _: 1e-3, **kwargs)
+    table = random_table()
+    policy, _, _ = started(table)
     for on in (False, True):
-        train_actor(policy, on)
+        policy.train_actor(on)
         policy.optimizer.zero_grad()
-        observations = torch.rand(16, 10)
-        values, log_probs, _ = policy.evaluate_actions(observations, torch.zeros(16, dtype=torch.int64))
+        values, log_probs, _ = policy.evaluate_actions(torch.rand(16, 10), torch.zeros(16, dtype=torch.int64))
         (values.mean() + log_probs.mean()).backward()
-        assert all(p.grad is not None for p in policy.mlp_extractor.value.parameters())
-        assert all((p.grad is not None) == on for p in policy.mlp_extractor.price.parameters())
+        assert all(p.grad is not None for p in policy.network.critic.parameters())
+        assert all((p.grad is not None) == on for p in policy.network.bias.parameters())
 
 
 def test_no_budget_is_too_small_or_too_large_to_choose(synthetic: Path, tmp_path: Path):
@@ -107,4 +88,63 @@ def test_no_budget_is_too_small_or_too_large_to_choose(synthetic: Path, tmp_path
     for usd in (0.0, 1e-12, 1e-4, 1.0, 1e9):
         for queries in (0, 1, 2, 1_000_000):
             assert set(agent.choose(x, usd, queries)) <= {0, 1, 2}
-    assert set(agent.choose(x, 64e-4 + 1e-9, 64)) == {0}, "the reserve for the others is kept"
+    assert set(agent.choose(x, 1e-4, 64)) == {0}, "nothing else fits"
+
+
+def test_hiding_the_budget_hurts(synthetic: Path, tmp_path: Path):
+    scores = []
+    for hide in (False, True):
+        run_dir = tmp_path / str(hide)
+        config = train.Config(str(synthetic), timesteps=20_000, n_envs=32, hide_budget=hide, run_dir=str(run_dir))
+        assert train.run(config) == 0
+        agent, table = Orchestrator.load(run_dir), ExpertTable.load(synthetic)
+        rules = dynamics.make_rules(table, "test")
+        scores.append(evaluate(agent.router(table), rules, dynamics.budget_grid(rules), 32).mean_score)
+    assert scores[1] < scores[0] - 0.03, scores
+
+
+@pytest.fixture(scope="module")
+def without_coder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the synthetic table without the expert that alone answers code cheaply."""
+    where = tmp_path_factory.mktemp("newcomer")
+    synthetic_table().select(["small", "large"]).save(where / "table")
+    config = train.Config(str(where / "table"), timesteps=20_000, n_envs=32, run_dir=str(where / "run"))
+    assert train.run(config) == 0
+    return where / "run"
+
+
+def test_a_new_expert_is_used_where_it_is_good(without_coder: Path, tmp_path: Path):
+    table = synthetic_table()
+    rules = dynamics.make_rules(table, "test")
+    budgets = dynamics.budget_grid(rules)
+    before = Orchestrator.load(without_coder)
+    two = table.select(["small", "large"])
+    old = evaluate(before.router(two), dynamics.make_rules(two, "test"), budgets, 64)
+    rows = table.rows("train")[:300]
+    before.add_expert("coder", table.embeddings[rows], table.scores[rows, 1], table.costs_usd[rows, 1])
+    before.save(tmp_path)
+    grown = Orchestrator.load(tmp_path)
+    assert grown.experts == ["small", "large", "coder"]
+    three = table.select(["small", "large", "coder"])
+    new = evaluate(grown.router(three), dynamics.make_rules(three, "test"), budgets, 64)
+    assert new.mean_score > old.mean_score + 0.03
+    code = np.array(table.queries["domain"].to_pylist()) == "code"
+    asked = code[new.rows[2]]
+    assert (new.chosen[2][asked] == 2).mean() > 0.5 > (new.chosen[2][~asked] == 2).mean() + 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "large"}, "expert large: there is one"),
+        ({"embeddings": np.zeros((3, 5))}, r"embeddings are \[3, 5\]"),
+        ({"scores": np.full(3, 2.0)}, "scores 0 to 1"),
+        ({"scores": np.zeros(4)}, r"must be \[3\]"),
+        ({"costs_usd": np.full(3, -1.0)}, "must not be negative"),
+        ({"texts": ["one"]}, "1 texts for 3 embeddings"),
+    ],
+)
+def test_a_senseless_expert_is_refused(without_coder: Path, change: dict, message: str):
+    outcomes = {"name": "new", "embeddings": np.ones((3, 16)), "scores": np.zeros(3), "costs_usd": np.ones(3)}
+    with pytest.raises(InputError, match=message):
+        Orchestrator.load(without_coder).add_expert(**{**outcomes, **change})

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.bounds import buy, estimated_bound, hindsight, hindsight_bound, hulls, with_nobody
+from agents.estimates import kernel_ridge
 from agents.evaluate import evaluate
-from agents.predictor import fit_predictor
-from agents.routers import other_routers
+from agents.routers import FixedMixture, PacedPrice, other_routers
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.builtin import resolve
 from tests.conftest import random_table
@@ -164,7 +164,7 @@ def test_no_router_is_above_it(seed: int, k: int, horizon: int):
     bound = hindsight_bound(rules, budgets, episodes=20, seed=seed)
     assert (bound.cost_usd <= np.array(budgets) * (1 + 1e-9)).all()
     assert bound.calls.sum(axis=1) + bound.refused == pytest.approx(np.ones(len(budgets)))
-    for name, router in other_routers(table, fit_predictor(table), seed).items():
+    for name, router in other_routers(table, horizon, seed).items():
         result = evaluate(router, rules, budgets, episodes=20, seed=seed)
         assert (result.score <= bound.score + 1e-9).all(), name
 
@@ -297,12 +297,12 @@ def test_estimates_that_do_not_fit_are_refused():
 def test_on_real_answers_estimates_lie_between_hindsight_and_the_best_mixture():
     """Protects the reading of regrets: what the estimates cost is positive and so is what they are worth."""
     table = resolve("tiny")
-    predictor = fit_predictor(table)
+    estimates = kernel_ridge(table)
     rules = dynamics.make_rules(table, "test")
     budgets = dynamics.budget_grid(rules)
     bound = hindsight_bound(rules, budgets, episodes=64)
-    estimated = estimated_bound(rules, *predictor.predict(table.embeddings), budgets, episodes=64)
-    routers = other_routers(table, predictor)
-    mixture, paced = (evaluate(routers[n], rules, budgets, 64) for n in ("best mixture", "paced kernel ridge"))
+    estimated = estimated_bound(rules, *estimates.chunk(2, dim=1), budgets, episodes=64)
+    routers = FixedMixture(table), PacedPrice(table, estimates)
+    mixture, paced = (evaluate(router, rules, budgets, 64) for router in routers)
     assert (bound.score > estimated.score + 0.02).all()
     assert (estimated.score > mixture.score + 0.02).all() and (estimated.score > paced.score - 0.01).all()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import metrics
-from agents.evaluate import episodes_of, evaluate
+from agents.evaluate import evaluate
 from agents.metrics import Point
 from agents.routers import FixedMixture
 from leeroo_env import InputError, dynamics
@@ -181,24 +181,16 @@ def test_the_mixture_that_ignores_queries_is_told_from_a_rule_that_reads_them():
     rules = dynamics.make_rules(table, "test", horizon=40)
     budget = float(table.mean_cost_usd().median())
 
-    class Recorder:
-        def __init__(self, inner):
-            self.inner, self.chosen = inner, []
-
-        def choose(self, *arguments):
-            self.chosen.append(self.inner.choose(*arguments))
-            return self.chosen[-1]
-
     class BySign:
-        def choose(self, embeddings, remaining_usd, remaining_queries):
-            return (embeddings[:, 0] > 0).astype(np.int64)
+        features = None
 
-    rows = episodes_of(rules, [budget], 64, 0).rows.numpy().ravel()
+        def choose(self, seen, remaining_usd, remaining_queries):
+            return (seen[:, 0] > 0).long()
+
     index = []
-    for router in (Recorder(FixedMixture(table)), Recorder(BySign())):
-        evaluate(router, rules, [budget], episodes=64)
-        calls = metrics.calls_by_query(rows, np.stack(router.chosen, axis=1).ravel(), 4)
-        index.append(metrics.collapse_index(calls))
+    for router in (FixedMixture(table), BySign()):
+        result = evaluate(router, rules, [budget], episodes=64)
+        index.append(metrics.collapse_index(metrics.calls_by_query(result.rows[0], result.chosen[0], 4)))
     assert index[0] == pytest.approx(1, abs=0.05) and index[1] == 0
 
 

@@ -78,6 +78,6 @@ def test_broken_run_directories_are_refused(run_dir: Path, tmp_path: Path):
     (policy / "policy.json").write_text(json.dumps({**description, "experts": ["a", "b"]}))
     refuses("weights and description do not fit")
     (policy / "policy.json").write_text(json.dumps({**description, "format": 99}))
-    refuses("format: 99 is not 1")
+    refuses("format: 99 is not 2")
     (policy / "policy.json").write_text(json.dumps({**description, "algorithm": "os.system"}))
     refuses("algorithm: 'os.system' is none of ppo")

@@ -1,0 +1,58 @@
+"""What estimates are fitted to, and how they are read.
+
+n training queries, K experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leeroo_env.table import ExpertTable
+
+
+def split_estimates(estimates: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, 2K] -> scores [n, K] and costs_usd [n, K], these not negative."""
+    score, cost_usd = estimates.chunk(2, dim=1)
+    return score, cost_usd.clamp(min=0)
+
+
+def targets_of(table: ExpertTable, rows: Tensor) -> Tensor:
+    """Scores, then costs_usd of `rows` [n]; [n, 2K] float64."""
+    return torch.cat([table.scores[rows], table.costs_usd[rows]], dim=1).double()
+
+
+def mean_and_scale(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [2K] of targets [n, 2K]; the scale of what hardly varies is infinite.
+
+    Dollars and scores differ by orders of magnitude; in units of the scale they do not, and constants become 0.
+    """
+    mean, scale = targets.mean(dim=0), targets.std(dim=0, correction=0)
+    return mean, scale.where(scale > 1e-6 * mean.abs(), torch.inf)
+
+
+def at_most(rows: Tensor, n: int, seed: int) -> Tensor:
+    """`rows` [m], or n of them drawn at random, ascending."""
+    if len(rows) <= n:
+        return rows
+    kept = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    return rows[kept.to(rows.device)]
+
+
+def best_of(left_out: Sequence[Tensor], targets: Tensor) -> tuple[int, int]:
+    """Which of several left-out estimates, each [n, 2K], has the least squared error for scores, and which for costs.
+
+    Errors are in units of the targets' standard deviations.
+    """
+    _, scale = mean_and_scale(targets)
+    errors = torch.stack([((estimates - targets) / scale).square().mean(dim=0) for estimates in left_out])
+    score, cost = errors.unflatten(1, (2, -1)).mean(dim=2).argmin(dim=0).tolist()
+    return score, cost
+
+
+def take(estimates: Sequence[Tensor], best: tuple[int, int]) -> Tensor:
+    """Scores of one of several estimates, each [..., 2K], with costs of another, as `best_of` says."""
+    k = estimates[0].shape[-1] // 2
+    return torch.cat([estimates[best[0]][..., :k], estimates[best[1]][..., k:]], dim=-1)

@@ -1,0 +1,144 @@
+"""Planning: what money is worth, by dynamic programming over the queries and dollars that an episode has left.
+
+The plan is made backwards from the last query, over a sample of training queries with their left-out estimates: each
+goes to the expert that adds most, its score now against what its cost would buy later. Estimates of cost are off, so a
+call stands for several that cost more or less; what would not fit is refused, as in `leeroo_env.dynamics`.
+
+The method is approximate dynamic programming, whose slopes are the bid prices of revenue management (Talluri and van
+Ryzin, An analysis of bid-price controls, Management Science, 1998).
+
+n training queries, K experts, T queries planned for, P amounts of money, J costs of a call, C bins of cost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.hull import upper_hull
+from leeroo_env.dynamics import action_mask, price_range
+from leeroo_env.table import ExpertTable
+
+QUERIES = 64
+POINTS = 128
+RATIOS = 4
+SAMPLE = 512
+BINS = 48
+SMOOTH_FROM = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left in an episode is worth.
+
+    Attributes:
+        value: [T + 1, P], score to come with t queries left and, at point p, `low_usd` x exp(`spread` x u) dollars for
+            each, u from -1 to 2 as in `leeroo_env.dynamics.budget_features`.
+        cost_ratios: [J, K], what calls cost against their estimates, all equally likely.
+        mean_cost_usd: [K].
+        low_usd: the cheapest mean cost.
+        spread: logarithm of the dearest mean cost over the cheapest.
+    """
+
+    value: Tensor
+    cost_ratios: Tensor
+    mean_cost_usd: Tensor
+    low_usd: float
+    spread: float
+
+    def worth(self, queries: Tensor, usd: Tensor) -> Tensor:
+        """The score to come with `queries` and `usd` left, both [...]. Beyond T queries, T of them at the same pace
+        are planned for, and count for all."""
+        planned = queries.clamp(max=len(self.value) - 1)
+        pace = (usd / (queries.clamp(min=1) * self.low_usd)).clamp(min=1e-30).log() / self.spread
+        last = self.value.shape[1] - 1
+        place = ((pace + 1) * (last / 3)).clamp(0, last - 1e-3)
+        below = place.long()
+        at = planned.long() * (last + 1) + below
+        values = self.value.flatten()
+        low = values[at]
+        step = 3 * self.spread / last
+        share = torch.expm1((place - below) * step) / math.expm1(step)  # linear in dollars: so is the worth, nearly
+        return (low + (values[at + 1] - low) * share) * (queries / planned.clamp(min=1))
+
+    def stakes(self, cost_usd: Tensor, usd: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """How likely calls are answered, and what the money that they cost would be worth later; both [..., K].
+
+        Args:
+            cost_usd: [..., K], estimated.
+            usd: [..., 1], dollars left.
+            queries: [..., 1], queries left, this one included.
+        """
+        rest = queries - 1
+        now = self.worth(rest, usd)
+        answered = price = torch.zeros(torch.broadcast_shapes(cost_usd.shape, usd.shape), device=usd.device)
+        for ratio in self.cost_ratios:
+            left = usd - cost_usd * ratio
+            fits = left >= 0
+            answered = answered + fits.float()
+            price = price + torch.where(fits, now - self.worth(rest, left.clamp(min=0)), 0.0)
+        return answered / len(self.cost_ratios), price / len(self.cost_ratios)
+
+
+def make_plan(
+    estimates: Tensor, cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float], seed: int = 0
+) -> Plan:
+    """Plans for queries like the n of `estimates`.
+
+    Args:
+        estimates: [n, 2K], left-out scores and costs_usd of training queries.
+        cost_ratios: [J, K], of `cost_ratios`.
+        mean_cost_usd: [K].
+        price_range_usd: cheapest and dearest of these, above 0, as in `leeroo_env.dynamics.Rules`.
+        seed: of the sample of the queries.
+    """
+    device = estimates.device
+    low_usd, high_usd = price_range_usd
+    spread = max(math.log(high_usd / low_usd), math.log(2))
+    plan = Plan(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
+    sample = torch.randperm(len(estimates), generator=torch.Generator().manual_seed(seed))[:SAMPLE].to(device)
+    score, cost_usd = estimates[sample].chunk(2, dim=1)
+    lowest = 1e-3 * low_usd  # an expert may be free
+    first, last = (math.log10(max(float(end), lowest)) for end in cost_usd.aminmax())
+    edges = torch.logspace(first, last, BINS + 1, device=device)
+    place = torch.bucketize(cost_usd.contiguous(), edges[1:-1])
+    binned = (edges[1:] * edges[:-1]).sqrt()[:, None].expand(-1, len(mean_cost_usd))  # [C, K]
+    pace = low_usd * torch.exp(torch.linspace(-1, 2, POINTS, device=device) * spread)
+    for t in range(1, QUERIES + 1):
+        usd = t * pace
+        answered, price = plan.stakes(binned, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]
+        best = torch.full((len(score), POINTS), -torch.inf, device=device)
+        for k, allowed in enumerate(action_mask(mean_cost_usd, usd).T):
+            gain = score[:, k, None] * answered[:, place[:, k], k].T - price[:, place[:, k], k].T  # [n, P]
+            best = torch.where(allowed, torch.maximum(best, gain), best)
+        value = plan.worth(usd.new_tensor(t - 1), usd) + best.mean(dim=0)
+        plan.value[t] = _without_dips(value, usd, concave=t >= SMOOTH_FROM)
+    return plan
+
+
+def plan_for(table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> Plan:
+    """The plan for a table, from left-out estimates [n, 2K] of its training queries `rows` [n]."""
+    mean_cost_usd = table.mean_cost_usd()
+    low_usd, high_usd = price_range(mean_cost_usd)
+    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], low_usd)
+    return make_plan(estimates, ratios, mean_cost_usd, (low_usd, high_usd), seed)
+
+
+def cost_ratios(estimated_usd: Tensor, true_usd: Tensor, low_usd: float) -> Tensor:
+    """What calls cost against their estimates [n, K]: the middles of J equal parts of the training queries, [J, K]."""
+    levels = (torch.arange(RATIOS, device=true_usd.device) + 0.5) / RATIOS
+    return (true_usd / estimated_usd.clamp(min=1e-3 * low_usd)).quantile(levels, dim=0)
+
+
+def _without_dips(value: Tensor, usd: Tensor, concave: bool) -> Tensor:
+    """`value` [P] made to rise with `usd` [P]. With many queries left it is concave as well, but for what interpolating
+    and sampling leave behind, which would be bought as if it were worth something."""
+    if not concave:
+        return value.cummax(dim=0).values
+    x, y = usd.double().cpu().numpy(), value.double().cpu().numpy()
+    hull = upper_hull(x, y)
+    return value.new_tensor(np.interp(x, x[hull], y[hull]))

@@ -1,0 +1,63 @@
+"""Routers without reinforcement learning, for the agent to beat: one file a family.
+
+All choose as `Router.choose` says and know what the agent may know: scores and costs of the training split, and val to
+select settings by. What looks at the query comes once for each kind of estimate, so that a comparison with the agent
+tells better estimates from better use of the same ones; planned ones use them as the agent does before training.
+"""
+
+from __future__ import annotations
+
+from agents import estimates
+from agents.routers.cascade import TwoStep
+from agents.routers.planned import Planned
+from agents.routers.priced import FixedPrice, PacedPrice
+from agents.routers.router import Router, may_spend
+from agents.routers.simple import BestSingle, Cheapest, FixedMixture, Random
+from leeroo_env.table import ExpertTable
+
+ESTIMATES = {
+    "domain means": estimates.domain_means,
+    "kNN": estimates.nearest,
+    "kernel ridge": estimates.kernel_ridge,
+    "MLP": estimates.network,
+    "LinUCB": estimates.linucb,
+}
+
+__all__ = [
+    "ESTIMATES",
+    "BestSingle",
+    "Cheapest",
+    "FixedMixture",
+    "FixedPrice",
+    "PacedPrice",
+    "Planned",
+    "Random",
+    "Router",
+    "TwoStep",
+    "may_spend",
+    "other_routers",
+]
+
+
+def other_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, Router]:
+    """The routers that every report shows beside the agent, by name.
+
+    Args:
+        table: what they know; only its train and val splits are looked at.
+        horizon: queries an episode, for which fixed prices are tuned.
+        seed: of lotteries and estimates.
+    """
+    routers: dict[str, Router] = {
+        "random": Random(table, seed),
+        "cheapest": Cheapest(table),
+        "best single": BestSingle(table),
+        "best mixture": FixedMixture(table, seed),
+    }
+    for name, estimate in ESTIMATES.items():
+        estimated = estimate(table, seed)
+        routers[f"paced {name}"] = PacedPrice(table, estimated)
+        routers[f"fixed price {name}"] = FixedPrice(table, estimated, horizon)
+        routers[f"planned {name}"] = Planned(table, estimated, seed)
+        if name == "kernel ridge":
+            routers[f"two-step {name}"] = TwoStep(table, estimated)
+    return routers

@@ -1,0 +1,27 @@
+"""The plan of `agents.plan` as a router: with the agent's own estimates, the rule that its training starts from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.estimates import split_estimates
+from agents.plan import plan_for
+from leeroo_env.dynamics import action_mask
+from leeroo_env.table import ExpertTable
+
+
+class Planned:
+    """The expert with the most estimated score less what its cost would buy later."""
+
+    def __init__(self, table: ExpertTable, estimates: Tensor, seed: int = 0):
+        """Args: the table, estimated scores and costs_usd [N, 2K] of all its rows, and the seed of the sample."""
+        self.features = estimates
+        rows = table.rows("train")
+        self.plan = plan_for(table, rows, estimates[rows], seed)
+
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+        score, cost_usd = split_estimates(seen)
+        answered, price = self.plan.stakes(cost_usd, remaining_usd.float()[:, None], remaining_queries.float()[:, None])
+        allowed = action_mask(self.plan.mean_cost_usd, remaining_usd)
+        return (score * answered - price).masked_fill(~allowed, -torch.inf).argmax(dim=1)

@@ -1,0 +1,165 @@
+"""Routers that weigh the estimated score of an answer against its estimated cost at a price.
+
+B episodes, N queries in the table, n of them in the training split, K experts, P prices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.estimates import split_estimates
+from agents.routers.router import by_cost, may_spend, usd_per_query
+from leeroo_env import dynamics
+from leeroo_env.table import ExpertTable
+
+CAUTION = 0.95  # of what is left per query is planned with: refusals cost more than a little left over; chosen on val
+N_PRICES = 256
+MAX_ROWS = 4_000
+N_CANDIDATES = 40
+TUNING_EPISODES = 64
+
+
+def best_at_price(estimates: Tensor, price: Tensor, allowed: Tensor, remaining_usd: Tensor) -> Tensor:
+    """The expert with the most estimated score minus `price` times estimated cost.
+
+    An answer that is estimated to cost more than what is left would be refused, and scores 0.
+
+    Args:
+        estimates: [B, 2K], scores and costs_usd.
+        price: [B], score a dollar.
+        allowed: [B, K] bool, the experts to choose among.
+        remaining_usd: [B].
+
+    Returns:
+        [B] int64.
+    """
+    score, cost_usd = split_estimates(estimates)
+    worth = torch.where(cost_usd <= remaining_usd[:, None], score, 0.0) - price[:, None] * cost_usd
+    return worth.masked_fill(~allowed, -torch.inf).argmax(dim=1)
+
+
+class PriceTable:
+    """What the training queries cost at each price, if only the n cheapest experts were to be had, for every n.
+
+    The experts that the reserve allows are always the cheapest few.
+
+    Attributes:
+        prices: [P], score a dollar, falling to 0.
+        spent_usd: [K, P], dollars a query, not falling; row n - 1 belongs to the n cheapest experts.
+    """
+
+    def __init__(self, table: ExpertTable, estimates: Tensor):
+        mean_cost_usd = table.mean_cost_usd()
+        rows = table.rows("train")
+        rows = rows[:: -(-len(rows) // MAX_ROWS)]
+        order = by_cost(mean_cost_usd)
+        score, cost_usd = (part[:, order].T for part in split_estimates(estimates[rows]))
+        self.prices = _price_range(mean_cost_usd)
+        spent = _spent(score, cost_usd, table.costs_usd[rows][:, order].T, self.prices)
+        self.spent_usd = spent.double().cummax(dim=1).values  # a lower price never buys less
+
+    def price(self, usd_per_query: Tensor, n_allowed: Tensor | None = None) -> Tensor:
+        """The price at which queries cost `usd_per_query` [B] on average.
+
+        Args:
+            usd_per_query: [B].
+            n_allowed: [B] int64, how many of the cheapest experts may be asked; all where None.
+
+        Returns:
+            [B] float32, score a dollar.
+        """
+        k, p = self.spent_usd.shape
+        n_allowed = torch.full_like(usd_per_query, k, dtype=torch.int64) if n_allowed is None else n_allowed
+        spent = self.spent_usd[n_allowed - 1]
+        pace = usd_per_query.double()[:, None]
+        above = torch.searchsorted(spent, pace).clamp(1, p - 1)
+        low, high = spent.gather(1, above - 1), spent.gather(1, above)
+        way = ((pace - low) / (high - low).clamp(min=1e-30)).clamp(0, 1).float()
+        return torch.lerp(self.prices[above - 1], self.prices[above], way).squeeze(1)
+
+
+def _price_range(mean_cost_usd: Tensor) -> Tensor:
+    """From a price at which nothing but cost counts to one at which cost hardly does, and 0; [P]."""
+    paid = mean_cost_usd[mean_cost_usd > 0]
+    low, high = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 1.0)
+    powers = torch.linspace(0, 1, N_PRICES - 1, dtype=torch.float64, device=mean_cost_usd.device)
+    prices = 1e2 / low * (1e-6 * low / high) ** powers
+    return torch.cat([prices, prices.new_zeros(1)]).float()
+
+
+def _spent(score: Tensor, cost_usd: Tensor, true_cost_usd: Tensor, prices: Tensor) -> Tensor:
+    """Mean true cost [K, P] of the best of the first 1 to K experts at each price, from [K, n] each."""
+    best = torch.full((len(prices), score.shape[1]), -torch.inf, device=score.device)
+    paid = torch.zeros_like(best)
+    spent = []
+    for k in range(len(score)):
+        value = torch.addcmul(score[k], prices[:, None], cost_usd[k], value=-1)
+        paid = torch.where(value > best, true_cost_usd[k], paid)
+        best = torch.maximum(best, value)
+        spent.append(paid.mean(dim=1))
+    return torch.stack(spent)
+
+
+class PacedPrice:
+    """Estimated score minus a price on estimated cost, the price re-solved at every step.
+
+    It is the price at which the training queries, by their left-out estimates, would cost on average 95 % of what is
+    left per remaining query, with only the experts that leave the reserve untouched.
+    """
+
+    def __init__(self, table: ExpertTable, estimates: Tensor):
+        """Args: the table, and estimated scores and costs_usd [N, 2K] of all its rows; training rows' left out."""
+        self.features = estimates
+        self.mean_cost_usd = table.mean_cost_usd()
+        self.price_table = PriceTable(table, estimates)
+
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+        allowed = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries)
+        pace = CAUTION * usd_per_query(remaining_usd, remaining_queries)
+        price = self.price_table.price(pace, allowed.sum(dim=1))
+        return best_at_price(seen, price, allowed, remaining_usd)
+
+
+class FixedPrice:
+    """Estimated score minus a price on estimated cost, one price for all of an episode.
+
+    For every budget it is the price that scores best in episodes on the val split, played by the real rules.
+    """
+
+    def __init__(self, table: ExpertTable, estimates: Tensor, horizon: int):
+        """Args: the table, estimated scores and costs_usd [N, 2K] of all its rows, and queries an episode."""
+        self.features = estimates
+        self.mean_cost_usd = table.mean_cost_usd()
+        self.rules = dynamics.make_rules(table, "val", min(horizon, len(table.rows("val"))))
+        self.price_table = PriceTable(table, estimates)
+        self.tuned: dict[float, float] = {}  # by budget, dollars a query
+        self.price = torch.zeros(0, device=table.device)
+
+    def begin(self, usd_per_query: Tensor) -> None:
+        """Takes the prices of B episodes that begin with these budgets, dollars a query."""
+        budgets, which = usd_per_query.unique(return_inverse=True)
+        for budget in budgets.tolist():
+            if budget not in self.tuned:
+                self.tuned[budget] = self._tune(budget)
+        prices = [self.tuned[budget] for budget in budgets.tolist()]
+        self.price = torch.tensor(prices, device=usd_per_query.device)[which]
+
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+        allowed = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries)
+        return best_at_price(seen, self.price, allowed, remaining_usd)
+
+    def _tune(self, budget_usd: float) -> float:
+        """The best price for a budget, dollars a query, among those that would spend a quarter to eight times of it."""
+        device = self.features.device
+        powers = torch.linspace(-2, 3, N_CANDIDATES, dtype=torch.float64, device=device)
+        candidates = self.price_table.price(budget_usd * 2**powers)
+        number = torch.arange(TUNING_EPISODES, device=device)
+        keys = dynamics.episode_keys(torch.full_like(number, -1), number).repeat(N_CANDIDATES)
+        state = dynamics.begin(self.rules, keys, torch.full(keys.shape, budget_usd, device=device, dtype=torch.float64))
+        price = candidates.repeat_interleave(TUNING_EPISODES)
+        for _ in range(self.rules.horizon):
+            allowed = may_spend(self.mean_cost_usd, state.left_usd, self.rules.horizon - state.t)
+            actions = best_at_price(self.features[dynamics.current_rows(state)], price, allowed, state.left_usd)
+            state, _ = dynamics.step(self.rules, state, actions)
+        return float(candidates[state.score.view(N_CANDIDATES, -1).mean(dim=1).argmax()])

@@ -1,0 +1,77 @@
+"""Planning by dynamic programming gives what counting by hand gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from agents.bounds import hindsight_bound
+from agents.plan import QUERIES, Plan, cost_ratios, make_plan, plan_for
+from agents.routers import Planned
+from leeroo_env import dynamics
+from leeroo_env.builtin import resolve
+from tests.synthetic import synthetic_optimum, synthetic_table
+
+
+def certain(score: list[float], cost_usd: list[float]) -> Plan:
+    """A plan for queries that are all alike, with costs that are known."""
+    estimates = torch.tensor([score + cost_usd]).expand(50, -1)
+    mean = torch.tensor(cost_usd)
+    return make_plan(estimates, torch.ones(1, len(score)), mean, (min(cost_usd), max(cost_usd)))
+
+
+def worth(plan: Plan, queries: int, usd: float) -> float:
+    return float(plan.worth(torch.tensor(float(queries)), torch.tensor(usd)))
+
+
+def test_alike_queries_are_worth_what_the_money_buys():
+    """A cheap expert for 1 dollar scores .2, a dear one for 9 scores .6: each switch to the dear one costs 8."""
+    plan = certain([0.2, 0.6], [1.0, 9.0])
+    for queries, usd, expected in ((1, 20.0, 0.6), (1, 5.0, 0.2), (10, 95.0, 6.0), (10, 50.4, 4.0), (10, 10.3, 2.0)):
+        assert worth(plan, queries, usd) == pytest.approx(expected, abs=0.25), (queries, usd)
+    assert worth(plan, 640, 9 * 640.0) == pytest.approx(384, rel=0.02), "more queries than are planned for"
+    assert worth(plan, 0, 5.0) == 0
+
+
+def test_money_and_queries_are_never_worth_less():
+    table = resolve("tiny")
+    estimates = torch.cat([table.scores, table.costs_usd], dim=1)
+    rows = table.rows("train")
+    plan = plan_for(table, rows, estimates[rows])
+    assert bool((plan.value.diff(dim=1) >= -1e-5).all())
+    assert bool((plan.value[1:, -1].diff() > 0).all()) and len(plan.value) == QUERIES + 1
+
+
+def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monkeypatch: pytest.MonkeyPatch):
+    """Running out at the end is better than keeping a reserve for it, but not as good as declining queries."""
+    monkeypatch.setattr("agents.plan.SAMPLE", 10_000)
+    table = synthetic_table()
+    rows = table.rows("train")
+    plan = plan_for(table, rows, torch.cat([table.scores, table.costs_usd], dim=1)[rows])
+    rules = dynamics.make_rules(table, "train")
+    budgets = dynamics.budget_grid(rules)
+    for budget, bound in zip(budgets, hindsight_bound(rules, budgets, 256).score, strict=True):
+        expected = worth(plan, QUERIES, QUERIES * budget) / QUERIES
+        assert synthetic_optimum(budget) - 0.02 < expected < bound + 0.005
+
+
+def test_a_call_that_may_not_fit_counts_for_less():
+    plan = certain([0.2, 0.6], [1.0, 9.0])
+    unsure = Plan(plan.value, torch.tensor([[1.0, 0.5], [1.0, 1.5]]), plan.mean_cost_usd, plan.low_usd, plan.spread)
+    answered, _ = unsure.stakes(torch.tensor([[1.0, 9.0]]), torch.tensor([[10.0]]), torch.tensor([[1.0]]))
+    assert answered.tolist() == [[1.0, 0.5]]
+
+
+def test_ratios_are_those_of_the_costs():
+    ratios = cost_ratios(torch.full((400, 1), 2.0), torch.linspace(1, 3, 400)[:, None], 1.0)
+    torch.testing.assert_close(ratios[:, 0], torch.tensor([0.625, 0.875, 1.125, 1.375]), rtol=0.01, atol=0.01)
+
+
+def test_free_experts_are_planned_with():
+    table = synthetic_table()
+    free = table.costs_usd.clone()
+    free[:, 0] = 0
+    estimates = torch.cat([table.scores, free], dim=1)
+    object.__setattr__(table, "costs_usd", free)
+    chosen = Planned(table, estimates).choose(estimates[:99], torch.zeros(99).double(), torch.full((99,), 9))
+    assert set(chosen.tolist()) == {0}

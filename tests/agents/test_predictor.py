@@ -1,0 +1,106 @@
+"""Estimates that did not see their own query, and survive being stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from agents.estimates import component_ridge
+from agents.predictor import Predictor, estimates_of, fit_predictor
+from agents.text import text_features
+from leeroo_env import ExpertTable
+from leeroo_env.builtin import resolve
+from tests.conftest import random_table
+
+
+def test_a_training_query_is_estimated_without_its_own_answers():
+    """Turning one query's answers upside down moves the others' estimates but not, beyond the means, its own."""
+    table = random_table(n=240)
+    row = int(table.rows("train")[7])
+    scores = table.scores.clone()
+    scores[row] = 1 - scores[row].round()
+    changed = replace(table, scores=scores)
+    before, after = (component_ridge(t)[:, :4] for t in (table, changed))
+    moved = (after - before).abs().mean(dim=1)
+    by_itself = component_ridge(replace(changed, split=_as_test(table, row)))[row, :4]
+    assert moved[row] < 0.05 and (after[row] - by_itself).abs().max() < 0.1
+
+
+def _as_test(table: ExpertTable, row: int) -> torch.Tensor:
+    split = table.split.clone()
+    split[row] = 2
+    return split
+
+
+def test_estimates_are_better_than_means_on_real_answers():
+    table = resolve("tiny")
+    rows = table.rows("test")
+    score, cost = estimates_of(table, fit_predictor(table))[rows].chunk(2, dim=1)
+    for estimate, truth, mean in (
+        (score, table.scores[rows], table.mean_score()),
+        (cost, table.costs_usd[rows], table.mean_cost_usd()),
+    ):
+        assert ((estimate - truth) ** 2).mean() < 0.8 * ((mean - truth) ** 2).mean()
+
+
+def test_large_tables_are_fitted_on_a_part(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agents.predictor.MAX_QUERIES", 30)
+    table = random_table(n=300)
+    predictor = fit_predictor(table, seed=1)
+    assert len(predictor.rows) == 30 and set(predictor.rows.tolist()) < set(table.rows("train").tolist())
+    estimates = estimates_of(table, predictor)
+    assert estimates.shape == (300, 8) and estimates.isfinite().all()
+
+
+def test_stored_and_read_it_estimates_the_same():
+    table = resolve("tiny")
+    predictor = fit_predictor(table)
+    again = Predictor.from_tensors(predictor.tensors())
+    x, texts = table.embeddings[:64], table.queries["text"].to_pylist()[:64]
+    torch.testing.assert_close(again.predict(x, texts), predictor.predict(x, texts), rtol=0.02, atol=2e-3)
+    with pytest.raises(KeyError):
+        Predictor.from_tensors({k: v for k, v in predictor.tensors().items() if k != "networks.out"})
+
+
+def test_the_form_of_a_text_is_counted():
+    counted = text_features(["ab 12\nC!", ""]).expm1()
+    torch.testing.assert_close(counted[0], torch.tensor([8.0, 3, 2, 1, 1, 1, 8 / 3]))
+    assert (counted[1] == 0).all()
+
+
+def test_texts_tell_what_embeddings_do_not():
+    """An expert that is right on long queries only: estimates follow the text's length, and are average without it."""
+    n = 600
+    table = random_table(n=n, k=2)
+    long = torch.arange(n) % 2 == 0
+    texts = ["word " * (40 if is_long else 4) for is_long in long]
+    table = ExpertTable.from_arrays(
+        "lengths",
+        ["any", "long"],
+        table.embeddings.numpy(),
+        torch.stack([torch.full((n,), 0.5), long.float()], dim=1).numpy(),
+        table.costs_usd.numpy(),
+        texts=texts,
+        split=[("train", "val", "test")[i // 2 % 3] for i in range(n)],
+    )
+    predictor, rows = fit_predictor(table), table.rows("test")
+    x = table.embeddings[rows]
+    seen = predictor.predict(x, [texts[i] for i in rows])[:, 1]
+    assert seen[long[rows]].mean() > seen[~long[rows]].mean() + 0.2
+    blind = predictor.predict(x)[:, 1]
+    assert abs(float(blind[long[rows]].mean() - blind[~long[rows]].mean())) < 0.1
+
+
+def test_a_new_expert_that_is_like_a_known_one_is_estimated_like_it():
+    table = resolve("tiny")
+    predictor, rows = fit_predictor(table), table.rows("val")[:200]
+    grown = predictor.with_expert(table.embeddings[rows], table.scores[rows, 2], table.costs_usd[rows, 2] * 3)
+    test = table.rows("test")[:500]
+    old, new = predictor.predict(table.embeddings[test]), grown.predict(table.embeddings[test])
+    assert new.shape == (500, 12) and grown.out_of_fold.shape[1] == 12
+    torch.testing.assert_close(new[:, :5], old[:, :5])
+    assert torch.corrcoef(torch.stack([new[:, 5], old[:, 2]]))[0, 1] > 0.9
+    assert torch.corrcoef(torch.stack([new[:, 11], old[:, 7]]))[0, 1] > 0.8
+    assert new[:, 11].mean() == pytest.approx(3 * float(old[:, 7].mean()), rel=0.15)
