@@ -52,7 +52,7 @@ def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monke
     budgets = dynamics.budget_grid(rules)
     for budget, bound in zip(budgets, hindsight_bound(rules, budgets, 256).score, strict=True):
         expected = worth(plan, QUERIES, QUERIES * budget) / QUERIES
-        assert synthetic_optimum(budget) - 0.02 < expected < bound + 0.005
+        assert synthetic_optimum(budget) - 0.04 < expected < bound + 0.005
 
 
 def test_a_call_that_may_not_fit_counts_for_less():
