@@ -158,12 +158,12 @@ def run(config: Config) -> int:
 
     best = Orchestrator.load(run_dir, device)
     agent = PolicyRouter(best.policy, best.description, played.embeddings)
-    results = compare({"agent": agent, **routers}, test_rules, config.seed)
+    results = compare(routers := {"agent": agent, **routers}, test_rules, config.seed)
     notes = (
         f"Made with `{config.algo}` and the {policy} policy, seed {config.seed}, {model.num_timesteps:,} steps; kept "
         f"is the state at step {monitor.progress['best_step']:,}, the best on val. `config.yaml` has all settings."
     )
-    write_report(run_dir, test_rules, "test", config.seed, results, estimates, notes)
+    write_report(run_dir, test_rules, "test", config.seed, routers, results, estimates, notes)
     print(f"report: {run_dir / 'report.md'}")
     return 0
 

@@ -20,11 +20,14 @@ from agents.evaluate import Result, evaluate, lead, summary
 from agents.files import write_atomically, write_json, write_text
 from agents.metrics import aiq, apgr, calls_by_query, collapse_index, cpt, matching_cost, weak_and_strong
 from agents.routers import Router
-from leeroo_env.dynamics import Rules, budget_grid
+from leeroo_env.dynamics import Rules, budget_grid, make_rules
 
 AGENT = "agent"
 MOST_DOMAINS = 20
 DRAWN = 4  # routers beside the agent
+HORIZONS = (8, 64, 256, 1024)
+BAR = "paced kernel ridge"
+SHARES = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the dearest expert's mean cost: budgets beyond the grid, for the agent alone
 
 
 def compare(routers: dict[str, Router], rules: Rules, seed: int) -> dict[str, Result]:
@@ -43,6 +46,7 @@ def write_report(
     rules: Rules,
     split: str,
     seed: int,
+    routers: dict[str, Router],
     results: dict[str, Result],
     estimates: Tensor,
     notes: str,
@@ -54,7 +58,8 @@ def write_report(
         rules: those of the evaluation, on its split.
         split: its name.
         seed: of the episodes.
-        results: by router name, the agent's as "agent".
+        routers: by name, the agent as "agent".
+        results: by the same names.
         estimates: [N, 2K], the agent's of every row.
         notes: the last paragraph.
     """
@@ -64,9 +69,13 @@ def write_report(
         "hindsight": hindsight_bound(rules, budgets, seed=seed),
         "hindsight on estimates": estimated_bound(rules, scores, costs_usd, budgets, seed=seed),
     }
+    beyond = [share * rules.price_range_usd[1] for share in SHARES if share * rules.price_range_usd[1] > budgets[-1]]
+    reach = _joined(results[AGENT], evaluate(routers[AGENT], rules, beyond, seed=seed) if beyond else None)
+    text = _markdown(rules, split, budgets, results, bounds, reach)
+    text += [*_horizons(rules, split, seed, routers), "", notes]
     figure = draw_curve(rules, split, results, bounds)
     write_atomically(run_dir / "curve.png", lambda path: figure.savefig(path, dpi=150, format="png"))
-    write_text(run_dir / "report.md", "\n".join(_markdown(rules, split, budgets, results, bounds, notes)) + "\n")
+    write_text(run_dir / "report.md", "\n".join(text) + "\n")
     numbers = {name: _metrics(rules, split, result) for name, result in results.items()}
     write_json(
         run_dir / "evaluation.json",
@@ -131,7 +140,7 @@ def _markdown(
     budgets: list[float],
     results: dict[str, Result],
     bounds: dict[str, Result],
-    notes: str,
+    reach: tuple[np.ndarray, np.ndarray],
 ) -> list[str]:
     table, usd = rules.table, [f"{b:.3g}" for b in budgets]
     return [
@@ -139,13 +148,13 @@ def _markdown(
         "",
         table.info.description,
         "",
-        *_headline(rules, split, results),
+        *_headline(rules, split, results, reach),
         "",
         "![score over spend](curve.png)",
         "",
         "## What the money buys",
         "",
-        *_what_money_buys(rules, split, results[AGENT]),
+        *_what_money_buys(rules, split, *reach),
         "",
         "## Score per query by budget",
         "",
@@ -175,11 +184,16 @@ def _markdown(
         *_calls_by_domain(rules, results[AGENT]),
         *_experts(rules, split),
         "",
-        notes,
     ]
 
 
-def _headline(rules: Rules, split: str, results: dict[str, Result]) -> list[str]:
+def _joined(agent: Result, beyond: Result | None) -> tuple[np.ndarray, np.ndarray]:
+    """Spend and score at all budgets."""
+    parts = [agent] if beyond is None else [agent, beyond]
+    return np.concatenate([r.cost_usd for r in parts]), np.concatenate([r.score for r in parts])
+
+
+def _headline(rules: Rules, split: str, results: dict[str, Result], reach: tuple[np.ndarray, np.ndarray]) -> list[str]:
     agent = results[AGENT]
     others = {name: result for name, result in results.items() if name != AGENT}
     sentences = [
@@ -207,23 +221,42 @@ def _headline(rules: Rules, split: str, results: dict[str, Result]) -> list[str]
     return [" ".join(sentences)]
 
 
-def _what_money_buys(rules: Rules, split: str, agent: Result) -> list[str]:
+def _what_money_buys(rules: Rules, split: str, cost_usd: np.ndarray, reached: np.ndarray) -> list[str]:
     """For each expert, what the agent pays for the same score."""
     score, cost = rules.table.mean_score(split).tolist(), rules.table.mean_cost_usd(split).tolist()
     cells = {}
     for k in sorted(range(len(score)), key=lambda k: -score[k]):
-        paid = matching_cost(agent.cost_usd, agent.score, score[k])
-        words = "not matched within the budgets"
-        if paid == agent.cost_usd.min():
+        paid = matching_cost(cost_usd, reached, score[k])
+        words = f"not matched; {100 * reached.max() / max(score[k], 1e-30):.1f} % of its score at most"
+        if paid == cost_usd.min():
             words = f"exceeded already at {paid:.3g} dollars, the smallest budget"
         elif not np.isnan(paid):
             words = f"matched at {paid:.3g} dollars: {100 * paid / max(cost[k], 1e-30):.0f} % of its cost"
         cells[rules.table.experts[k]] = [f"{score[k]:.3f}", f"{cost[k]:.3g}", words]
     return [
         "What one expert scores and costs if it answers everything, and what the agent needs to score as much "
-        "(interpolated between the budgets).",
+        "(interpolated between the budgets of this report and 60 % to 100 % of the dearest expert's cost).",
         "",
         _rows(["expert", "score", "dollars per query", "the agent"], cells, lambda row: row),
+    ]
+
+
+def _horizons(rules: Rules, split: str, seed: int, routers: dict[str, Router]) -> list[str]:
+    """The same policy in shorter and longer episodes."""
+    shown = [name for name in (AGENT, BAR) if name in routers]
+    cells = {}
+    for horizon in sorted({h for h in (*HORIZONS, rules.horizon) if h <= len(rules.rows)}):
+        other = make_rules(rules.table, split, horizon)
+        played = [evaluate(routers[name], other, budget_grid(other), seed=seed) for name in shown]
+        gains = [f"{gain:+.4f} ± {stderr:.4f}" for _, _, gain, stderr in (lead(played[0], r) for r in played[1:])]
+        cells[str(horizon)] = [*(f"{result.mean_score:.4f}" for result in played), *gains]
+    header = ["queries an episode", *shown, *["agent's lead"] * (len(shown) - 1)]
+    return [
+        "## Shorter and longer episodes",
+        "",
+        "The same policy in episodes that it was not trained on; mean over the budgets.",
+        "",
+        _rows(header, cells, lambda row: row),
     ]
 
 

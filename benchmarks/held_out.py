@@ -51,8 +51,9 @@ def main(
     for horizon in horizons:
         directories = [runs / f"{name}{arguments.replace(' ', '')}-h{horizon}-s{seed}" for seed in range(seeds)]
         common = ["--table", table, "--experts", experts, "--horizon", str(horizon), *arguments.split()]
+        commands = [[*common, "--seed", str(seed)] for seed in range(seeds)]
         with ThreadPoolExecutor(parallel) as pool:
-            seconds = list(pool.map(lambda s: _train([*common, "--seed", str(s)], directories[s]), range(seeds)))
+            seconds = list(pool.map(_train, commands, directories))
         evaluations = [json.loads((directory / "evaluation.json").read_text()) for directory in directories]
         heading = f"{name}, {len(evaluations[0]['experts'])} experts, horizon {horizon} {arguments}".rstrip()
         _add_section(heading, evaluations, [s for s in seconds if s])
