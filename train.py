@@ -31,8 +31,6 @@ from leeroo_env.builtin import BUILTIN, DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
-SHOWN = ("cheapest", "best mixture", "paced kernel ridge")  # beside the agent while it learns
-
 
 @dataclass(frozen=True)
 class Config:
@@ -133,7 +131,7 @@ def run(config: Config) -> int:
         run_dir,
         make_rules(played, "val", val_rules.horizon),
         val_rules,
-        {name: routers[name] for name in SHOWN},
+        routers,
         description,
         {**asdict(config), **hyperparameters, "policy": policy},
         config.timesteps,

@@ -25,6 +25,7 @@ from leeroo_env.dynamics import Rules, budget_grid
 
 VAL_QUERIES = 8_192
 WARM_UP = 0.2  # of the training only the value is learnt, where the policy begins as a good rule
+SHOWN = ("cheapest", "best mixture", "paced kernel ridge")  # beside the agent while it learns
 FIGURE_EVERY = 5  # drawing one takes longer than the evaluation
 
 
@@ -52,7 +53,7 @@ class Monitor(BaseCallback):
             run_dir: where to write.
             played: rules on val, of the table that the agent plays on.
             val_rules: rules on val, of the table of embeddings, for the other routers.
-            routers: what to show beside the agent.
+            routers: by name; the few of `SHOWN` stand beside the agent while it learns.
             description: what `describe_policy` says.
             hyperparameters: what to show as such.
             timesteps: of the whole training.
@@ -60,7 +61,8 @@ class Monitor(BaseCallback):
             log_every: steps between two looks at the episodes.
         """
         super().__init__()
-        self.run_dir, self.played, self.val_rules, self.routers = run_dir, played, val_rules, routers
+        self.run_dir, self.played, self.val_rules = run_dir, played, val_rules
+        self.routers = {name: router for name, router in routers.items() if name in SHOWN}
         self.description = description
         self.hyperparameters, self.timesteps = hyperparameters, timesteps
         self.eval_every, self.log_every = eval_every, log_every
