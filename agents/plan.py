@@ -36,8 +36,8 @@ class Plan:
     """What is left in an episode is worth.
 
     Attributes:
-        value: [T + 1, P], score to come with t queries left and, at point p, `low_usd` x exp(`spread` x u) dollars for
-            each, u from -1 to 2 as in `leeroo_env.dynamics.budget_features`.
+        value: [T + 1, P], score to come with t queries left and, at point 0, no money; at the others `low_usd` x
+            exp(`spread` x u) dollars for each query, u from -1 to 2 as in `leeroo_env.dynamics.budget_features`.
         cost_ratios: [J, K], what calls cost against their estimates, all equally likely.
         mean_cost_usd: [K].
         low_usd: the cheapest mean cost.
@@ -54,15 +54,15 @@ class Plan:
         """The score to come with `queries` and `usd` left, both [...]. Beyond T queries, T of them at the same pace
         are planned for, and count for all."""
         planned = queries.clamp(max=len(self.value) - 1)
-        pace = (usd / (queries.clamp(min=1) * self.low_usd)).clamp(min=1e-30).log() / self.spread
-        last = self.value.shape[1] - 1
-        place = ((pace + 1) * (last / 3)).clamp(0, last - 1e-3)
-        below = place.long()
-        at = planned.long() * (last + 1) + below
+        last, step = self.value.shape[1] - 2, 3 * self.spread / (self.value.shape[1] - 2)
+        place = ((usd / (queries.clamp(min=1) * self.low_usd)).clamp(min=1e-30).log() + self.spread) / step
+        below = place.floor().clamp(0, last - 1)
+        share = torch.expm1((place.clamp(max=last) - below) * step) / math.expm1(step)
+        poor = place < 0  # less than at the first point that has any
+        share = torch.where(poor, (place * step).exp(), share)  # linear in dollars: so is the worth, nearly
+        at = planned.long() * (last + 2) + torch.where(poor, 0.0, below + 1).long()
         values = self.value.flatten()
         low = values[at]
-        step = 3 * self.spread / last
-        share = torch.expm1((place - below) * step) / math.expm1(step)  # linear in dollars: so is the worth, nearly
         return (low + (values[at + 1] - low) * share) * (queries / planned.clamp(min=1))
 
     def stakes(self, cost_usd: Tensor, usd: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,8 @@ def make_plan(
     edges = torch.logspace(first, last, BINS + 1, device=device)
     place = torch.bucketize(cost_usd.contiguous(), edges[1:-1])
     binned = (edges[1:] * edges[:-1]).sqrt()[:, None].expand(-1, len(mean_cost_usd))  # [C, K]
-    pace = low_usd * torch.exp(torch.linspace(-1, 2, POINTS, device=device) * spread)
+    pace = low_usd * torch.exp(torch.linspace(-1, 2, POINTS - 1, device=device) * spread)
+    pace = torch.cat([pace.new_zeros(1), pace])
     for t in range(1, QUERIES + 1):
         usd = t * pace
         answered, price = plan.stakes(binned, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]

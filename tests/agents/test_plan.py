@@ -33,6 +33,15 @@ def test_alike_queries_are_worth_what_the_money_buys():
     assert worth(plan, 0, 5.0) == 0
 
 
+def test_without_money_there_is_nothing_to_come_however_close_the_prices():
+    """A plan that took being broke for less than it is would spend everything at once."""
+    plan = certain([0.2, 0.6], [1.0, 1.5])
+    assert worth(plan, 60, 0.0) == pytest.approx(0, abs=1e-9) and worth(plan, 60, 3.0) == pytest.approx(
+        3 * 0.6 / 1.5, abs=0.3
+    )
+    assert worth(plan, 60, 60.0) == pytest.approx(60 * 0.6 / 1.5, rel=0.03)
+
+
 def test_money_and_queries_are_never_worth_less():
     table = resolve("tiny")
     estimates = torch.cat([table.scores, table.costs_usd], dim=1)
