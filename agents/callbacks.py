@@ -158,7 +158,7 @@ class Monitor(BaseCallback):
         if better:
             self._kept = result
             self.progress |= {"best": result.mean_score, "best_step": self.num_timesteps}
-            save_policy(self.run_dir / "policy", self.model.policy, self.description)
+            save_policy(self.run_dir / "policy", self.model.policy, {**self.description, "step": self.num_timesteps})
         self.logger.record("held_out/score", result.mean_score)
         for budget, score, cost in zip(self.budgets_usd, result.score, result.cost_usd, strict=True):
             self.logger.record(f"held_out/score_at_usd_{budget:.3g}", float(score))
@@ -184,7 +184,10 @@ class Monitor(BaseCallback):
         if self.progress["evaluations"] == 0:
             return True
         if self._kept is None:  # a resumed run
-            self._kept = self._played(PolicyRouter(*load_policy(self.run_dir / "policy")), self.played)
+            policy, description = load_policy(self.run_dir / "policy")
+            if description.get("step") == self.num_timesteps:
+                return True  # it was stopped after keeping this very policy, before the checkpoint
+            self._kept = self._played(PolicyRouter(policy, description), self.played)
         _, _, gain, stderr = lead(result, self._kept)
         return gain > stderr
 

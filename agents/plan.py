@@ -33,7 +33,7 @@ SMOOTH_FROM = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left in an episode is worth.
+    """What the rest of an episode is worth.
 
     Attributes:
         value: [T + 1, P], score to come with t queries left and, at point 0, no money; at the others `low_usd` x
