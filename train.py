@@ -19,6 +19,7 @@ from agents.algorithms import ALGORITHMS, AlgorithmName
 from agents.bid_price import BidPricePolicy, table_of_estimates
 from agents.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
 from agents.checkpoint import latest_checkpoint, restore_checkpoint
+from agents.device import choose_device
 from agents.files import write_tensors
 from agents.plan import plan_for
 from agents.policy import HiddenBudget, PolicyRouter, describe_policy
@@ -164,12 +165,6 @@ def run(config: Config) -> int:
     write_report(run_dir, test_rules, "test", config.seed, routers, results, estimates, notes)
     print(f"report: {run_dir / 'report.md'}")
     return 0
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: torch finds no usable GPU here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def check_numbers(config: Config) -> None:

