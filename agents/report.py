@@ -209,12 +209,14 @@ def _headline(rules: Rules, split: str, results: dict[str, Result], reach: tuple
         )
     score, cost = rules.table.mean_score(split), rules.table.mean_cost_usd(split)
     k = int(score.argmax())
-    share = matching_cost(agent.cost_usd, agent.score, float(score[k])) / max(float(cost[k]), 1e-30)
+    share = matching_cost(*reach, float(score[k])) / max(float(cost[k]), 1e-30)
     name = rules.table.experts[k]
     if np.isnan(share):
-        share = float(agent.score.max() / score[k])
+        i = int(reach[1].argmax())
+        part, of_cost = reach[1][i] / max(float(score[k]), 1e-30), reach[0][i] / max(float(cost[k]), 1e-30)
         sentences.append(
-            f"It does not match {name}, the best expert, within these budgets ({100 * share:.0f} % of it)."
+            f"It never matches {name}, the best expert, but reaches {100 * part:.1f} % of its score at "
+            f"{100 * of_cost:.0f} % of its cost."
         )
     else:
         sentences.append(f"**It matches {name}, the best expert, at {100 * share:.0f} % of its cost.**")
