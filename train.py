@@ -125,8 +125,6 @@ def run(config: Config) -> int:
         if read_settings(run_dir).get("table_sha256") != sha256:
             raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it is begun again
-    if policy == "bid-price":
-        write_tensors(run_dir / "policy" / "predictor.safetensors", predictor.tensors())
     routers = other_routers(table, config.horizon, config.seed)
     monitor = Monitor(
         run_dir,
@@ -141,6 +139,8 @@ def run(config: Config) -> int:
     )
     if checkpoint is not None:
         monitor.progress = restore_checkpoint(checkpoint, model)
+    if policy == "bid-price":
+        write_tensors(run_dir / "policy" / "predictor.safetensors", predictor.tensors())
     model.set_logger(tensorboard_logger(run_dir, resumed_at=model.num_timesteps))
     print(f"{table}\nwriting to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
     undo = stop_on_interrupt(monitor)

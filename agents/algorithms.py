@@ -23,7 +23,6 @@ _PPO = {
     "learning_rate": 1e-3,
     "ent_coef": 0.003,
 }
-_A2C = {**_ON_POLICY, "n_steps": 8, "learning_rate": 1e-3}
 _OFF_POLICY: dict[str, Any] = {
     "gamma": 1.0,
     "buffer_size": 50_000,

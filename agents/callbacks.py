@@ -184,12 +184,12 @@ class Monitor(BaseCallback):
         if self.progress["evaluations"] == 0:
             return True
         if self._kept is None:  # a resumed run
-            policy, description = load_policy(self.run_dir / "policy")
+            policy, description = load_policy(self.run_dir / "policy", self.model.device)
             if description.get("step") == self.num_timesteps:
                 return True  # it was stopped after keeping this very policy, before the checkpoint
             self._kept = self._played(PolicyRouter(policy, description), self.played)
         _, _, gain, stderr = lead(result, self._kept)
-        return gain > stderr
+        return gain > stderr and len(np.unique(result.rows)) > 1
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run_dir / "checkpoints", self.model, self.progress)

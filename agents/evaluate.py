@@ -108,7 +108,8 @@ def lead(result: Result, other: Result) -> tuple[np.ndarray, np.ndarray, float, 
 def clustered_stderr(scores: np.ndarray, clusters: np.ndarray) -> float:
     """Standard error of the mean of `scores` [n] when those of one cluster [n] are not independent."""
     sums = np.bincount(clusters, weights=scores - scores.mean())
-    return float(np.sqrt((sums**2).sum()) / len(scores))
+    n = len(np.unique(clusters))
+    return float(np.sqrt((sums**2).sum() * n / max(n - 1, 1)) / len(scores))
 
 
 def summary(

@@ -13,6 +13,7 @@ from agents.bid_price import BidPricePolicy
 from agents.plan import cost_ratios, make_plan
 from agents.policy import empty_policy
 from agents.predictor import Predictor
+from leeroo_env import InputError
 
 
 def with_expert(
@@ -41,6 +42,11 @@ def with_expert(
     grown = predictor.with_expert(embeddings, scores, costs_usd, texts)
     mean_cost_usd = [*description["mean_cost_usd"], float(costs_usd.mean())]
     low_usd, high_usd = description["price_range_usd"]
+    if not low_usd**2 / high_usd <= mean_cost_usd[-1] <= high_usd**2 / low_usd:
+        raise InputError(
+            f"expert {name}: costs {mean_cost_usd[-1]:.3g} dollars a query, too far from the others' {low_usd:.3g} to "
+            f"{high_usd:.3g} for this policy; train one with it"
+        )
     more = {
         "experts": [*description["experts"], name],
         "mean_cost_usd": mean_cost_usd,
@@ -48,7 +54,8 @@ def with_expert(
         "feature_dim": 2 * len(mean_cost_usd),
     }
     estimated_usd = grown.out_of_sample(embeddings, texts)[:, -1:]
-    ratios = torch.cat([policy.network.cost_ratios, cost_ratios(estimated_usd, costs_usd[:, None], low_usd)], dim=1)
+    its_ratios = cost_ratios(estimated_usd, costs_usd[:, None], costs_usd.mean()[None])
+    ratios = torch.cat([policy.network.cost_ratios, its_ratios], dim=1)
     plan = make_plan(grown.out_of_fold, ratios, embeddings.new_tensor(mean_cost_usd), (low_usd, high_usd))
     description = {**description, **more}
     taller = empty_policy(description).to(policy.device)

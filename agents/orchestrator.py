@@ -16,7 +16,7 @@ from agents.bid_price import estimate_features
 from agents.files import read_tensors, write_tensors
 from agents.newcomer import with_expert
 from agents.policy import PolicyRouter, load_policy, save_policy
-from agents.predictor import CHUNK, Predictor
+from agents.predictor import Predictor, predict_all
 from leeroo_env import ExpertTable, InputError
 
 
@@ -49,9 +49,12 @@ class Orchestrator:
             return cls(policy, description)
         path = directory / "predictor.safetensors"
         try:
-            return cls(policy, description, Predictor.from_tensors(read_tensors(path, device)))
+            predictor = Predictor.from_tensors(read_tensors(path, device))
         except KeyError as error:
-            raise InputError(f"{path}: not a predictor: {error.args[0]}") from None
+            raise InputError(f"{path}: {error.args[0]}: missing") from None
+        if predictor.out_of_fold.shape[1] != description["feature_dim"]:
+            raise InputError(f"{path}: is not the predictor of this policy: it knows other experts")
+        return cls(policy, description, predictor)
 
     def choose(
         self,
@@ -86,8 +89,7 @@ class Orchestrator:
             raise InputError(
                 "embeddings, remaining_usd and remaining_queries must be finite, and the last two not negative"
             )
-        if texts is not None and len(texts) != len(x):
-            raise InputError(f"{len(texts)} texts for {len(x)} embeddings")
+        _check_texts(texts, len(x))
         return self._choose(x, usd, queries, texts) if len(x) else np.zeros(0, dtype=np.int64)
 
     def _choose(self, x: np.ndarray, usd: np.ndarray, queries: np.ndarray, texts: Sequence[str] | None) -> np.ndarray:
@@ -100,9 +102,7 @@ class Orchestrator:
         """For `agents.evaluate.evaluate` on a table with the same experts, on queries that training has not seen."""
         if self.predictor is None:
             return self._router
-        starts, texts = range(0, len(table), CHUNK), table.queries["text"]
-        parts = [self.predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts]
-        features = estimate_features(torch.cat(parts), self._router.price_range_usd[1])
+        features = estimate_features(predict_all(self.predictor, table), self._router.price_range_usd[1])
         return PolicyRouter(self.policy, self.description, features)
 
     def add_expert(
@@ -136,8 +136,7 @@ class Orchestrator:
         score, cost_usd = np.asarray(scores, dtype=np.float32), np.asarray(costs_usd, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.embedding_dim or len(x) < 2:
             raise InputError(f"embeddings are {list(x.shape)}, not [2 or more, {self.embedding_dim}]")
-        if texts is not None and len(texts) != len(x):
-            raise InputError(f"{len(texts)} texts for {len(x)} embeddings")
+        _check_texts(texts, len(x))
         if score.shape != x.shape[:1] or cost_usd.shape != x.shape[:1]:
             raise InputError(f"scores {list(score.shape)}, costs_usd {list(cost_usd.shape)}: must be [{len(x)}]")
         if not (np.isfinite(x).all() and ((score >= 0) & (score <= 1)).all() and np.isfinite(cost_usd).all()):
@@ -155,3 +154,12 @@ class Orchestrator:
         if self.predictor is not None:
             write_tensors(directory / "predictor.safetensors", self.predictor.tensors())
         save_policy(directory, self.policy, self.description)
+
+
+def _check_texts(texts: Sequence[str] | None, n: int) -> None:
+    if texts is None:
+        return
+    if len(texts) != n:
+        raise InputError(f"{len(texts)} texts for {n} embeddings")
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError("texts must be strings")

@@ -28,7 +28,8 @@ POINTS = 128
 RATIOS = 4
 SAMPLE = 512
 BINS = 48
-SMOOTH_FROM = 8
+SMOOTH_FROM = 8  # queries left: with fewer, one dear call may be all there is money for
+LEAST_COST = 0.05  # of an expert's mean cost: no lower estimate is believed
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Plan:
             usd: [..., 1], dollars left.
             queries: [..., 1], queries left, this one included.
         """
+        cost_usd = cost_usd.maximum(LEAST_COST * self.mean_cost_usd)
         rest = queries - 1
         now = self.worth(rest, usd)
         answered = price = torch.zeros(torch.broadcast_shapes(cost_usd.shape, usd.shape), device=usd.device)
@@ -125,14 +127,15 @@ def plan_for(table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0)
     """The plan for a table, from left-out estimates [n, 2K] of its training queries `rows` [n]."""
     mean_cost_usd = table.mean_cost_usd()
     low_usd, high_usd = price_range(mean_cost_usd)
-    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], low_usd)
+    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], mean_cost_usd)
     return make_plan(estimates, ratios, mean_cost_usd, (low_usd, high_usd), seed)
 
 
-def cost_ratios(estimated_usd: Tensor, true_usd: Tensor, low_usd: float) -> Tensor:
+def cost_ratios(estimated_usd: Tensor, true_usd: Tensor, mean_cost_usd: Tensor) -> Tensor:
     """What calls cost against their estimates [n, K]: the middles of J equal parts of the training queries, [J, K]."""
     levels = (torch.arange(RATIOS, device=true_usd.device) + 0.5) / RATIOS
-    return (true_usd / estimated_usd.clamp(min=1e-3 * low_usd)).quantile(levels, dim=0)
+    believed_usd = estimated_usd.maximum(LEAST_COST * mean_cost_usd)
+    return (true_usd / believed_usd.clamp(min=1e-30)).quantile(levels, dim=0)
 
 
 def _without_dips(value: Tensor, usd: Tensor, concave: bool) -> Tensor:

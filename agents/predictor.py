@@ -16,6 +16,8 @@ from agents.estimates.components import ComponentRidge, fit_components
 from agents.estimates.knn import Neighbours, fit_neighbours
 from agents.estimates.mlp import Networks, fit_networks
 from agents.estimates.targets import at_most
+from agents.text import texts_of
+from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
 MAX_QUERIES = 6_000
@@ -31,8 +33,8 @@ class Predictor:
         ridge: a half of the estimates.
         neighbours: a quarter.
         networks: a quarter.
-        turn: [2K', 2K] and
-        shift: [2K], from estimates for the K' experts it was fitted to those for all; see `with_expert`.
+        turn: [2K', 2K], from estimates for the K' experts that it was fitted for to those for all; see `with_expert`.
+        shift: [2K], added to that.
         rows: [n] int64, the table's rows of the training queries.
         out_of_fold: [n, 2K], what models that did not see a query estimate for it: scores, then costs.
     """
@@ -62,9 +64,10 @@ class Predictor:
 
         centres = stored["ridge.centres"].float()
         networks = Networks(**part(Networks, "networks"))
+        references = torch.nn.functional.normalize(centres[:, : len(networks.x_mean)], dim=1)
         return cls(
             ridge=ComponentRidge(**part(ComponentRidge, "ridge", centres=centres)),
-            neighbours=Neighbours(**part(Neighbours, "neighbours", references=centres[:, : len(networks.x_mean)])),
+            neighbours=Neighbours(**part(Neighbours, "neighbours", references=references)),
             networks=networks,
             **{name: stored[name] for name in ("turn", "shift", "rows", "out_of_fold")},
         )
@@ -109,7 +112,9 @@ class Predictor:
 
 
 def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
-    """Fits scores and costs on the training split, on at most 6,000 queries of it."""
+    """Fits scores and costs on the training split, on at most 6,000 queries of it. Raises InputError for one."""
+    if len(table.rows("train")) < 2:
+        raise InputError(f"{table.name}: 1 query in the train split; estimates need 2 or more")
     rows = at_most(table.rows("train"), MAX_QUERIES, seed)
     ridge, left_out_ridge = fit_components(table, rows)
     neighbours, left_out_neighbours = fit_neighbours(table, rows)
@@ -125,10 +130,16 @@ def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
     )
 
 
+def predict_all(predictor: Predictor, table: ExpertTable) -> Tensor:
+    """[N, 2K] for every row of the table, as if none were a training query."""
+    texts = texts_of(table)
+    starts = range(0, len(table), CHUNK)
+    return torch.cat([predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
+
+
 def estimates_of(table: ExpertTable, predictor: Predictor) -> Tensor:
     """[N, 2K] for every row of the table: scores, then costs_usd; those of the training rows are out of fold."""
-    starts, texts = range(0, len(table), CHUNK), table.queries["text"]
-    estimates = torch.cat([predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
+    estimates = predict_all(predictor, table)
     estimates[predictor.rows] = predictor.out_of_fold
     return estimates
 

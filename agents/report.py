@@ -218,7 +218,7 @@ def _headline(rules: Rules, split: str, results: dict[str, Result], reach: tuple
             f"It never matches {name}, the best expert, but reaches {100 * part:.1f} % of its score at "
             f"{100 * of_cost:.0f} % of its cost."
         )
-    else:
+    elif cost[k] > 0:
         sentences.append(f"**It matches {name}, the best expert, at {100 * share:.0f} % of its cost.**")
     return [" ".join(sentences)]
 
@@ -231,7 +231,9 @@ def _what_money_buys(rules: Rules, split: str, cost_usd: np.ndarray, reached: np
         paid = matching_cost(cost_usd, reached, score[k])
         words = f"not matched; {100 * reached.max() / max(score[k], 1e-30):.1f} % of its score at most"
         if paid == cost_usd.min():
-            words = f"exceeded already at {paid:.3g} dollars, the smallest budget"
+            words = f"matched already at {paid:.3g} dollars, the least it spent"
+        elif not np.isnan(paid) and cost[k] == 0:
+            words = f"matched at {paid:.3g} dollars; it is free"
         elif not np.isnan(paid):
             words = f"matched at {paid:.3g} dollars: {100 * paid / max(cost[k], 1e-30):.0f} % of its cost"
         cells[rules.table.experts[k]] = [f"{score[k]:.3f}", f"{cost[k]:.3g}", words]
@@ -266,7 +268,7 @@ def _regrets(usd: list[str], agent: Result, bounds: dict[str, Result]) -> list[s
     hindsight, estimated = bounds.values()
     rows = {
         "hindsight": hindsight.score,
-        "hindsight on the agent's estimates": estimated.score,
+        "hindsight on estimates": estimated.score,
         "agent": agent.score,
         "prediction regret": hindsight.score - estimated.score,
         "allocation regret": estimated.score - agent.score,
@@ -274,7 +276,7 @@ def _regrets(usd: list[str], agent: Result, bounds: dict[str, Result]) -> list[s
     return [
         "Hindsight knows every answer of an episode in advance and spends the budget as well as can be (a linear "
         "relaxation, so nothing is above it). On estimates it knows the queries in advance, but of the answers only "
-        "what the agent estimates. The first step down is lost by predicting, the second by spending; the second may "
+        "what is estimated. The first step down is lost by predicting, the second by spending; the second may "
         "be negative, since hindsight on estimates believes them to the end. Both may leave a query unanswered, "
         "which the agent may not.",
         "",

@@ -10,7 +10,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-COUNTED = (r"\S+", r"\d", r"\n", r"[^\w\s]", r"[A-Z]")  # words, digits, lines, punctuation, capitals
+from leeroo_env.table import ExpertTable
+
+COUNTED = (r"\S+", r"\p{Nd}", r"\n", r"[\pP\pS]", r"\p{Lu}")  # words, digits, lines, punctuation, capitals
 N_FEATURES = len(COUNTED) + 2
 
 
@@ -22,3 +24,9 @@ def text_features(texts: Sequence[str] | pa.ChunkedArray) -> Tensor:
     x = np.stack([count.to_numpy().astype(np.float32) for count in counts], axis=1)
     length = x[:, :1] / np.maximum(x[:, 1:2], 1)
     return torch.from_numpy(np.log1p(np.concatenate([x, length], axis=1)))
+
+
+def texts_of(table: ExpertTable) -> pa.ChunkedArray:
+    """The texts of all queries of a table; empty where there are none but the queries' ids in their place."""
+    texts, ids = table.queries["text"], table.queries["query_id"]
+    return pc.if_else(pc.equal(texts, ids).fill_null(True), "", texts)

@@ -47,7 +47,7 @@ def main(
         runs: where the runs are written; finished ones are not made again.
         arguments: more of train.py's, such as "--hide-budget".
     """
-    name = name or Path(table).name
+    name, runs = name or Path(table).name, runs.resolve()
     for horizon in horizons:
         directories = [runs / f"{name}{arguments.replace(' ', '')}-h{horizon}-s{seed}" for seed in range(seeds)]
         common = ["--table", table, "--experts", experts, "--horizon", str(horizon), *arguments.split()]
@@ -55,6 +55,8 @@ def main(
         with ThreadPoolExecutor(parallel) as pool:
             seconds = list(pool.map(_train, commands, directories))
         evaluations = [json.loads((directory / "evaluation.json").read_text()) for directory in directories]
+        if experts and any(set(e["experts"]) != set(experts.split(",")) for e in evaluations):
+            raise SystemExit(f"error: {runs}: holds runs named {name} of other experts; choose another --name")
         heading = f"{name}, {len(evaluations[0]['experts'])} experts, horizon {horizon} {arguments}".rstrip()
         _add_section(heading, evaluations, [s for s in seconds if s])
 
@@ -64,8 +66,9 @@ def _train(arguments: list[str], run_dir: Path) -> float:
     if (run_dir / "evaluation.json").exists():
         return 0.0
     start = time.perf_counter()
-    command = [sys.executable, "train.py", *arguments, "--run-dir", str(run_dir)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    begun = ["--resume"] if (run_dir / "config.yaml").exists() else []
+    command = [sys.executable, str(ROOT / "train.py"), *arguments, *begun, "--run-dir", str(run_dir)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return time.perf_counter() - start
@@ -88,7 +91,8 @@ def _table(evaluations: list[dict[str, Any]], seconds: list[float]) -> str:
     score = {router: np.array([e["routers"][router]["score"] for e in evaluations]) for router in names}  # [seeds, G]
     order = sorted(names, key=lambda router: (router != "agent", -score[router].mean()))
     lines = [
-        f"Test split, {len(evaluations)} seeds, mean score; the lead of the agent in points, 95 % interval over seeds.",
+        f"Test split, {len(evaluations)} seeds, mean score; the lead of the agent in points, 95 % interval "
+        "over seeds (which draw other episodes of the same test queries).",
         "",
         "| dollars per query | " + " | ".join(f"{b:.2g}" for b in budgets) + " | mean | agent's lead |",
         "|---" * (len(budgets) + 3) + "|",

@@ -59,7 +59,7 @@ def main(
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     path = ROOT / "benchmarks" / "NEW_EXPERT.md"
     head, *sections = (path.read_text() if path.exists() else "# A new expert without retraining\n").split("\n## ")
-    kept = [f"## {section}".rstrip() for section in sections if not lines[0].endswith(section.split("\n")[0])]
+    kept = [f"## {section}".rstrip() for section in sections if lines[0] != "## " + section.split("\n")[0]]
     path.write_text("\n\n".join([head.rstrip(), *kept, "\n".join(lines)]) + "\n")
     print("\n".join(lines))
 

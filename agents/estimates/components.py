@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.estimates.targets import at_most
-from agents.text import text_features
+from agents.text import text_features, texts_of
 from leeroo_env.table import ExpertTable
 
 WIDTHS = (3.5, 35.0)  # of the kernels on embeddings: gamma x median squared distance; the narrow one is for near-twins
@@ -65,7 +65,7 @@ def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Te
     5.4.2).
     """
     embeddings = _unit(table.embeddings[rows])
-    form = text_features(_texts(table, rows)).to(table.device)
+    form = text_features(texts_of(table).take(pa.array(rows.cpu().numpy()))).to(table.device)
     text_mean, text_scale = form.mean(dim=0), form.std(dim=0)
     centres = torch.cat([embeddings, (form - text_mean) * _inverse(text_scale)], dim=1)
     gammas = _gammas(embeddings)
@@ -89,7 +89,7 @@ def component_ridge(table: ExpertTable, seed: int = 0) -> Tensor:
     """Estimates [N, 2K], from at most 6,000 training queries, left out where they are among them."""
     rows = at_most(table.rows("train"), MAX_CENTRES, seed)
     model, left_out = fit_components(table, rows)
-    starts, texts = range(0, len(table), CHUNK), table.queries["text"]
+    starts, texts = range(0, len(table), CHUNK), texts_of(table)
     estimates = torch.cat([model.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
     estimates[rows] = left_out
     return estimates
@@ -101,10 +101,6 @@ def _unit(x: Tensor) -> Tensor:
 
 def _inverse(scale: Tensor) -> Tensor:
     return torch.where(scale > 1e-6, 1 / scale, 0.0)
-
-
-def _texts(table: ExpertTable, rows: Tensor) -> pa.ChunkedArray:
-    return table.queries["text"].take(pa.array(rows.cpu().numpy()))
 
 
 def _kernel(x: Tensor, y: Tensor, gammas: list[float], d: int) -> Tensor:

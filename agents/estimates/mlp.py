@@ -59,7 +59,8 @@ def fit_networks(table: ExpertTable, rows: Tensor, seed: int = 0) -> tuple[Netwo
     targets = targets_of(table, rows)
     mean, scale = mean_and_scale(targets)
     x = table.embeddings[rows].float()
-    x_mean, x_scale = x.mean(dim=0), x.std(dim=0, correction=0).clamp(min=1e-6)
+    x_mean, x_scale = x.mean(dim=0), x.std(dim=0, correction=0)
+    x_scale = x_scale.where(x_scale > 1e-6, torch.inf)  # what does not vary tells nothing
     fold = torch.randperm(len(rows), generator=generator, device=table.device) % FOLDS
     parameters = _train((x - x_mean) / x_scale, ((targets - mean) / scale).float(), fold, generator)
     hidden, bias, out, out_bias = parameters

@@ -72,7 +72,7 @@ def test_a_call_that_may_not_fit_counts_for_less():
 
 
 def test_ratios_are_those_of_the_costs():
-    ratios = cost_ratios(torch.full((400, 1), 2.0), torch.linspace(1, 3, 400)[:, None], 1.0)
+    ratios = cost_ratios(torch.full((400, 1), 2.0), torch.linspace(1, 3, 400)[:, None], torch.ones(1))
     torch.testing.assert_close(ratios[:, 0], torch.tensor([0.625, 0.875, 1.125, 1.375]), rtol=0.01, atol=0.01)
 
 

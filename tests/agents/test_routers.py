@@ -197,7 +197,7 @@ def test_standard_error_is_that_of_independent_queries():
     rng = np.random.default_rng(0)
     cluster, effect = rng.integers(0, 100, 3000), rng.normal(size=100)
     once = clustered_stderr(effect, np.arange(100))
-    assert once == pytest.approx(effect.std() / 10, rel=1e-6)
+    assert once == pytest.approx(effect.std(ddof=1) / 10, rel=1e-6)
     assert clustered_stderr(effect[cluster], cluster) == pytest.approx(once, rel=0.2), "repeating queries adds nothing"
 
 
