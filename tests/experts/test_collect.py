@@ -402,7 +402,7 @@ def test_bad_input_is_one_line_and_exit_code_2(server, tmp_path, monkeypatch, ca
 
 
 def test_ctrl_c_on_a_terminal_keeps_the_answers(server, tmp_path):
-    server.delay_s = 0.05
+    server.delay_s = 0.3
     write_pool(tmp_path)
     encoder = str(make_tiny_llama(tmp_path / "encoder"))
     screen, terminal = pty.openpty()
