@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -408,7 +409,8 @@ def test_ctrl_c_on_a_terminal_keeps_the_answers(server, tmp_path):
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     command = [sys.executable, "-m", "experts.collect", *arguments(tmp_path, "--encoder", encoder)]
-    process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, preexec_fn=heard)
     os.close(terminal)
     while server.requests.total() < 20 and process.poll() is None:
         time.sleep(0.01)
