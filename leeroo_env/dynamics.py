@@ -1,10 +1,11 @@
 """The rules of an episode, as pure functions over batches of episodes.
 
-A stream of H queries arrives one by one and a budget of dollars has to last for all of them. Every step picks the
-expert that answers the query at hand. The environments, the evaluation and the training loops all play by these
-functions and by nothing else; the same inputs give the same episodes on every device.
+A stream of H queries arrives one by one and a budget of dollars has to last for all of them. With one call a query
+every step picks the expert that answers the query at hand. With M calls a query every step asks one more expert about
+it, or delivers the answer that those asked agree on most. The environments, the evaluation and the training loops all
+play by these functions and by nothing else; the same inputs give the same episodes on every device.
 
-B episodes, H queries an episode, N queries in the table, K experts, D embedding.
+B episodes, H queries an episode, N queries in the table, K experts, M: max_calls, D embedding.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Rules:
         cost_weight: what the mean cost of the dearest expert weighs against one correct answer in the reward.
         mean_cost_usd: [K], each expert's mean cost on the training split: all that is known of a price beforehand.
         price_range_usd: cheapest and dearest mean cost, the scale on which budgets are observed.
+        max_calls: M, experts that can be asked about one query.
+        reliability: [N, K] in [0, 1], the estimated chance that an expert's answer is right; weighs its vote.
     """
 
     table: ExpertTable
@@ -46,6 +49,13 @@ class Rules:
     cost_weight: float
     mean_cost_usd: Tensor
     price_range_usd: tuple[float, float]
+    max_calls: int
+    reliability: Tensor
+
+    @property
+    def n_actions(self) -> int:
+        """Each of the experts can be asked; with M > 1 the last action delivers."""
+        return len(self.table.experts) + (self.max_calls > 1)
 
 
 @dataclass(frozen=True)
@@ -54,12 +64,16 @@ class State:
 
     Attributes:
         rows: [B, H] int64, the rows of the table that the episode asks about, in order.
-        t: [B] int64, queries answered so far.
+        t: [B] int64, queries delivered so far.
         budget_usd: [B] float64, what the episode began with; single precision would lose small sums beside large ones.
         left_usd: [B] float64, what is left of it.
         score: [B], sum of the scores so far.
-        refused: [B] int64, calls so far that cost more than what was left.
-        calls: [B, K] int64, calls made to each expert so far.
+        refused: [B] int64, calls so far that were refused.
+        calls: [B, K] int64, calls made to each expert so far, refused ones too.
+        asked: [B, M] int64, the experts asked about the query at hand, in order; -1 where there is none yet.
+        answered: [B, M] bool, whether they answered; False where the call was refused.
+        polled: [B, 3K + 3], the `poll_features` of these calls; [B, 0] with one call a query.
+        steps: [B] int64, steps so far.
     """
 
     rows: Tensor
@@ -69,17 +83,46 @@ class State:
     score: Tensor
     refused: Tensor
     calls: Tensor
+    asked: Tensor
+    answered: Tensor
+    polled: Tensor
+    steps: Tensor
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step brought, each [B]: `refused` and `terminated` are bool, `score` and `cost_usd` 0 where refused."""
+    """What one step brought, each [B]: `terminated`, `refused` and `delivered` are bool.
+
+    `score` is that of the delivered answer, 0 where none was delivered; `cost_usd` is 0 where no call was answered.
+    """
 
     reward: Tensor
     terminated: Tensor
     score: Tensor
     cost_usd: Tensor
     refused: Tensor
+    delivered: Tensor
+
+
+@dataclass(frozen=True)
+class Poll:
+    """What the experts asked about B queries agree on.
+
+    Attributes:
+        leader: [B] int64, the first asked of the experts that gave the leading answer; -1 where no call was answered.
+        support: [B] float64, the sum of the votes for the leading answer; 0 where nobody gave an answer.
+        share: [B] float64, its share of the votes for all answers.
+        different: [B] int64, how many different answers were given.
+        agrees: [B, M] bool, the calls that gave the leading answer.
+        group: [B, M] int64, the first call that gave the same answer; -1 where a call brought none.
+    """
+
+    leader: Tensor
+    support: Tensor
+    share: Tensor
+    different: Tensor
+    agrees: Tensor
+    group: Tensor
 
 
 def make_rules(
@@ -88,6 +131,8 @@ def make_rules(
     horizon: int = HORIZON,
     budget_usd_per_query: float | Sequence[float] | None = None,
     cost_weight: float = COST_WEIGHT,
+    max_calls: int = 1,
+    reliability: Tensor | None = None,
 ) -> Rules:
     """Checks the settings of an episode and works out what follows from the table.
 
@@ -97,9 +142,13 @@ def make_rules(
         horizon: H, queries an episode; drawn without replacement.
         budget_usd_per_query: a number fixes it, two give a range; None: cheapest to dearest expert's mean cost.
         cost_weight: weight of the cost in the reward.
+        max_calls: M, experts that can be asked about one query.
+        reliability: [N, K] or [1, K] in [0, 1], weighs the experts' votes; None: each expert's mean score on the
+            training split.
 
     Raises:
-        InputError: no such split, a horizon longer than the split, or a budget below every expert's cost.
+        InputError: no such split, a horizon longer than the split, a budget below every expert's cost, more calls than
+            experts or than answers are known for, or a reliability of another shape or range.
     """
     rows = table.rows(split)
     if not 1 <= horizon <= len(rows):
@@ -118,7 +167,40 @@ def make_rules(
         raise InputError(
             f"budget {low:g} dollars a query: below every expert's mean cost; {name} is cheapest at {cheapest:.3g}"
         )
-    return Rules(table, rows, horizon, (float(low), float(high)), cost_weight, mean_cost_usd, price_range_usd)
+    _check_max_calls(table, max_calls)
+    return Rules(
+        table=table,
+        rows=rows,
+        horizon=horizon,
+        budget_usd_per_query=(float(low), float(high)),
+        cost_weight=cost_weight,
+        mean_cost_usd=mean_cost_usd,
+        price_range_usd=price_range_usd,
+        max_calls=max_calls,
+        reliability=_reliability(table, reliability),
+    )
+
+
+def _check_max_calls(table: ExpertTable, max_calls: int) -> None:
+    if not 1 <= max_calls <= len(table.experts):
+        raise InputError(f"max_calls {max_calls}: must be 1 to {len(table.experts)}, the experts of {table.name}")
+    if max_calls > 1 and not table.has_answers():
+        raise InputError(
+            f"max_calls {max_calls}: {table.name}: answers.parquet has no column answer, or only nulls in it; without "
+            "answers nothing can agree"
+        )
+
+
+def _reliability(table: ExpertTable, given: Tensor | None) -> Tensor:
+    """[N, K]; one row for all queries takes no more memory than that."""
+    if given is None:
+        return table.mean_score().expand(len(table), -1)
+    n, k = table.scores.shape
+    if tuple(given.shape) not in ((n, k), (1, k)):
+        raise InputError(f"reliability {list(given.shape)}: must be [{n}, {k}] or [1, {k}] for {table.name}")
+    if not bool(((given >= 0) & (given <= 1)).all()):
+        raise InputError("reliability: must be numbers in [0, 1]")
+    return given.to(table.device, torch.float32).expand(n, k)
 
 
 def _low_and_high(budget: float | Sequence[float]) -> tuple[float, float]:
@@ -160,6 +242,7 @@ def begin(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | None = None
         budget_usd_per_query = low * (high / low) ** uniform
     budget_usd = budget_usd_per_query.double() * rules.horizon
     zeros = torch.zeros(b, dtype=torch.int64, device=keys.device)
+    calls = (b, rules.max_calls)
     return State(
         rows=rules.rows[_draw(keys, len(rules.rows), rules.horizon)],
         t=zeros,
@@ -168,17 +251,26 @@ def begin(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | None = None
         score=torch.zeros(b, device=keys.device),
         refused=zeros,
         calls=torch.zeros(b, k, dtype=torch.int64, device=keys.device),
+        asked=torch.full(calls, -1, device=keys.device),
+        answered=torch.zeros(calls, dtype=torch.bool, device=keys.device),
+        polled=torch.zeros(b, 3 * k + 3 if rules.max_calls > 1 else 0, device=keys.device),
+        steps=zeros,
     )
 
 
 def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
-    """Asks one expert about the query at hand, in every episode.
+    """Asks one expert about the query at hand or, with M > 1, delivers; in every episode.
 
-    A call that costs more than what is left is refused: it scores 0, costs nothing, and the episode goes on.
+    A call that costs more than what is left is refused: no answer, no cost, and the episode goes on.
 
     Args:
-        actions: [B] int64, the experts to ask.
+        actions: [B] int64, the experts to ask; K delivers.
     """
+    return _ask_only(rules, state, actions) if rules.max_calls == 1 else _ask_or_deliver(rules, state, actions)
+
+
+def _ask_only(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
+    """`step` with one call a query: the answer is delivered at once, a refused call scores 0."""
     row = current_rows(state)
     cost_usd = rules.table.costs_usd[row, actions].double()
     refused = cost_usd > state.left_usd
@@ -193,9 +285,140 @@ def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
         score=state.score + score,
         refused=state.refused + refused,
         calls=state.calls.scatter_add(1, actions[:, None], torch.ones_like(actions)[:, None]),
+        asked=state.asked,
+        answered=state.answered,
+        polled=state.polled,
+        steps=t,
     )
-    reward = (score - rules.cost_weight / rules.price_range_usd[1] * cost_usd).float()
-    return after, Outcome(reward, t >= rules.horizon, score, cost_usd, refused)
+    delivered = torch.ones_like(refused)
+    return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
+
+
+def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
+    """`step` with M > 1. The Mth call delivers as well; asking an expert again is refused.
+
+    Episodes end after different numbers of steps: one that has ended stays as it is and brings nothing more.
+    """
+    k, m = len(rules.table.experts), rules.max_calls
+    row, made = current_rows(state), calls_made(state.asked)
+    playing = state.t < rules.horizon
+    asks = playing & (actions < k)
+    expert = actions.clamp(max=k - 1)
+    cost_usd = rules.table.costs_usd[row, expert].double()
+    refused = asks & ((cost_usd > state.left_usd) | (state.asked == actions[:, None]).any(dim=1))
+    charged = asks & ~refused
+    cost_usd = cost_usd.masked_fill(~charged, 0.0)
+    now = (torch.arange(m, device=actions.device) == made[:, None]) & asks[:, None]
+    asked = torch.where(now, actions[:, None], state.asked)
+    answered = state.answered | (now & charged[:, None])
+    delivered = playing & (~asks | (made == m - 1))
+    polled = poll(asked, answered, *_votes(rules, row, asked))
+    score = rules.table.scores[row, polled.leader.clamp(min=0)].masked_fill((polled.leader < 0) | ~delivered, 0.0)
+    t = state.t + delivered
+    after = State(
+        rows=state.rows,
+        t=t,
+        budget_usd=state.budget_usd,
+        left_usd=state.left_usd - cost_usd,
+        score=state.score + score,
+        refused=state.refused + refused,
+        calls=state.calls.scatter_add(1, expert[:, None], asks.long()[:, None]),
+        asked=asked.masked_fill(delivered[:, None], -1),
+        answered=answered & ~delivered[:, None],
+        polled=poll_features(k, asked, answered, polled, m) * ~delivered[:, None],
+        steps=state.steps + playing,
+    )
+    return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
+
+
+def _reward(rules: Rules, score: Tensor, cost_usd: Tensor) -> Tensor:
+    return (score - rules.cost_weight / rules.price_range_usd[1] * cost_usd).float()
+
+
+def vote_weight(reliability: Tensor) -> Tensor:
+    """What an answer weighs in the poll: the square of the odds that it is right, these cut at 1 to 49 and 49 to 1.
+
+    Votes of the weak should not outweigh the strong as often as independence would have it: experts err together. Of
+    powers of the chance and of the odds this one delivered best on train and val of two tables.
+    """
+    chance = reliability.clamp(0.02, 0.98)
+    return (chance / (1 - chance)).square()
+
+
+def _votes(rules: Rules, rows: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Answer ids and vote weights of the experts `asked` [B, M] about the queries `rows` [B]; any where it is -1."""
+    experts = asked.clamp(min=0)
+    answer_ids = rules.table.answer_ids.index_select(0, rows).gather(1, experts)
+    return answer_ids, vote_weight(rules.reliability.index_select(0, rows).gather(1, experts))
+
+
+def calls_made(asked: Tensor) -> Tensor:
+    """How many experts were `asked` [B, M] about the query at hand; [B] int64."""
+    return (asked >= 0).sum(dim=1)
+
+
+def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -> Poll:
+    """Which of the answers given to each query has the strongest support, the sum of its supporters' weights.
+
+    Among equals it is the one with the strongest single supporter, then the one given first. A missing answer agrees
+    with nobody; it leads only where nobody gave an answer.
+
+    Args:
+        asked: [B, M] int64, the experts asked, in order; -1 where there is none.
+        answered: [B, M] bool, which of these calls were answered.
+        answer_ids: [B, M] whole numbers, equal in a row where the answers are; -1: no answer.
+        weights: [B, M] float32, what each vote weighs.
+    """
+    m = asked.shape[1]
+    # calls come first here, [M, B] and [M, M, B]: long rows are what an elementwise kernel is fast on
+    asked, answered, answer_ids = asked.T.contiguous(), answered.T.contiguous(), answer_ids.T
+    weights = weights.T.double().contiguous()  # sums of float32 are exact in it: equal support is equal in any order
+    place = torch.arange(m, device=asked.device)[:, None]
+    given = answered & (answer_ids >= 0)
+    answer_ids = torch.where(given, answer_ids, -1 - place).contiguous()
+    same = answer_ids[:, None] == answer_ids
+    votes = weights * given
+    support = torch.where(same, votes, 0.0).sum(dim=1)
+    strongest = torch.where(same, weights, -math.inf).amax(dim=1)
+    leads = torch.where(given.any(dim=0), given, answered)
+    for strength in (support, strongest):
+        strength = strength.masked_fill(~leads, -math.inf)
+        leads = leads & (strength == strength.amax(dim=0))
+    first = torch.where(leads, place, m - 1).float().amin(dim=0, keepdim=True).long()
+    origin = torch.where(same, place[:, :, None], m).amin(dim=0)
+    leading = support.gather(0, first)[0]
+    return Poll(
+        leader=asked.gather(0, first)[0].masked_fill(~answered.any(dim=0), -1),
+        support=leading,
+        share=leading / votes.sum(dim=0).clamp(min=1e-30),
+        different=(given & (origin == place)).sum(dim=0),
+        agrees=(same.gather(0, first[None].expand(-1, m, -1))[0] & given).T,
+        group=torch.where(given, origin, -1).T,
+    )
+
+
+def poll_features(n_experts: int, asked: Tensor, answered: Tensor, polled: Poll, max_calls: int) -> Tensor:
+    """What the agent sees of the calls made about the query at hand, [B, 3K + 3] float32.
+
+    Of each expert: whether it was asked, whether it gave the leading answer, and which answer it gave: the number of
+    the first call that gave it, from 1, / M; -1 / M for none, 0 where nobody was asked or the call was refused. Then
+    the leading answer's share of the votes, the number of different answers and the calls made, both / M.
+
+    Args:
+        n_experts: K.
+        asked: [B, m] int64, the calls as in `poll`, m up to M.
+        answered: [B, m] bool.
+        polled: what `poll` says of them.
+        max_calls: M.
+    """
+    k = n_experts
+    experts = torch.zeros(len(asked), 3 * k + 1, device=asked.device)  # the last column takes what is no expert
+    experts.scatter_(1, asked.where(asked >= 0, 3 * k), 1.0)
+    experts.scatter_(1, (asked + k).where(polled.agrees, 3 * k), 1.0)
+    which = torch.where(polled.group >= 0, polled.group + 1, -1) / max_calls
+    experts.scatter_(1, (asked + 2 * k).where(answered, 3 * k), which)
+    counts = torch.stack([polled.different.float(), calls_made(asked).float()], dim=1) / max_calls
+    return torch.cat([experts[:, :-1], polled.share.float()[:, None], counts], dim=1)
 
 
 def current_rows(state: State) -> Tensor:
@@ -204,10 +427,13 @@ def current_rows(state: State) -> Tensor:
 
 
 def observe(rules: Rules, state: State) -> Tensor:
-    """What the agent sees: the query's embedding, then the budget features; [B, D + 2] float32."""
-    embeddings = rules.table.embeddings[current_rows(state)].float()
+    """What the agent sees, float32: the query's embedding, with M > 1 the poll's features, then the budget's.
+
+    [B, D + 2], with M > 1 [B, D + 3K + 5].
+    """
+    embeddings = rules.table.embeddings.index_select(0, current_rows(state)).float()
     budget = budget_features(rules.price_range_usd, state.left_usd, rules.horizon - state.t)
-    return torch.cat([embeddings, budget], dim=1)
+    return torch.cat([embeddings, state.polled, budget], dim=1)
 
 
 def budget_features(price_range_usd: tuple[float, float], left_usd: Tensor, queries_left: Tensor) -> Tensor:
@@ -229,12 +455,33 @@ def action_mask(mean_cost_usd: Tensor, left_usd: Tensor) -> Tensor:
     return mask
 
 
+def state_mask(rules: Rules, state: State) -> Tensor:
+    """The actions that make sense now, bool: [B, K] as `action_mask` says, with M > 1 [B, K + 1].
+
+    With M > 1 no expert is asked about a query twice, and delivering takes a call. Once one was made, an expert's mean
+    cost has to fit, the cheapest's too.
+    """
+    if rules.max_calls == 1:
+        return action_mask(rules.mean_cost_usd, state.left_usd)
+    k = len(rules.table.experts)
+    begun = state.asked[:, :1] >= 0
+    cheapest = torch.arange(k, device=begun.device) == rules.mean_cost_usd.argmin()
+    allowed = (rules.mean_cost_usd <= state.left_usd[:, None]) | (cheapest & ~begun)
+    asked = state.polled[:, :k] > 0
+    return torch.cat([allowed & ~asked, begun], dim=1)
+
+
 def restart(state: State, where: Tensor, fresh: State) -> State:
     """`state` with the episodes at the indices `where` [b] replaced by the `fresh` ones."""
     if len(where) == len(state.t):
         return fresh
     names = [field.name for field in fields(State)]
     return replace(state, **{n: getattr(state, n).index_copy(0, where, getattr(fresh, n)) for n in names})
+
+
+def take(state: State, where: Tensor) -> State:
+    """The episodes at the indices `where` [b]."""
+    return State(**{field.name: getattr(state, field.name).index_select(0, where) for field in fields(State)})
 
 
 def episode_keys(streams: Tensor, episodes: Tensor) -> Tensor:
@@ -258,9 +505,9 @@ def _draw(keys: Tensor, n: int, horizon: int) -> Tensor:
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
     rounds = 8 if n >= 50 else 24  # measured: chi-squared of ordered pairs and triples, with 400,000 keys, within noise
-    round_keys = [_hash(keys + (2 + i))[:, None] for i in range(rounds)]
+    round_keys = _hash(keys + torch.arange(2, 2 + rounds, device=keys.device)[:, None])
 
-    def permute(x: Tensor) -> Tensor:
+    def permute(x: Tensor, round_keys: Tensor) -> Tensor:
         left, right = x % a, x // a
         for i, key in enumerate(round_keys):
             if i % 2 == 0:
@@ -269,7 +516,8 @@ def _draw(keys: Tensor, n: int, horizon: int) -> Tensor:
                 right = (right + _hash(key + left)) % b
         return left + a * right
 
-    x = permute(torch.arange(horizon, device=keys.device).expand(len(keys), horizon))
-    while bool((outside := x >= n).any()):
-        x = torch.where(outside, permute(x), x)
+    x = permute(torch.arange(horizon, device=keys.device), round_keys[:, :, None])
+    while len(outside := (x >= n).nonzero()):
+        episode, place = outside.unbind(1)
+        x[episode, place] = permute(x[episode, place], round_keys[:, episode])
     return x

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from torch import Tensor
 
 from leeroo_env import dynamics
 from leeroo_env.builtin import DEFAULT, resolve
@@ -25,10 +26,17 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
     language models, which differ in price and in what they know. The answers, their scores and their costs were
     collected before and are read from a table, so a step costs microseconds and no money.
 
+    With `max_calls` M > 1 up to M experts can be asked about a query, one a step, before an answer is delivered: the
+    one with the strongest support among those given. An expert's vote weighs what `reliability` says of it.
+
     ## Action Space
 
     `Discrete(K)`: the expert that answers the query. A call that costs more than what is left of the budget is refused:
     it scores 0 and costs nothing.
+
+    M > 1: `Discrete(K + 1)`: the expert to ask about the query at hand, or K: deliver. The Mth call delivers by itself
+    within the same step. Every answered call is charged. A refused call counts as one of the M; so does asking an
+    expert again, which is refused too. Where no call was answered, what is delivered scores 0.
 
     ## Observation Space
 
@@ -40,9 +48,22 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
     | D      | dollars per remaining query, log scale: 0 cheapest, 1 dearest expert | -1            | 2            |
     | D+1    | log2(queries left) / 10                                              | 0             | 2            |
 
+    M > 1: shape `(D + 3K + 5,)`; between the embedding and the two numbers of the budget, which stay the last, stands
+    what is known of the query at hand:
+
+    | Num         | Observation                                                             | Min | Max |
+    |-------------|-------------------------------------------------------------------------|-----|-----|
+    | D..D+K-1    | whether the expert was asked                                            | 0   | 1   |
+    | D+K..D+2K-1 | whether it gave the leading answer                                      | 0   | 1   |
+    | D+2K..D+3K-1| first call that gave its answer, from 1, / M; no answer: -1 / M; else 0 | -1  | 1   |
+    | D+3K        | the leading answer's share of the votes                                 | 0   | 1   |
+    | D+3K+1      | number of different answers / M                                         | 0   | 1   |
+    | D+3K+2      | calls made / M                                                          | 0   | 1   |
+
     ## Rewards
 
-    `score - cost_weight * cost_usd / (mean cost of the dearest expert)`, the score being in [0, 1].
+    `score - cost_weight * cost_usd / (mean cost of the dearest expert)`, the score being in [0, 1]. M > 1: 0 for the
+    score in steps that deliver nothing.
 
     ## Starting State
 
@@ -51,17 +72,19 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     ## Episode End
 
-    Terminated after `horizon` queries; never truncated.
+    Terminated after `horizon` queries; never truncated. M > 1: a query takes up to M steps.
 
     ## Information
 
-    `action_mask` [K] (the experts whose mean cost fits what is left), `score`, `cost_usd`, `refused`, `left_usd`, and
-    at the end `episode`: `r` return, `l` length, `t` seconds, `score` and `cost_usd` per query, `budget_usd`,
-    `left_usd`, `refused` calls, `calls` [K] to each expert. (So `RecordEpisodeStatistics` needs another `stats_key`.)
+    `action_mask` [K] (the experts whose mean cost fits what is left), `score`, `cost_usd`, `refused`, `delivered`,
+    `left_usd`, and at the end `episode`: `r` return, `l` steps, `t` seconds, `score` and `cost_usd` per query,
+    `budget_usd`, `left_usd`, `refused` calls, `calls` [K] to each expert. (So `RecordEpisodeStatistics` needs another
+    `stats_key`.) M > 1: `action_mask` [K + 1] leaves out experts asked before, and delivering before the first call.
 
     ## Arguments
 
-    `table` is a table directory, the name of a built-in table or an `ExpertTable`. `reset` takes the options
+    `table` is a table directory, the name of a built-in table or an `ExpertTable`; `max_calls` above 1 needs one with
+    answers. `reliability` is [N, K] or [1, K]; None: each expert's mean score. `reset` takes the options
     `budget_usd_per_query` (a number) to fix the budget of that episode.
 
     >>> import gymnasium, leeroo_env
@@ -81,9 +104,13 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         experts: str | Sequence[str] | None = None,
         device: torch.device | str | None = None,
         render_mode: str | None = None,
+        max_calls: int = 1,
+        reliability: Tensor | None = None,
     ):
         """Args: see `leeroo_env.dynamics.make_rules`; `budget` is in dollars a query. Raises `InputError`."""
-        self.rules = dynamics.make_rules(resolve(table, experts, device), split, horizon, budget, cost_weight)
+        self.rules = dynamics.make_rules(
+            resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability
+        )
         self.observation_space, self.action_space = spaces(self.rules)
         self.render_mode = render_mode
         self._stream: int | None = None
@@ -108,7 +135,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict]:
         if not self.action_space.contains(action):
-            raise ValueError(f"{action!r} is no expert of {self.action_space}")
+            raise ValueError(f"{action!r} is no action of {self.action_space}")
         actions = torch.tensor([int(action)], device=self.rules.table.device)
         self._action = int(action)
         self._state, self._outcome = dynamics.step(self.rules, self._playing(), actions)
@@ -118,6 +145,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
             "score": float(self._outcome.score),
             "cost_usd": float(self._outcome.cost_usd),
             "refused": bool(self._outcome.refused),
+            "delivered": bool(self._outcome.delivered),
         }
         if terminated:
             seconds = time.perf_counter() - self._began
@@ -126,7 +154,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         return self._observation(), reward, terminated, False, info
 
     def action_masks(self) -> np.ndarray:
-        """[K] bool, the name under which sb3-contrib asks for it."""
+        """[K] bool, with M > 1 [K + 1], the name under which sb3-contrib asks for it."""
         return self._info(self._playing())["action_mask"]
 
     def render(self) -> str | None:
@@ -143,22 +171,27 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         return dynamics.observe(self.rules, self._playing())[0].cpu().numpy()
 
     def _info(self, state: State) -> dict[str, Any]:
-        mask = dynamics.action_mask(self.rules.mean_cost_usd, state.left_usd)
+        mask = dynamics.state_mask(self.rules, state)
         return {"action_mask": mask[0].cpu().numpy(), "left_usd": float(state.left_usd)}
 
 
 def spaces(rules: Rules) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """Observation and action space of one episode."""
     embeddings = rules.table.embeddings.cpu().numpy()
-    observations = observation_space(embeddings.shape[1], float(embeddings.min()), float(embeddings.max()))
-    return observations, gymnasium.spaces.Discrete(len(rules.table.experts))
+    polled = len(rules.table.experts) if rules.max_calls > 1 else 0
+    observations = observation_space(embeddings.shape[1], float(embeddings.min()), float(embeddings.max()), polled)
+    return observations, gymnasium.spaces.Discrete(rules.n_actions)
 
 
-def observation_space(embedding_dim: int, low: float, high: float) -> gymnasium.spaces.Box:
-    """The Box [D + 2] of embeddings between `low` and `high` and the budget features."""
-    lows, highs = np.full((2, embedding_dim + 2), [[low], [high]], dtype=np.float32)
-    lows[-2:], highs[-2:] = (-1, 0), (2, 2)
-    return gymnasium.spaces.Box(lows, highs)
+def observation_space(embedding_dim: int, low: float, high: float, polled_experts: int = 0) -> gymnasium.spaces.Box:
+    """The Box of embeddings between `low` and `high`, poll and budget features: [D + 2], or [D + 3K + 5] with a poll.
+
+    Args:
+        polled_experts: K where up to M > 1 of them are asked; 0 where one call answers the query.
+    """
+    poll = [*[(0, 1)] * 2 * polled_experts, *[(-1, 1)] * polled_experts, *[(0, 1)] * 3] if polled_experts else []
+    bounds = np.array([(low, high)] * embedding_dim + poll + [(-1, 2), (0, 2)], dtype=np.float32)
+    return gymnasium.spaces.Box(bounds[:, 0], bounds[:, 1])
 
 
 def check_budget(usd_per_query: Any) -> Any:
@@ -175,10 +208,11 @@ def random_stream(np_random: np.random.Generator) -> int:
 
 def episode_statistics(rules: Rules, state: State, returns: np.ndarray, seconds: np.ndarray) -> dict[str, np.ndarray]:
     """What is told of B episodes that have just ended; each [B], `calls` [B, K]."""
-    host = {name: getattr(state, name).cpu().numpy() for name in ("t", "score", "budget_usd", "left_usd", "refused")}
+    names = ("steps", "score", "budget_usd", "left_usd", "refused")
+    host = {name: getattr(state, name).cpu().numpy() for name in names}
     return {
         "r": returns,
-        "l": host["t"],
+        "l": host["steps"],
         "t": seconds,
         "score": host["score"] / rules.horizon,
         "cost_usd": (host["budget_usd"] - host["left_usd"]) / rules.horizon,
@@ -195,7 +229,9 @@ def describe(rules: Rules, state: State, outcome: Outcome | None, i: int, action
     line = f"query {int(state.t[i])}/{rules.horizon}, {money}"
     if outcome is None or action is None:
         return line
-    result = (
-        "refused" if outcome.refused[i] else f"score {float(outcome.score[i]):.2f}, ${float(outcome.cost_usd[i]):.6f}"
-    )
-    return f"{line}: {rules.table.experts[action]}: {result}"
+    cost = "refused" if outcome.refused[i] else f"${float(outcome.cost_usd[i]):.6f}"
+    score = f"score {float(outcome.score[i]):.2f}"
+    if rules.max_calls == 1:
+        return f"{line}: {rules.table.experts[action]}: {cost if outcome.refused[i] else f'{score}, {cost}'}"
+    told = [f"{rules.table.experts[action]}: {cost}"] if action < len(rules.table.experts) else []
+    return f"{line}: {'; '.join([*told, f'delivered, {score}'] if outcome.delivered[i] else told)}"

@@ -42,7 +42,7 @@ class LeerooSB3VecEnv(VecEnv):
         return observations, rewards, terminated, listed
 
     def action_masks(self) -> np.ndarray:
-        """[B, K] bool, for sb3-contrib's MaskablePPO."""
+        """[B, K] bool, with M > 1 [B, K + 1], for sb3-contrib's MaskablePPO."""
         return self.env.action_masks()
 
     def close(self) -> None:

@@ -75,6 +75,7 @@ class ExpertTable:
         scores: [N, K] float32 in [0, 1].
         costs_usd: [N, K] float32, >= 0.
         split: [N] int8, an index into `SPLITS`.
+        answer_ids: [N, K] int16; equal numbers in a row are equal answers, -1 is none.
     """
 
     info: TableInfo
@@ -84,6 +85,7 @@ class ExpertTable:
     scores: Tensor
     costs_usd: Tensor
     split: Tensor
+    answer_ids: Tensor
 
     def __len__(self) -> int:
         return self.scores.shape[0]
@@ -162,10 +164,13 @@ class ExpertTable:
         texts: Sequence[str] | None = None,
         domains: Sequence[str] | None = None,
         split: Sequence[str | None] | None = None,
+        answers: Sequence[Sequence[str | None]] | np.ndarray | None = None,
         description: str = "",
         encoder: dict[str, Any] | None = None,
     ) -> ExpertTable:
-        """Makes a table from embeddings [N, D], scores [N, K] and costs_usd [N, K]; a NaN score is a missing answer.
+        """Makes a table from embeddings [N, D], scores [N, K] and costs_usd [N, K]; a NaN score is a missing row.
+
+        `answers` [N, K] are short answers in normal form; None where an expert gave none.
 
         Raises:
             InputError: as `load` does.
@@ -191,8 +196,9 @@ class ExpertTable:
                 "split": pa.array(split, pa.string()) if split is not None else pa.nulls(n, pa.string()),
             }
         )
-        query, expert = np.nonzero(~np.isnan(np.asarray(scores, dtype=np.float64)))
-        answers = pa.table(
+        present = ~np.isnan(np.asarray(scores, dtype=np.float64))
+        query, expert = np.nonzero(present)
+        rows = pa.table(
             {
                 "query_id": queries["query_id"].take(pa.array(query)),
                 "expert": pa.array([e.name for e in infos]).take(pa.array(expert)),
@@ -202,18 +208,20 @@ class ExpertTable:
                 "completion_tokens": pa.nulls(len(query), pa.int64()),
             }
         )
+        if answers is not None:
+            rows = rows.append_column("answer", _answer_column(answers, present, name))
         info = TableInfo(
             name=name,
             description=description,
             encoder=encoder or {"model": None, "dim": int(embeddings.shape[1])},
             experts=infos,
         )
-        return cls.from_arrow(info, queries, answers, embeddings, source=name)
+        return cls.from_arrow(info, queries, rows, embeddings, source=name)
 
     def to(self, device: torch.device | str) -> ExpertTable:
         """The same table with its tensors on `device`."""
-        tensors = {name: getattr(self, name).to(device) for name in ("embeddings", "scores", "costs_usd", "split")}
-        return replace(self, **tensors)
+        names = ("embeddings", "scores", "costs_usd", "split", "answer_ids")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def select(self, experts: Sequence[str]) -> ExpertTable:
         """The same queries with only these experts, in this order."""
@@ -225,6 +233,7 @@ class ExpertTable:
             answers=self.answers.filter(pc.is_in(self.answers["expert"], pa.array(experts))),
             scores=self.scores[:, columns],
             costs_usd=self.costs_usd[:, columns],
+            answer_ids=self.answer_ids[:, columns],
         )
 
     def rows(self, split: str) -> Tensor:
@@ -254,11 +263,17 @@ class ExpertTable:
         mean = values.cpu().numpy()[rows].mean(axis=0, dtype=np.float64)
         return torch.from_numpy(mean.astype(np.float32)).to(self.device)
 
+    def has_answers(self) -> bool:
+        """Whether any answer is known, not only its score."""
+        return bool((self.answer_ids.cpu().numpy() >= 0).any())
+
     def fingerprint(self) -> str:
         """SHA-256 over query ids, experts, splits and tensors: all that training depends on."""
         digest = hashlib.sha256("\0".join([*self.experts, "", *self.queries["query_id"].to_pylist()]).encode())
         for tensor in (self.embeddings, self.scores, self.costs_usd, self.split):
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        if self.has_answers():
+            digest.update(_first_alike(self.answer_ids.cpu().numpy()).data)
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
@@ -456,11 +471,11 @@ def _build(
     source: Path,
 ) -> ExpertTable:
     """Checks everything and makes the dense tensors on the CPU."""
-    split, scores, costs = _check(info, queries, answers, embeddings, source)
+    split, scores, costs, answer_ids = _check(info, queries, answers, embeddings, source)
     names = [expert.name for expert in info.experts]
     wanted = list(experts) if experts is not None else names
     columns = _expert_columns(names, wanted, source / "table.json")
-    scores, costs = scores[:, columns], costs[:, columns]
+    scores, costs, answer_ids = scores[:, columns], costs[:, columns], answer_ids[:, columns]
 
     complete = ~np.isnan(scores).any(axis=1)
     if not complete.any():
@@ -471,7 +486,7 @@ def _build(
             stacklevel=4,
         )
         queries, embeddings = queries.filter(pa.array(complete)), embeddings[complete]
-        scores, costs, split = scores[complete], costs[complete], split[complete]
+        scores, costs, split, answer_ids = scores[complete], costs[complete], split[complete], answer_ids[complete]
     if not complete.all() or wanted != names:
         known = pc.and_(
             pc.is_in(answers["expert"], pa.array(wanted)),
@@ -487,13 +502,17 @@ def _build(
         scores=torch.from_numpy(np.ascontiguousarray(scores)),
         costs_usd=torch.from_numpy(np.ascontiguousarray(costs)),
         split=torch.from_numpy(split),
+        answer_ids=torch.from_numpy(np.ascontiguousarray(answer_ids)),
     )
 
 
 def _check(
     info: TableInfo, queries: pa.Table, answers: pa.Table, embeddings: np.ndarray, source: Path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Everything that can be wrong with the content; returns split [N], scores and costs [N, K], NaN where missing."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Everything that can be wrong with the content.
+
+    Returns split [N]; scores and costs [N, K], NaN where missing; answer_ids [N, K].
+    """
     file = source / "queries.parquet"
     if len(queries) == 0:
         raise InputError(f"{file}: has no rows")
@@ -502,12 +521,15 @@ def _check(
     _check_unique(queries["query_id"], file, "query_id")
     _check_embeddings(embeddings, len(queries), source / "embeddings.npy")
     names = pa.array([expert.name for expert in info.experts])
-    scores, costs = _dense(answers, queries["query_id"].combine_chunks(), names, source / "answers.parquet")
-    return _splits(queries, source), scores, costs
+    dense = _dense(answers, queries["query_id"].combine_chunks(), names, source / "answers.parquet")
+    return _splits(queries, source), *dense
 
 
-def _dense(answers: pa.Table, ids: pa.Array, names: pa.Array, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Checks the long answers and spreads them out: scores and costs [N, K] float32, NaN where there is none."""
+def _dense(answers: pa.Table, ids: pa.Array, names: pa.Array, file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Checks the long answers and spreads them out.
+
+    Returns scores and costs [N, K] float32, NaN where there is no row; answer_ids [N, K] int16.
+    """
     row = pc.index_in(answers["query_id"], ids)
     column = pc.index_in(answers["expert"], names)
     _require(pc.is_null(row), file, "query_id", answers["query_id"], "is not in queries.parquet")
@@ -523,4 +545,40 @@ def _dense(answers: pa.Table, ids: pa.Array, names: pa.Array, file: Path) -> tup
     dense = np.full((2, len(ids) * len(names)), np.nan, dtype=np.float32)
     dense[0, cell], dense[1, cell] = score, cost
     scores, costs = dense.reshape(2, len(ids), len(names))
-    return scores, costs
+    codes = np.full(scores.size, -1, dtype=np.int32)
+    codes[cell] = _answer_codes(answers, file)
+    return scores, costs, _first_alike(codes.reshape(scores.shape))
+
+
+def _answer_codes(answers: pa.Table, file: Path) -> np.ndarray:
+    """A number for each different string in the column `answer`; -1 for null, and everywhere without the column."""
+    count = answers.column_names.count("answer")
+    if count == 0:
+        return np.full(len(answers), -1, dtype=np.int32)
+    if count > 1:
+        raise InputError(f"{file}: column answer is there twice")
+    column = answers["answer"]
+    held = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(held) or pa.types.is_large_string(held) or pa.types.is_null(held)):
+        raise InputError(f"{file}: column answer holds {held}, not string")
+    return column.cast(pa.string()).combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+
+
+def _first_alike(codes: np.ndarray) -> np.ndarray:
+    """For each cell of [N, K] the first column of its row that holds the same, int16; -1 where that is below 0."""
+    first = np.full(codes.shape, -1, dtype=np.int16)
+    for column in range(codes.shape[1] - 1, -1, -1):
+        first[codes == codes[:, column, None]] = column
+    first[codes < 0] = -1
+    return first
+
+
+def _answer_column(answers: Sequence[Sequence[str | None]] | np.ndarray, present: np.ndarray, name: str) -> pa.Array:
+    """Those of the `answers` [N, K] that are `present` [N, K], row after row. Raises InputError."""
+    array = np.array(answers, dtype=object)
+    if array.shape != present.shape:
+        raise InputError(f"{name}: answers {array.shape}: not [N, K] as the scores {present.shape}")
+    try:
+        return pa.array(array[present].tolist(), pa.string())
+    except pa.ArrowException as error:
+        raise InputError(f"{name}: answers: not all strings or None: {str(error).splitlines()[0]}") from None

@@ -44,9 +44,13 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         experts: str | Sequence[str] | None = None,
         device: torch.device | str | None = None,
         render_mode: str | None = None,
+        max_calls: int = 1,
+        reliability: Tensor | None = None,
     ):
         """Args: `num_envs` B; the rest as in `LeerooEnv`. Raises `InputError`."""
-        self.rules = dynamics.make_rules(resolve(table, experts, device), split, horizon, budget, cost_weight)
+        self.rules = dynamics.make_rules(
+            resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability
+        )
         if num_envs < 1:
             raise InputError(f"num_envs {num_envs}: must be 1 or more")
         self.num_envs = num_envs
@@ -57,6 +61,8 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._streams, self._episodes = torch.zeros(2, 0, dtype=torch.int64)
         self._state: State | None = None
         self._outcome: Outcome | None = None
+        self._ahead: State | None = None
+        self._drawn = np.zeros(num_envs, dtype=bool)
         self._all = np.ones(num_envs, dtype=bool)
 
     def reset(
@@ -84,10 +90,8 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if np.asarray(actions).dtype.kind not in "iu":
             raise ValueError(f"actions must be whole numbers, got {actions!r}")
         chosen = torch.as_tensor(actions, dtype=torch.int64, device=self.rules.table.device)
-        if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= len(self.rules.table.experts):
-            raise ValueError(
-                f"actions must be [{self.num_envs}] experts of {self.single_action_space}, got {actions!r}"
-            )
+        if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= self.rules.n_actions:
+            raise ValueError(f"actions must be [{self.num_envs}] of {self.single_action_space}, got {actions!r}")
         self._actions = chosen
         self._state, result = dynamics.step(self.rules, self._playing(), chosen)
         self._outcome = result
@@ -97,6 +101,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "score": result.score.cpu().numpy(),
             "cost_usd": result.cost_usd.cpu().numpy(),
             "refused": result.refused.cpu().numpy(),
+            "delivered": result.delivered.cpu().numpy(),
         }
         final = self._finish(terminated, steps) if terminated.any() else {}
         infos = self._infos() | steps
@@ -104,8 +109,8 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._observations(), rewards, terminated, np.zeros_like(terminated), infos
 
     def action_masks(self) -> np.ndarray:
-        """[B, K] bool: the experts whose mean cost fits what is left."""
-        return dynamics.action_mask(self.rules.mean_cost_usd, self._playing().left_usd).cpu().numpy()
+        """[B, K] bool: the experts whose mean cost fits what is left; with M > 1 [B, K + 1], see `LeerooEnv`."""
+        return dynamics.state_mask(self.rules, self._playing()).cpu().numpy()
 
     def render(self) -> tuple[str, ...] | None:
         if self.render_mode != "ansi" or self._state is None:
@@ -123,9 +128,10 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         }
 
     def load_state_dict(self, stored: dict[str, Tensor]) -> np.ndarray:
-        """Goes on where `state_dict` was called; returns the observations [B, D + 2] of that moment."""
+        """Goes on where `state_dict` was called; returns the observations of that moment."""
         stored = {name: value.to(self.rules.table.device) for name, value in stored.items()}
         self._streams, self._episodes = stored["streams"], stored["episodes"]
+        self._drawn[:] = False
         self._returns, self._began = stored["returns"].cpu().numpy().copy(), np.full(self.num_envs, time.perf_counter())
         self._state = State(**{n.removeprefix("state."): v for n, v in stored.items() if n.startswith("state.")})
         return self._observations()
@@ -152,30 +158,49 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             None if seeds[0] is None else int(seeds[0])
         )
         self._streams, self._episodes = torch.tensor(streams, device=device), torch.tensor(episodes, device=device)
+        self._drawn[:] = False
 
     def _begin(self, where: Tensor, budget: float | np.ndarray | None = None) -> None:
         """Starts the next episode of the environments `where` [b]."""
-        keys = dynamics.episode_keys(self._streams[where], self._episodes[where])
-        self._episodes[where] += 1
-        fixed = None
-        if budget is not None:
-            fixed = torch.as_tensor(check_budget(budget), dtype=torch.float64, device=where.device).expand(
-                self.num_envs
-            )[where]
-        fresh = dynamics.begin(self.rules, keys, fixed)
-        self._state = fresh if self._state is None else dynamics.restart(self._state, where, fresh)
         ended = where.cpu().numpy()
+        if budget is None:
+            fresh = self._next(where, ended)
+        else:
+            usd = torch.as_tensor(check_budget(budget), dtype=torch.float64, device=where.device)
+            fresh = dynamics.begin(self.rules, self._keys(where), usd.expand(self.num_envs)[where])
+        self._episodes[where] += 1
+        self._drawn[ended] = False
+        self._state = fresh if self._state is None else dynamics.restart(self._state, where, fresh)
         if len(ended) == self.num_envs:
             self._returns, self._began = np.zeros(self.num_envs), np.zeros(self.num_envs)
         self._returns[ended], self._began[ended] = 0.0, time.perf_counter()
 
+    def _keys(self, where: Tensor) -> Tensor:
+        return dynamics.episode_keys(self._streams[where], self._episodes[where])
+
+    def _next(self, where: Tensor, ended: np.ndarray) -> State:
+        """The next episodes of the environments `where`, `ended` on the host, [b].
+
+        Drawn for all environments at once: where episodes end at different times, drawing for few takes as long.
+        """
+        if not self._drawn[ended].all():
+            lacking = torch.from_numpy(np.flatnonzero(~self._drawn)).to(where.device)
+            drawn = dynamics.begin(self.rules, self._keys(lacking))
+            self._ahead = drawn if self._ahead is None else dynamics.restart(self._ahead, lacking, drawn)
+            self._drawn[:] = True
+        assert self._ahead is not None
+        return dynamics.take(self._ahead, where)
+
     def _finish(self, ended: np.ndarray, steps: dict[str, np.ndarray]) -> dict[str, Any]:
         """Begins new episodes where the old ones have `ended` [B]; returns what is told of those."""
         final_info = self._infos() | steps | {f"_{name}": self._all for name in steps}
-        final_obs = self._observations()
+        where = torch.from_numpy(np.flatnonzero(ended)).to(self.rules.table.device)
+        last = dynamics.observe(self.rules, dynamics.take(self._playing(), where)).cpu().numpy()
+        final_obs = np.zeros((self.num_envs, last.shape[1]), last.dtype)
+        final_obs[ended] = last
         seconds = time.perf_counter() - self._began
         statistics = episode_statistics(self.rules, self._playing(), self._returns.copy(), seconds)
-        self._begin(torch.from_numpy(np.flatnonzero(ended)).to(self.rules.table.device))
+        self._begin(where)
         told = {"episode": statistics, "_episode": ended}
         return {
             "final_obs": final_obs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,9 @@ from stable_baselines3.common.vec_env import VecMonitor
 from leeroo_env import ExpertTable, LeerooVectorEnv, dynamics
 from leeroo_env.builtin import resolve
 from leeroo_env.sb3 import LeerooSB3VecEnv
+from tests.leeroo_env.test_polls import polled_table
+
+CALLS = pytest.mark.parametrize("max_calls", [1, 3])
 
 
 def make(table: ExpertTable, **kwargs) -> gymnasium.Env:
@@ -30,11 +34,37 @@ def make_vec(table: ExpertTable, n: int, **kwargs) -> LeerooVectorEnv:
     return env
 
 
+@CALLS
 @pytest.mark.parametrize("check", [check_env, sb3_check_env])
-def test_checkers_pass_without_a_warning(check, table: ExpertTable):
+def test_checkers_pass_without_a_warning(check, max_calls: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check(make(table, render_mode="ansi").unwrapped)
+        check(make(polled_table(), render_mode="ansi", max_calls=max_calls).unwrapped)
+
+
+def test_one_call_a_query_is_what_it_always_was(table: ExpertTable):
+    """Everything that is told, against what was recorded before there was more than one call; logarithms apart."""
+    env = LeerooVectorEnv(7, table, horizon=6, budget=0.0006)
+    observations, infos = env.reset(seed=3)
+    rng, digest = np.random.default_rng(0), hashlib.sha256()
+    for _ in range(20):
+        told = [observations[:, :-2], infos["action_mask"], infos["left_usd"]]
+        observations, rewards, terminated, _, infos = env.step(rng.integers(0, 4, size=7))
+        told += [rewards, terminated, infos["score"], infos["cost_usd"], infos["refused"]]
+        if terminated.any():
+            told += [
+                infos["final_obs"][:, :-2],
+                *(infos["episode"][n] for n in ("r", "l", "score", "refused", "calls")),
+            ]
+        for value in told:
+            digest.update(np.ascontiguousarray(value).data)
+    assert digest.hexdigest() == "4aabb5efdb1de5bfb361b4500eb0ce3d996dec8bac345471738c0eeda4536db2"
+    assert env.single_observation_space.shape == (7,) and env.single_action_space == gymnasium.spaces.Discrete(4)
+    env = LeerooVectorEnv(3, table, horizon=6)
+    env.reset(seed=3)
+    np.testing.assert_allclose(
+        env._state.left_usd, [0.0036027624795833667, 0.0022520784707468497, 0.014959023017793288], rtol=1e-12
+    )
 
 
 def test_a_table_is_shared_not_copied(table: ExpertTable):
@@ -43,29 +73,38 @@ def test_a_table_is_shared_not_copied(table: ExpertTable):
         assert env.rules.table.scores.data_ptr() == table.scores.data_ptr()
 
 
-def test_vector_env_plays_what_single_envs_play(table: ExpertTable):
+@CALLS
+def test_vector_env_plays_what_single_envs_play(max_calls: int):
     """Step by step over several episodes, against Gymnasium's own SyncVectorEnv: all that it returns."""
-    vector = make_vec(table, 5)
-    sync = SyncVectorEnv([lambda: make(table)] * 5, autoreset_mode=AutoresetMode.SAME_STEP)
+    kwargs = {"table": polled_table(), "max_calls": max_calls, "reliability": torch.rand(60, 4)}
+    vector = make_vec(n=5, **kwargs)
+    sync = SyncVectorEnv([lambda: make(**kwargs)] * 5, autoreset_mode=AutoresetMode.SAME_STEP)
     assert vector.observation_space == sync.observation_space and vector.action_space == sync.action_space
     rng = np.random.default_rng(0)
     for seed in (3, None, [9, 8, 7, 6, 5]):
         ours, info = vector.reset(seed=seed)
         theirs, their_info = sync.reset(seed=seed)
         assert_same(ours, theirs), assert_same(info, their_info)
-        for _ in range(15):
-            actions = rng.integers(0, 4, size=5)
+        for _ in range(15 * max_calls):
+            actions = rng.integers(0, vector.single_action_space.n, size=5)
             for one, other in zip(vector.step(actions), sync.step(actions), strict=True):
                 assert_same(one, other)
 
 
 def assert_same(ours, theirs) -> None:
-    """Equal to float tolerance; of dictionaries, every key that Gymnasium has, but for clock time."""
+    """Equal to float tolerance; of dictionaries, all that Gymnasium tells, but for clock time."""
     if isinstance(theirs, dict):
-        for key in theirs.keys() - {"t", "_t"}:
-            if not key.startswith("_") or key in ours:
-                assert_same(ours[key], theirs[key])
+        for key, value in theirs.items():
+            if isinstance(value, dict):
+                assert_same(ours[key], value)
+            elif key != "t" and not key.startswith("_"):
+                where = theirs.get(f"_{key}", slice(None))
+                assert_same(ours[key][where], value[where])
+        assert ("final_obs" in ours) == ("final_obs" in theirs)
+        for key in theirs.keys() & {"_episode", "_final_obs", "_final_info"}:
+            assert_same(ours[key], theirs[key])
     elif isinstance(theirs, np.ndarray) and theirs.dtype == object:
+        assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):
             if other is not None:
                 assert_same(one, other)
@@ -98,11 +137,14 @@ def test_same_seed_same_episodes_and_other_seeds_others(table: ExpertTable):
     assert not np.array_equal(episode(1)[0], episode(1)[-1]), "the next episode is another one"
 
 
-def test_environment_i_does_not_depend_on_how_many_there_are(table: ExpertTable):
-    few, many = make_vec(table, 2), make_vec(table, 7)
+@CALLS
+def test_environment_i_does_not_depend_on_how_many_there_are(max_calls: int):
+    few, many = (make_vec(polled_table(), n, max_calls=max_calls) for n in (2, 7))
     few.reset(seed=5), many.reset(seed=5)
-    for _ in range(14):
-        one, other = few.step(np.array([0, 1])), many.step(np.array([0, 1, 2, 3, 0, 1, 2]))
+    rng = np.random.default_rng(0)
+    for _ in range(14 * max_calls):
+        actions = rng.integers(0, many.single_action_space.n, size=7)
+        one, other = few.step(actions[:2]), many.step(actions)
         np.testing.assert_array_equal(one[0], other[0][:2])
         np.testing.assert_array_equal(one[1], other[1][:2])
 
@@ -128,6 +170,41 @@ def test_the_end_of_an_episode(table: ExpertTable):
         episode["left_usd"], episode["budget_usd"] - 6 * episode["cost_usd"], rtol=1e-5, atol=1e-9
     )
     assert (infos["final_obs"][:, -1] == 0).all() and (env.step(np.zeros(3, int))[0][:, -1] > 0).all()
+
+
+def test_the_end_of_an_episode_with_several_calls():
+    """Environment 0 asks one expert and delivers, 1 asks two, 2 asks until it delivers by itself."""
+    env = make_vec(polled_table(), 3, max_calls=3, cost_weight=0.5)
+    env.reset(seed=0, options={"budget_usd_per_query": 1.0})
+    plans, rewards, ended = [[0, 4], [0, 1, 4], [2, 1, 0]], np.zeros(3), {}
+    for t in range(18):
+        _, reward, terminated, _, infos = env.step(np.array([plan[t % len(plan)] for plan in plans]))
+        rewards += reward
+        assert infos["delivered"].tolist() == [t % len(plan) == len(plan) - 1 for plan in plans]
+        for i in np.flatnonzero(terminated):
+            ended.setdefault(i, {name: value[i] for name, value in infos["episode"].items()} | {"rewards": rewards[i]})
+    assert [ended[i]["l"] for i in range(3)] == [12, 18, 18]
+    assert [ended[i]["calls"].tolist() for i in range(3)] == [[6, 0, 0, 0], [6, 6, 0, 0], [6, 6, 6, 0]]
+    dearest = float(env.rules.mean_cost_usd.max())
+    for episode in ended.values():
+        assert episode["r"] == pytest.approx(episode["rewards"])
+        assert episode["r"] == pytest.approx(6 * (episode["score"] - 0.5 * episode["cost_usd"] / dearest), rel=1e-5)
+        assert episode["left_usd"] == pytest.approx(6 - 6 * episode["cost_usd"])
+
+
+def test_masks_are_enough_to_never_be_refused_twice():
+    """Random play within the masks: every query is delivered within M steps, by experts that differ."""
+    env, rng, since = make_vec(polled_table(), 50, max_calls=3, budget=0.0002), np.random.default_rng(0), np.zeros(50)
+    _, infos = env.reset(seed=0)
+    for _ in range(60):
+        mask = infos["action_mask"]
+        actions = (rng.random(mask.shape) * mask).argmax(axis=1)
+        assert mask[np.arange(50), actions].all() and mask.shape == (50, 5)
+        before = env._state.asked
+        infos = env.step(actions)[4]
+        assert not (before == torch.from_numpy(actions)[:, None]).any()
+        since = np.where(infos["delivered"], 0, since + 1)
+        assert since.max() < 3
 
 
 def test_reset_options(table: ExpertTable):
@@ -194,6 +271,37 @@ def test_render_tells_what_happened(table: ExpertTable):
     assert ["expert-0" in vector.render()[0], "expert-3" in vector.render()[1]] == [True, True]
 
 
+def test_render_tells_what_was_asked_and_what_was_delivered():
+    env = make(polled_table(), render_mode="ansi", max_calls=2)
+    env.reset(seed=0, options={"budget_usd_per_query": 1.0})
+    cost_usd = env.step(1)[4]["cost_usd"]
+    assert env.render().startswith("query 0/6, $") and env.render().endswith(f": expert-1: ${cost_usd:.6f}")
+    score = env.step(4)[4]["score"]
+    assert env.render().startswith("query 1/6, $") and env.render().endswith(f": delivered, score {score:.2f}")
+    env.step(1)
+    score = env.step(1)[4]["score"]
+    assert env.render().endswith(f": expert-1: refused; delivered, score {score:.2f}"), "the Mth call delivers"
+
+
+def test_sb3_adapter_with_several_calls():
+    vector, twin = (make_vec(polled_table(), 3, max_calls=2) for _ in range(2))
+    env = LeerooSB3VecEnv(vector)
+    env.seed(4)
+    np.testing.assert_array_equal(env.reset(), twin.reset(seed=4)[0])
+    assert env.action_space.n == 5 and env.observation_space.shape == (5 + 3 * 4 + 5,)
+    for t in range(24):
+        actions = np.array([0, t % 2 * 4, 4])
+        observations, rewards, dones, infos = env.step(actions)
+        expected = twin.step(actions)
+        np.testing.assert_array_equal(observations, expected[0])
+        np.testing.assert_array_equal(rewards, expected[1])
+        assert [bool(i) for i in infos] == dones.tolist() == expected[2].tolist()
+        if dones[2]:
+            np.testing.assert_array_equal(infos[2]["terminal_observation"], expected[4]["final_obs"][2])
+            assert infos[2]["episode"]["l"] == 6
+    assert env.action_masks().shape == (3, 5)
+
+
 def test_sb3_adapter(table: ExpertTable):
     vector, twin = make_vec(table, 3), make_vec(table, 3)
     env = LeerooSB3VecEnv(vector)
@@ -215,15 +323,19 @@ def test_sb3_adapter(table: ExpertTable):
     VecMonitor(env).reset()
 
 
-def test_state_dict_goes_on_where_it_was(table: ExpertTable):
-    one, other = make_vec(table, 3), make_vec(table, 3)
+@CALLS
+def test_state_dict_goes_on_where_it_was(max_calls: int):
+    one, other = (make_vec(polled_table(), 3, max_calls=max_calls) for _ in range(2))
     one.reset(seed=1), other.reset(seed=2)
     one.step(np.array([0, 1, 2]))
     stored = {name: value.clone() for name, value in one.state_dict().items()}
-    expected = [one.step(np.array([i % 4, 1, 2])) for i in range(20)]
-    other.load_state_dict(stored)
+    n = one.single_action_space.n
+    for _ in range(8):
+        other.step(np.array([0, 1, n - 1]))
+    expected = [one.step(np.array([i % n, 1, 2])) for i in range(20 * max_calls)]
+    np.testing.assert_array_equal(other.load_state_dict(stored), dynamics.observe(other.rules, other._state).numpy())
     for i, (observations, rewards, terminated, _, infos) in enumerate(expected):
-        again = other.step(np.array([i % 4, 1, 2]))
+        again = other.step(np.array([i % n, 1, 2]))
         np.testing.assert_array_equal(again[0], observations)
         np.testing.assert_array_equal(again[1], rewards)
         if terminated.any():

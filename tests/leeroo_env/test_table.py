@@ -31,7 +31,7 @@ def directory(tmp_path: Path, table: ExpertTable) -> Path:
 def test_save_and_load_give_the_same_table(directory: Path, table: ExpertTable):
     loaded = ExpertTable.load(directory)
     assert loaded.experts == table.experts and loaded.name == "random"
-    for name in ("embeddings", "scores", "costs_usd", "split"):
+    for name in ("embeddings", "scores", "costs_usd", "split", "answer_ids"):
         assert torch.equal(getattr(loaded, name), getattr(table, name)), name
     assert loaded.queries.equals(table.queries)
     assert loaded.fingerprint() == table.fingerprint()
@@ -55,6 +55,61 @@ def test_extra_columns_and_fields_survive(directory: Path, tmp_path: Path):
     again = ExpertTable.load(tmp_path / "again")
     assert again.answers["latency_s"].to_pylist() == answers["latency_s"].to_pylist()
     assert json.loads((tmp_path / "again" / "table.json").read_text())["experts"][0]["licence"] == "MIT"
+
+
+def answered_table(answers: list[list[str | None]]) -> ExpertTable:
+    n, k = len(answers), len(answers[0])
+    return ExpertTable.from_arrays(
+        "a", [f"e{i}" for i in range(k)], np.ones((n, 2)), np.ones((n, k)), np.ones((n, k)), answers=answers
+    )
+
+
+def test_equal_answers_have_equal_ids(tmp_path: Path):
+    table = answered_table([["x", "y", "x", None], [None, None, "x", "x"], ["", "a", "A", ""], [None] * 4])
+    expected = torch.tensor([[0, 1, 0, -1], [-1, -1, 2, 2], [0, 1, 2, 0], [-1] * 4], dtype=torch.int16)
+    assert torch.equal(table.answer_ids, expected) and table.answer_ids.dtype == torch.int16
+    table.save(tmp_path / "a")
+    assert torch.equal(ExpertTable.load(tmp_path / "a").answer_ids, expected)
+    some = ExpertTable.load(tmp_path / "a", ["e2", "e3", "e0"])
+    assert torch.equal(some.answer_ids, expected[:, [2, 3, 0]])
+    assert torch.equal(table.select(["e2", "e3", "e0"]).answer_ids, expected[:, [2, 3, 0]])
+    some.save(tmp_path / "some")
+    assert ExpertTable.load(tmp_path / "some").fingerprint() == some.fingerprint(), "whatever the numbers are"
+
+
+def test_answers_of_queries_left_out_are_left_out(tmp_path: Path):
+    scores = np.array([[1, np.nan], [1, 0], [0, 1.0]])
+    with pytest.warns(UserWarning, match="1 of 3 queries lack"):
+        table = ExpertTable.from_arrays(
+            "a", ["e", "f"], np.ones((3, 2)), scores, np.ones((3, 2)), answers=[["x", "x"], ["x", "y"], [None, "z"]]
+        )
+    assert table.answer_ids.tolist() == [[0, 1], [-1, 1]]
+
+
+def test_without_answers_nothing_is_known_and_the_fingerprint_stays(table: ExpertTable):
+    nothing = random_table(answers=[[None] * 4] * 60)
+    assert not table.has_answers() and not nothing.has_answers() and (table.answer_ids == -1).all()
+    assert "answer" not in table.answers.column_names and nothing.answers["answer"].null_count == 240
+    recorded = "eef6f031d52b02c1d74ad82673527a554765ab98952dd5ea2599bfa3511cf291"
+    assert table.fingerprint() == nothing.fingerprint() == recorded
+    one, other = (random_table(answers=[["x", second, None, None]] * 60) for second in ("x", "y"))
+    renamed = random_table(answers=[["u", "u", None, None]] * 60)
+    assert one.has_answers() and one.fingerprint() == renamed.fingerprint()
+    assert len({table.fingerprint(), one.fingerprint(), other.fingerprint()}) == 3
+
+
+def test_answers_of_another_shape_or_type_are_refused():
+    for answers in ([["x", "y"]], [["x"], ["y"]], [["x", "y"], ["x"]], ["x", "y"]):
+        with pytest.raises(InputError, match=r"a: answers .*not \[N, K\] as the scores \(2, 2\)"):
+            ExpertTable.from_arrays("a", ["e", "f"], np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2)), answers=answers)
+    with pytest.raises(InputError, match="a: answers: not all strings or None"):
+        answered_table([["x", 3]])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_answers_may_be_stored_as_any_string(kind: pa.DataType, directory: Path):
+    add_column("answer", pa.array((["x", "y", None, "x"] * 60), pa.string()).cast(kind))(directory)
+    assert torch.equal(ExpertTable.load(directory).answer_ids[7], torch.tensor([0, 1, -1, 0], dtype=torch.int16))
 
 
 def test_saving_replaces_a_table_but_nothing_else(directory: Path, tmp_path: Path):
@@ -134,6 +189,14 @@ def change_column(file: str, column: str, row: int, value: object) -> Callable[[
     return apply
 
 
+def add_column(column: str, values: pa.Array) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        answers = pq.ParquetFile(directory / "answers.parquet").read()
+        pq.write_table(answers.append_column(column, values), directory / "answers.parquet")
+
+    return apply
+
+
 def drop_column(file: str, column: str) -> Callable[[Path], None]:
     def apply(directory: Path) -> None:
         pq.write_table(pq.ParquetFile(directory / file).read().drop_columns([column]), directory / file)
@@ -162,9 +225,9 @@ def several_arrays(directory: Path) -> None:
         np.savez(file, a=np.ones(3))
 
 
-def twice(directory: Path) -> None:
-    answers = pq.ParquetFile(directory / "answers.parquet").read()
-    pq.write_table(answers.append_column("score", answers["score"]), directory / "answers.parquet")
+def answer_twice(directory: Path) -> None:
+    for _ in range(2):
+        add_column("answer", pa.array(["x"] * 240))(directory)
 
 
 BROKEN = {
@@ -215,7 +278,14 @@ BROKEN = {
     "float64": (change_embeddings(lambda e: e.astype(np.float64)), r"embeddings\.npy: holds float64"),
     "several arrays": (several_arrays, r"embeddings\.npy: not a readable \.npy file: holds several"),
     "no width": (change_embeddings(lambda e: e[:, :0]), r"embeddings\.npy: holds float32 \[60, 0\]"),
-    "score twice": (twice, r"answers\.parquet: column score is there twice"),
+    "score twice": (add_column("score", pa.array([1.0] * 240)), r"answers\.parquet: column score is there twice"),
+    "column twice": (answer_twice, r"answers\.parquet: column answer is there twice"),
+    "number": (add_column("answer", pa.array([1] * 240)), r"answers\.parquet: column answer holds int64, not string"),
+    "list": (add_column("answer", pa.array([["x"]] * 240)), r"column answer holds list<.*>, not string"),
+    "number code": (
+        add_column("answer", pa.array([1.0] * 240).dictionary_encode()),
+        r"column answer holds double, not string",
+    ),
     "pickle": (pickled, r"embeddings\.npy: not a readable \.npy file"),
 }
 

@@ -1,0 +1,305 @@
+"""The rules of an episode in which several experts can be asked about a query."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leeroo_env import ExpertTable, InputError, dynamics
+from tests.conftest import random_table
+from tests.leeroo_env.test_dynamics import keys
+
+
+def polled_table(n: int = 60, k: int = 4, seed: int = 0) -> ExpertTable:
+    """Made-up scores, costs and answers; some experts give none."""
+    answers = np.random.default_rng(seed).choice(np.array(["A", "B", "C", None], dtype=object), size=(n, k))
+    return random_table(n, k, seed=seed, answers=answers)
+
+
+class Desk:
+    """One episode in plain Python, by the letter of the rules."""
+
+    def __init__(self, rules: dynamics.Rules, state: dynamics.State, i: int):
+        self.rules, self.table, self.max_calls = rules, rules.table, rules.max_calls
+        self.rows, self.left_usd = state.rows[i].tolist(), float(state.left_usd[i])
+        self.asked: list[int] = []
+        self.answered: list[bool] = []
+
+    def step(self, action: int) -> tuple[float, float, bool, bool]:
+        """Score, cost, refused, delivered."""
+        row, deliver, cost_usd, refused = self.rows[0], action == len(self.table.experts), 0.0, False
+        if not deliver:
+            price = float(self.table.costs_usd[row, action])
+            refused = action in self.asked or price > self.left_usd
+            self.asked.append(action)
+            self.answered.append(not refused)
+            cost_usd = 0.0 if refused else price
+        self.left_usd -= cost_usd
+        if not deliver and len(self.asked) < self.max_calls:
+            return 0.0, cost_usd, refused, False
+        ids = [int(self.table.answer_ids[row, e]) for e in self.asked]
+        weights = [float(dynamics.vote_weight(self.rules.reliability[row, e])) for e in self.asked]
+        leader, *_ = plain_poll(self.asked, self.answered, ids, weights)
+        self.rows, self.asked, self.answered = self.rows[1:], [], []
+        return float(self.table.scores[row, leader]) if leader >= 0 else 0.0, cost_usd, refused, True
+
+    def may(self) -> list[bool]:
+        """The mask."""
+        prices = self.rules.mean_cost_usd.tolist()
+        allowed = [e not in self.asked and price <= self.left_usd for e, price in enumerate(prices)]
+        if not self.asked:
+            allowed[int(np.argmin(prices))] = True
+        return [*allowed, bool(self.asked)]
+
+
+def plain_poll(
+    asked: list[int], answered: list[bool], ids: list[int], weights: list[float]
+) -> tuple[int, float, int, list[bool], list[int]]:
+    """Leader, support, different, agrees, group for one query."""
+    calls = [i for i, yes in enumerate(answered) if yes and asked[i] >= 0]
+    given = [i for i in calls if ids[i] >= 0]
+    if not given:
+        best = max(calls, key=lambda i: (weights[i], -i), default=None)
+        return -1 if best is None else asked[best], 0.0, 0, [False] * len(asked), [-1] * len(asked)
+    supporters = {a: [i for i in given if ids[i] == a] for a in {ids[i] for i in given}}
+
+    def rank(answer: int) -> tuple[float, float, int]:
+        votes = [weights[i] for i in supporters[answer]]
+        return sum(votes), max(votes), -supporters[answer][0]
+
+    leading = max(supporters, key=rank)
+    agrees = [i in supporters[leading] for i in range(len(asked))]
+    group = [supporters[ids[i]][0] if i in given else -1 for i in range(len(asked))]
+    return asked[supporters[leading][0]], rank(leading)[0], len(supporters), agrees, group
+
+
+@st.composite
+def polls(draw: st.DrawFn) -> tuple[list[int], list[bool], list[int], list[float]]:
+    m = draw(st.integers(1, 6))
+    made = draw(st.integers(0, m))
+    asked = draw(st.lists(st.integers(0, 8), min_size=made, max_size=made)) + [-1] * (m - made)
+    answered = [draw(st.booleans()) and e >= 0 for e in asked]
+    ids = draw(st.lists(st.integers(-1, 2), min_size=m, max_size=m))
+    few = [float(np.float32(w)) for w in (-0.1, 0, 0.1, 0.2, 0.3, 0.7)]  # few, so that sums are often equal
+    return asked, answered, ids, draw(st.lists(st.sampled_from(few), min_size=m, max_size=m))
+
+
+@settings(max_examples=500, deadline=None)
+@given(polls())
+def test_the_leading_answer_is_what_plain_python_says(case: tuple[list[int], list[bool], list[int], list[float]]):
+    asked, answered, ids, weights = case
+    found = dynamics.poll(torch.tensor([asked]), torch.tensor([answered]), torch.tensor([ids]), torch.tensor([weights]))
+    leader, support, different, agrees, group = plain_poll(asked, answered, ids, weights)
+    assert (int(found.leader), float(found.support), int(found.different)) == (leader, support, different)
+    assert found.agrees.tolist() == [agrees] and found.group.tolist() == [group]
+
+
+@pytest.mark.parametrize(
+    ("ids", "weights", "leader", "agrees"),
+    [
+        ([7, 3, 3], [0.5, 0.3, 0.3], 11, [0, 1, 1]),
+        ([7, 3, 3], [0.7, 0.3, 0.3], 10, [1, 0, 0]),
+        ([3, 3, 7], [0.25, 0.25, 0.5], 12, [0, 0, 1]),
+        ([3, 7, -1], [0.5, 0.5, 0.9], 10, [1, 0, 0]),
+        ([-1, -1, 7], [0.9, 0.9, 0.1], 12, [0, 0, 1]),
+        ([-1, -1, 7], [0.9, 0.9, 0.0], 12, [0, 0, 1]),
+        ([-1, -1, -1], [0.5, 0.9, 0.9], 11, [0, 0, 0]),
+    ],
+    ids=["majority", "weight", "strongest", "first", "missing", "weightless", "all missing"],
+)
+def test_who_leads(ids: list[int], weights: list[float], leader: int, agrees: list[int]):
+    yes = torch.ones(1, 3, dtype=torch.bool)
+    found = dynamics.poll(torch.tensor([[10, 11, 12]]), yes, torch.tensor([ids]), torch.tensor([weights]))
+    assert int(found.leader) == leader and found.agrees.int().tolist() == [agrees]
+
+
+episodes = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 10_000),
+        "horizon": st.integers(1, 12),
+        "k": st.integers(2, 6),
+        "m": st.integers(2, 6),
+        "weight": st.floats(0, 2),
+        "pace": st.sampled_from([1.0, 1.5, 4.0]),
+        "delivers": st.sampled_from([0.0, 0.2, 0.6]),
+        "masked": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(episodes)
+def test_episodes_obey_the_rules(case: dict):
+    """Every step of 8 episodes against plain Python, whatever is played, until all have ended."""
+    table, rng = polled_table(k=case["k"], seed=case["seed"]), np.random.default_rng(case["seed"])
+    k, m, horizon, b = case["k"], min(case["m"], case["k"]), case["horizon"], 8
+    reliability = torch.from_numpy(rng.integers(0, 5, size=(len(table), k)) / 4)
+    rules = dynamics.make_rules(table, "train", horizon, None, case["weight"], m, reliability)
+    budget = torch.full((b,), case["pace"] * float(rules.mean_cost_usd.min()))
+    state = dynamics.begin(rules, keys(b, case["seed"]), budget)
+    desks = [Desk(rules, state, i) for i in range(b)]
+    returns = torch.zeros(b, dtype=torch.float64)
+    for _ in range(m * horizon):
+        mask = dynamics.state_mask(rules, state)
+        likely = rng.random((b, k + 1)) * (mask.numpy() if case["masked"] else 1)
+        deliver = (rng.random(b) < case["delivers"]) & (mask[:, k].numpy() | (not case["masked"]))
+        actions = np.where(deliver, k, likely.argmax(axis=1))
+        after, outcome = dynamics.step(rules, state, torch.from_numpy(actions))
+        for i, desk in enumerate(desks):
+            if not desk.rows:
+                assert not outcome.delivered[i] and not outcome.refused[i] and outcome.terminated[i]
+                assert outcome.score[i] == outcome.cost_usd[i] == outcome.reward[i] == 0
+                continue
+            assert mask[i].tolist() == desk.may()
+            score, cost_usd, refused, delivered = desk.step(int(actions[i]))
+            assert (float(outcome.score[i]), float(outcome.cost_usd[i])) == (score, cost_usd)
+            assert (bool(outcome.refused[i]), bool(outcome.delivered[i])) == (refused, delivered)
+            assert after.asked[i].tolist() == desk.asked + [-1] * (m - len(desk.asked))
+            assert after.answered[i].tolist() == desk.answered + [False] * (m - len(desk.asked))
+            assert bool(outcome.terminated[i]) == (not desk.rows)
+            assert int(after.steps[i]) == int(state.steps[i]) + 1
+        assert after.left_usd.tolist() == [desk.left_usd for desk in desks]
+        assert (after.left_usd >= 0).all() and (after.left_usd <= state.left_usd).all()
+        observation = dynamics.observe(rules, after)
+        assert observation.isfinite().all() and observation.shape == (b, 5 + 3 * k + 5)
+        returns += outcome.reward
+        state = after
+    assert outcome.terminated.all(), "a query takes at most M steps"
+    spent = state.budget_usd - state.left_usd
+    delivered_less_cost = state.score - case["weight"] * spent / float(rules.mean_cost_usd.max())
+    assert torch.allclose(returns, delivered_less_cost, atol=1e-3)
+    assert (state.calls.sum(dim=1) <= state.steps).all() and (state.refused <= state.calls.sum(dim=1)).all()
+
+
+def test_an_expert_asked_again_is_refused_and_not_charged():
+    rules = dynamics.make_rules(polled_table(), horizon=4, max_calls=3)
+    state = dynamics.begin(rules, keys(5), torch.full((5,), 1.0))
+    once, _ = dynamics.step(rules, state, torch.full((5,), 2))
+    assert not dynamics.state_mask(rules, once)[:, 2].any() and dynamics.state_mask(rules, once)[:, [0, 1, 3, 4]].all()
+    twice, outcome = dynamics.step(rules, once, torch.full((5,), 2))
+    assert outcome.refused.all() and torch.equal(twice.left_usd, once.left_usd)
+    assert twice.asked.tolist() == [[2, 2, -1]] * 5 and twice.answered.tolist() == [[True, False, False]] * 5
+    _, outcome = dynamics.step(rules, twice, torch.full((5,), 2))
+    assert outcome.delivered.all(), "the third call delivers, though refused"
+    assert torch.equal(outcome.score, rules.table.scores[state.rows[:, 0], 2])
+
+
+def test_delivering_unasked_scores_nothing():
+    rules = dynamics.make_rules(polled_table(), horizon=4, max_calls=2)
+    state = dynamics.begin(rules, keys(5))
+    assert not dynamics.state_mask(rules, state)[:, -1].any()
+    after, outcome = dynamics.step(rules, state, torch.full((5,), 4))
+    assert outcome.delivered.all() and after.t.tolist() == [1] * 5 and outcome.reward.tolist() == [0.0] * 5
+
+
+def test_what_the_agent_sees_of_a_poll():
+    """Experts 0, 2 and 3 say x, z and x; 1 says nothing; their votes weigh 1, 2.25, 49/9 and 9/49."""
+    n = 30
+    table = ExpertTable.from_arrays(
+        "said", list("abcd"), np.ones((n, 2)), np.ones((n, 4)), np.ones((n, 4)), answers=[["x", None, "z", "x"]] * n
+    )
+    rules = dynamics.make_rules(table, horizon=2, max_calls=4, reliability=torch.tensor([[0.5, 0.6, 0.7, 0.3]]))
+    state = dynamics.begin(rules, keys(1), torch.tensor([9.0]))
+    share = (49 / 9) / (49 / 9 + 9 / 49)
+    expected = [
+        [0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1 / 4, 0, 1, 1 / 4, 1 / 4],
+        [0, 1, 1, 0, 0, 0, 1, 0, 0, -1 / 4, 1 / 4, 0, 1, 1 / 4, 2 / 4],
+        [0, 1, 1, 1, 0, 0, 1, 0, 0, -1 / 4, 1 / 4, 3 / 4, share, 2 / 4, 3 / 4],
+        [0] * 15,
+    ]
+    for expert, features in zip([2, 1, 3, 0], expected, strict=True):
+        state, outcome = dynamics.step(rules, state, torch.tensor([expert]))
+        seen = dynamics.observe(rules, state)[0]
+        assert seen[2:-2].tolist() == pytest.approx(features) and seen[:2].tolist() == [1, 1]
+        assert bool(outcome.delivered) == (expert == 0)
+
+
+def test_a_live_query_is_seen_as_one_of_the_table():
+    """`poll` and `poll_features` over plain tensors that hold only the calls made so far."""
+    rules = dynamics.make_rules(polled_table(), horizon=3, max_calls=4)
+    state = dynamics.begin(rules, keys(6), torch.full((6,), 1.0))
+    asked = torch.tensor([[3, 1]] * 6)
+    for call in range(2):
+        state, _ = dynamics.step(rules, state, asked[:, call])
+    row = dynamics.current_rows(state)[:, None]
+    weights = dynamics.vote_weight(rules.reliability[row, asked])
+    polled = dynamics.poll(asked, torch.ones(6, 2, dtype=torch.bool), rules.table.answer_ids[row, asked], weights)
+    assert torch.equal(dynamics.poll_features(4, asked, asked >= 0, polled, 4), dynamics.observe(rules, state)[:, 5:-2])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.permutations(range(4)))
+def test_permuting_experts_permutes_outcomes(seed: int, order: list[int]):
+    table = polled_table(seed=seed)
+    permuted = table.select([table.experts[i] for i in order])
+    one, other = (dynamics.make_rules(t, horizon=5, max_calls=3) for t in (table, permuted))
+    position = torch.tensor([*torch.tensor(order).argsort().tolist(), 4])
+    a, b = dynamics.begin(one, keys(8)), dynamics.begin(other, keys(8))
+    columns = [*range(5), *(block + i for block in (5, 9, 13) for i in order), *range(17, 22)]
+    for actions in torch.randint(5, (15, 8), generator=torch.Generator().manual_seed(seed)):
+        a, first = dynamics.step(one, a, actions)
+        b, second = dynamics.step(other, b, position[actions])
+        for name in ("reward", "refused", "delivered", "score"):
+            assert torch.equal(getattr(first, name), getattr(second, name)), name
+        assert torch.equal(dynamics.observe(one, a)[:, columns], dynamics.observe(other, b))
+        assert torch.equal(dynamics.state_mask(one, a)[:, [*order, 4]], dynamics.state_mask(other, b))
+
+
+@pytest.mark.parametrize("max_calls", [2, 4])
+def test_asking_once_and_delivering_is_the_one_call_episode(max_calls: int):
+    table = polled_table(k=5, seed=3)
+    one, many = (dynamics.make_rules(table, horizon=20, max_calls=m) for m in (1, max_calls))
+    a, b = dynamics.begin(one, keys(32)), dynamics.begin(many, keys(32))
+    for actions in torch.randint(5, (20, 32), generator=torch.Generator().manual_seed(0)):
+        a, first = dynamics.step(one, a, actions)
+        b, asked = dynamics.step(many, b, actions)
+        b, told = dynamics.step(many, b, torch.full((32,), 5))
+        assert torch.equal(told.score, first.score) and torch.equal(asked.cost_usd, first.cost_usd)
+        assert torch.equal(asked.refused, first.refused) and torch.equal(told.terminated, first.terminated)
+    assert first.terminated.all() and a.refused.any()
+    for name in ("left_usd", "score", "refused", "calls", "t"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert torch.equal(b.steps, 2 * a.steps)
+
+
+def test_reliability_is_the_mean_score_on_the_training_split():
+    table = polled_table()
+    rules = dynamics.make_rules(table, "test", horizon=4, max_calls=2)
+    assert torch.equal(rules.reliability, table.mean_score("train").expand(60, 4))
+    assert rules.reliability.stride(0) == 0, "one row, not N"
+    one_row = torch.full((1, 4), 0.5)
+    assert dynamics.make_rules(table, horizon=4, max_calls=2, reliability=one_row).reliability.shape == (60, 4)
+
+
+def test_senseless_calls_are_refused(table: ExpertTable):
+    nan, high = torch.full((1, 4), torch.nan), torch.full((60, 4), 1.01)
+    for kwargs, message in (
+        ({"max_calls": 0}, "max_calls 0: must be 1 to 4"),
+        ({"max_calls": 5}, "max_calls 5: must be 1 to 4"),
+        ({"reliability": torch.ones(4)}, r"reliability \[4\]: must be \[60, 4\] or \[1, 4\]"),
+        ({"reliability": torch.ones(59, 4)}, r"reliability \[59, 4\]"),
+        ({"reliability": nan}, r"reliability: must be numbers in \[0, 1\]"),
+        ({"reliability": high}, r"reliability: must be numbers in \[0, 1\]"),
+        ({"reliability": -high}, r"reliability: must be numbers in \[0, 1\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dynamics.make_rules(polled_table(), horizon=4, **kwargs)
+    with pytest.raises(InputError, match=r"answers\.parquet has no column answer"):
+        dynamics.make_rules(table, horizon=4, max_calls=2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compares CPU and CUDA step by step")
+def test_devices_agree():
+    told: dict[str, list[torch.Tensor]] = {}
+    for device in ("cpu", "cuda"):
+        rules = dynamics.make_rules(polled_table().to(device), horizon=6, max_calls=3)
+        state = dynamics.begin(rules, keys(64).to(device))
+        for t in range(18):
+            state, outcome = dynamics.step(rules, state, (torch.arange(64, device=device) * (t + 1)) % 5)
+            told.setdefault(device, []).extend([outcome.score, outcome.refused, outcome.delivered, state.asked])
+            told[device].append(dynamics.state_mask(rules, state))
+    for one, other in zip(told["cpu"], told["cuda"], strict=True):
+        assert torch.equal(one, other.cpu())
