@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from agents.agreement import seen_calls
 from agents.routers.router import Router
 from leeroo_env import dynamics
 from leeroo_env.dynamics import Rules, State
@@ -23,11 +25,11 @@ class Result:
         score: [G] mean score per query.
         cost_usd: [G] mean spend per query.
         stderr: [G] standard error of `score`, clustered by query, since episodes share queries.
-        calls: [G, K] share of the queries given to each expert.
-        refused: [G] share of the calls that were refused.
-        chosen: [G, n] int64, the expert of each of the n calls at a budget, refused ones as well.
-        rows: [G, n] int64, the row of the table that each call asked about.
-        scored: [G, n], the score of each call.
+        calls: [G, K] calls to each expert a query.
+        refused: [G] refused calls a query.
+        chosen: [G, n] int64, the first expert asked about each of the n queries at a budget, refused ones as well.
+        rows: [G, n] int64, the row of the table of each query.
+        scored: [G, n], the score of each query.
     """
 
     score: np.ndarray
@@ -68,31 +70,51 @@ def evaluate(
     """Plays `episodes` episodes at each budget, dollars a query; the same ones at every budget and for every router.
 
     Unless told how many, it plays as many as ask 16,384 queries. A router that has `begin` is told the budgets of the
-    episodes, dollars a query [B], before their first query.
+    episodes, dollars a query [B], before their first query. One that has `max_calls` above 1 may ask that many experts
+    about a query, whatever the rules say; the others ask one.
     """
+    max_calls = getattr(router, "max_calls", 1)
+    rules = replace(rules, max_calls=max_calls)
     episodes = episodes or enough_episodes(rules)
-    g, n_calls = len(budgets_usd), episodes * rules.horizon
+    g, n_queries = len(budgets_usd), episodes * rules.horizon
     state = episodes_of(rules, budgets_usd, episodes, seed)
     features = router.features if router.features is not None else rules.table.embeddings
     if begin := getattr(router, "begin", None):
         begin(state.budget_usd / rules.horizon)
-    scores, chosen = [], []
-    for _ in range(rules.horizon):
+    score = torch.zeros(state.rows.shape, device=features.device)
+    chosen = torch.zeros_like(state.rows)
+    playing = torch.arange(len(state.t), device=features.device)
+    ended: list[tuple[Tensor, State]] = []
+    for step in range(rules.horizon * max_calls):
         seen = features[dynamics.current_rows(state)].float()
-        chosen.append(router.choose(seen, state.left_usd, rules.horizon - state.t))
-        state, outcome = dynamics.step(rules, state, chosen[-1])
-        scores.append(outcome.score)
-    score = torch.stack(scores, dim=1).view(g, -1).double().cpu().numpy()
+        calls = [seen_calls(state.polled, max_calls)] if max_calls > 1 else []
+        actions = router.choose(seen, state.left_usd, rules.horizon - state.t, *calls)
+        first = (state.asked[:, 0] < 0) if max_calls > 1 else slice(None)
+        chosen[playing[first], state.t[first]] = actions[first]
+        after, outcome = dynamics.step(rules, state, actions)
+        told = outcome.delivered
+        score[playing[told], state.t[told]] = outcome.score[told]
+        state = after
+        if max_calls > 1 and step >= rules.horizon - 1:  # episodes end one by one
+            over = outcome.terminated
+            ended.append((playing[over], dynamics.take(state, over.nonzero().squeeze(1))))
+            playing, state = playing[~over], dynamics.take(state, (~over).nonzero().squeeze(1))
+            if len(playing) == 0:
+                break
+    if ended:
+        order = torch.cat([where for where, _ in ended]).argsort()
+        state = State(**{f.name: torch.cat([getattr(s, f.name) for _, s in ended])[order] for f in fields(State)})
+    scored = score.view(g, -1).double().cpu().numpy()
     rows = state.rows.view(g, -1).cpu().numpy()
     return Result(
-        score=score.mean(axis=1),
-        cost_usd=(state.budget_usd - state.left_usd).view(g, -1).sum(dim=1).cpu().numpy() / n_calls,
-        stderr=np.array([clustered_stderr(*pair) for pair in zip(score, rows, strict=True)]),
-        calls=state.calls.view(g, episodes, -1).sum(dim=1).cpu().numpy() / n_calls,
-        refused=state.refused.view(g, -1).sum(dim=1).cpu().numpy() / n_calls,
-        chosen=torch.stack(chosen, dim=1).view(g, -1).cpu().numpy(),
+        score=scored.mean(axis=1),
+        cost_usd=(state.budget_usd - state.left_usd).view(g, -1).sum(dim=1).cpu().numpy() / n_queries,
+        stderr=np.array([clustered_stderr(*pair) for pair in zip(scored, rows, strict=True)]),
+        calls=state.calls.view(g, episodes, -1).sum(dim=1).cpu().numpy() / n_queries,
+        refused=state.refused.view(g, -1).sum(dim=1).cpu().numpy() / n_queries,
+        chosen=chosen.view(g, -1).cpu().numpy(),
         rows=rows,
-        scored=score,
+        scored=scored,
     )
 
 

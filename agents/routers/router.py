@@ -5,20 +5,24 @@ B episodes, N queries in the table, K experts, F features of a query.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 
 class Router(Protocol):
-    """Anything that chooses experts. A router may also have `begin`, see `agents.evaluate.evaluate`."""
+    """Anything that chooses experts. A router may also have `begin`, see `agents.evaluate.evaluate`.
+
+    One that asks several experts about a query has `max_calls`, how many at most, and its `choose` takes a fourth
+    argument, the `agents.agreement.Calls` made about the query at hand; K is the action that delivers.
+    """
 
     @property
     def features(self) -> Tensor | None:
         """[N, F], what the router sees of each row of the table; None: the embeddings."""
         ...
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, *calls: Any) -> Tensor:
         """The expert that answers each query at hand.
 
         Args:
