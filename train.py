@@ -6,28 +6,29 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
 
 from agents import Orchestrator
 from agents.algorithms import ALGORITHMS, AlgorithmName
+from agents.asking_policy import AskingPolicy, begin_as_plan
 from agents.bid_price import BidPricePolicy, table_of_estimates
 from agents.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
 from agents.checkpoint import latest_checkpoint, restore_checkpoint
 from agents.device import choose_device
 from agents.files import write_tensors
-from agents.plan import plan_for
 from agents.policy import HiddenBudget, PolicyRouter, describe_policy
-from agents.predictor import estimates_of, fit_predictor
+from agents.predictor import estimates_of, fit_predictor, reliability_of
 from agents.report import compare, write_report
-from agents.routers import other_routers
+from agents.routers import calling_routers, other_routers
 from agents.run_dir import begin_run, latest_run, read_settings
-from leeroo_env import InputError, LeerooVectorEnv
+from leeroo_env import ExpertTable, InputError, LeerooVectorEnv
 from leeroo_env.builtin import BUILTIN, DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
@@ -55,6 +56,9 @@ class Config:
     budget: Annotated[tuple[float, ...], tyro.conf.arg(metavar="USD [USD]")] = ()
     """Dollars per query: one number fixes the budget, two give the range it is drawn from in every episode; none: from
     the cheapest expert's mean cost to the dearest's, so that one policy serves every budget."""
+    max_calls: int = 1
+    """Experts that may be asked about one query; with more than one their answers are compared, and the one with the
+    strongest support is delivered. Needs the table's answers."""
     cost_weight: float = COST_WEIGHT
     """What a call of the dearest expert costs in the reward, against 1 for a right answer."""
     hide_budget: bool = False
@@ -96,24 +100,25 @@ def run(config: Config) -> int:
     device = choose_device(config.device)
     table = resolve(config.table, config.experts or None, device)
     budget = config.budget or None
-    make_rules(table, "train", config.horizon, budget, config.cost_weight)
-    val_rules = make_rules(table, "val", min(config.horizon, len(table.rows("val"))))
-    test_rules = make_rules(table, "test", min(config.horizon, len(table.rows("test"))))
+    make_rules(table, "train", config.horizon, budget, config.cost_weight, config.max_calls)
+    table.rows("val"), table.rows("test")
     policy = choose_policy(config)
     predictor = fit_predictor(table, config.seed)
     estimates = estimates_of(table, predictor)
+    reliability = reliability_of(estimates)
+    val_rules, test_rules = (held_out_rules(table, split, config, reliability) for split in ("val", "test"))
     played = table
     if policy == "bid-price":
         played = table_of_estimates(table, estimates, test_rules.price_range_usd[1])
-    rules = make_rules(played, "train", config.horizon, budget, config.cost_weight)
+    rules = make_rules(played, "train", config.horizon, budget, config.cost_weight, config.max_calls, reliability)
     model, hyperparameters = make_model(config, policy, rules)
     if isinstance(model.policy, BidPricePolicy):
-        model.policy.start_from(plan_for(table, predictor.rows, predictor.out_of_fold, config.seed))
+        begin_as_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
     description = describe_policy(
         rules, config.algo, hyperparameters["policy_kwargs"], policy, table, config.hide_budget
     )
     iteration = model.n_envs * getattr(model, "n_steps", config.horizon)
-    eval_every = max(config.timesteps // 20, iteration)
+    eval_every = evaluation_period(config, iteration)
     sha256 = description["table_sha256"]
     checkpoint = None
     if run_dir is None:
@@ -126,9 +131,11 @@ def run(config: Config) -> int:
             raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it is begun again
     routers = other_routers(table, config.horizon, config.seed)
+    if config.max_calls > 1:
+        routers |= calling_routers(table, estimates, config.max_calls, config.seed)
     monitor = Monitor(
         run_dir,
-        make_rules(played, "val", val_rules.horizon),
+        replace(val_rules, table=played),
         val_rules,
         routers,
         description,
@@ -167,6 +174,17 @@ def run(config: Config) -> int:
     return 0
 
 
+def held_out_rules(table: ExpertTable, split: str, config: Config, reliability: Tensor) -> Rules:
+    """Those of an evaluation, with all of a split's queries where these are fewer than an episode's."""
+    horizon = min(config.horizon, len(table.rows(split)))
+    return make_rules(table, split, horizon, max_calls=config.max_calls, reliability=reliability)
+
+
+def evaluation_period(config: Config, iteration: int) -> int:
+    """Steps between two evaluations on val: these take longer with several calls a query."""
+    return max(config.timesteps // (20 if config.max_calls == 1 else 8), iteration)
+
+
 def check_numbers(config: Config) -> None:
     if config.timesteps < 1 or config.n_envs < 0:
         raise InputError(f"timesteps {config.timesteps}, n_envs {config.n_envs}: must be positive")
@@ -191,6 +209,8 @@ def make_model(config: Config, policy: str, rules: Rules) -> tuple[BaseAlgorithm
         horizon=config.horizon,
         budget=rules.budget_usd_per_query,
         cost_weight=config.cost_weight,
+        max_calls=rules.max_calls,
+        reliability=rules.reliability,
     )
     settings = dict(algorithm.settings)
     if "n_steps" in settings and "batch_size" in settings:
@@ -199,9 +219,12 @@ def make_model(config: Config, policy: str, rules: Rules) -> tuple[BaseAlgorithm
     if policy == "bid-price":
         prices = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(rules.price_range_usd)}
         network = {**prices, "horizon": config.horizon}
+        if config.max_calls > 1:
+            network["max_calls"] = config.max_calls
+            settings |= {"n_epochs": 1} if config.algo == "ppo" else {}
         settings |= {"learning_rate": 3e-4, "ent_coef": 0.0} if config.algo == "ppo" else {}
     hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}
-    kind = BidPricePolicy if policy == "bid-price" else "MlpPolicy"
+    kind = "MlpPolicy" if policy == "mlp" else AskingPolicy if config.max_calls > 1 else BidPricePolicy
     model = model_class(
         kind,
         LeerooSB3VecEnv(vector_env),

@@ -25,7 +25,8 @@ from leeroo_env.table import ExpertTable
 
 EASES = 7
 SURE = 0.01  # no estimated chance is nearer to 0 or 1
-STEPS = 600
+FIRST_STEPS = 150
+STEPS = 400
 BATCH = 1_500
 LEARNING_RATE = 0.02
 CALLS = 4  # of a query, in fitting
@@ -39,11 +40,13 @@ class Calls:
         asked: [B, C] int64, the experts; -1 where there is none, or it was refused.
         group: [B, C] int64, which answer they gave: a number below C, equal where answers are, or -1 for none.
         made: [B] int64, how many, refused ones too.
+        polled: [B, 3K + 3], the `leeroo_env.dynamics.poll_features` that they were read from, if any.
     """
 
     asked: Tensor
     group: Tensor
     made: Tensor
+    polled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,15 @@ class Agreement(nn.Module):
         self.log_concentration = nn.Parameter(torch.tensor(math.log(4.0)))
 
     def strength(self, chance: Tensor) -> Tensor:
-        """Log-odds of being right at each ease, [B, K, Z], whose mean chance is `chance` [B, K] (but for the usual
-        approximation, MacKay, 1992)."""
-        centre = torch.logit(chance.clamp(SURE, 1 - SURE)) * (1 + math.pi / 8 * self.loading.square()).sqrt()
-        return centre[..., None] + self.loading[:, None] * self.ease
+        """Log-odds of being right at each ease, [B, K, Z], such that the mean chance is `chance` [B, K]: the usual
+        approximation (MacKay, 1992) and a step of Newton's."""
+        chance = chance.clamp(SURE, 1 - SURE)
+        slope = (self.loading[:, None] * self.ease)[None]
+        centre = torch.logit(chance) * (1 + math.pi / 8 * self.loading.square()).sqrt()
+        right = torch.sigmoid(centre[..., None] + slope)
+        off = chance - right @ self.weight
+        centre = centre + (off / ((right * (1 - right)) @ self.weight).clamp(min=1e-3)).clamp(-1, 1)
+        return centre[..., None] + slope
 
     def believe(self, chance: Tensor, votes: Tensor, calls: Calls) -> Belief:
         """What follows from `calls`, from experts' estimated chances and votes [B, K]."""
@@ -189,6 +197,7 @@ def seen_calls(polled: Tensor, max_calls: int) -> Calls:
         asked=who.masked_fill(answered == 0, -1),
         group=group.clamp(min=-1),
         made=(polled[:, -1] * max_calls).round().long(),
+        polled=polled,
     )
 
 
@@ -201,8 +210,8 @@ def group_answers(answer_ids: Tensor) -> Tensor:
 def fit_agreement(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 0) -> Agreement:
     """Fits the model to the training queries `rows` [n], whose left-out estimated `chance` of each expert is [n, K].
 
-    First a guess of the concentration and of silence from counts, then all by gradient: how well it tells after up to
-    four calls of random experts, cheap and good ones more often, who is right and whether the leading answer is.
+    First the loadings, by how likely the scores of all experts are together; then everything, by how well it tells who
+    is right, and whether the leading answer is, after up to four calls of random experts, cheap and good ones most.
     """
     device = table.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -214,6 +223,7 @@ def fit_agreement(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 
     votes = vote_weight(chance.clamp(0, 1))
     mean_cost = table.mean_cost_usd()
     liked = (scores.mean(dim=0).clamp(min=0.01) / (mean_cost / mean_cost.max().clamp(min=1e-30) + 0.02)).log() / 2
+    _fit_loadings(model, scores, chance, generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     start = [parameter.detach().clone() for parameter in model.parameters()]
@@ -229,6 +239,18 @@ def fit_agreement(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 
         optimizer.step()
         schedule.step()
     return model.requires_grad_(False)
+
+
+def _fit_loadings(model: Agreement, scores: Tensor, chance: Tensor, generator: torch.Generator) -> None:
+    """Maximum marginal likelihood (Bock and Aitkin, 1981) of scores [n, K]."""
+    optimizer = torch.optim.Adam([model.loading], lr=0.05)
+    for _ in range(FIRST_STEPS):
+        batch = torch.randint(len(scores), (BATCH,), generator=generator, device=scores.device)
+        strength, score = model.strength(chance[batch]), scores[batch][..., None]
+        likely = (score * logsigmoid(strength) + (1 - score) * logsigmoid(-strength)).sum(dim=1)
+        optimizer.zero_grad()
+        (-torch.logsumexp(likely + model.weight.log(), dim=1).mean()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 def _loss(model: Agreement, scores: Tensor, answer_ids: Tensor, chance: Tensor, votes: Tensor, asked: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class BidPricePolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the network's logits are the policy's
-        for layer in (self.network.price[-1], self.network.bias[-1], self.value_net):
+        for layer in (*(part[-1] for part in self._actor()), self.value_net):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
         with torch.no_grad():
@@ -128,5 +128,9 @@ class BidPricePolicy(ActorCriticPolicy):
 
         A value network that knows nothing yet would teach the actor noise, and the actor has something to lose.
         """
-        for parameter in (*self.network.price.parameters(), *self.network.bias.parameters()):
-            parameter.requires_grad_(on)
+        for part in self._actor():
+            part.requires_grad_(on)
+
+    def _actor(self) -> tuple[nn.Sequential, ...]:
+        """What learning changes of the choice; it has no effect at first."""
+        return self.network.price, self.network.bias

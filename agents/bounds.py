@@ -7,6 +7,8 @@ falling score per dollar until the budget is spent, the last one in part (Sinha 
 and Pisinger, Knapsack Problems, 2004, chapter 11). Nobody costs and scores 0, as a refused call does, so no router
 under the rules of `leeroo_env.dynamics` is above this bound in any episode. A router cannot decline a call that it
 could pay, so part of the distance is out of its reach: most where budgets are small and many queries hopeless.
+Routers that ask several experts about a query are bounded as well: the answer delivered is that of one expert among
+those asked, so in hindsight that call alone scores as much and costs no more.
 
 With estimates in place of the truth the same walk tells two regrets apart: what the estimates cost
 (`hindsight_bound` - `estimated_bound`) and what is lost in spending by them (`estimated_bound` - agent).

@@ -39,6 +39,8 @@ def with_expert(
         texts: [m], the queries' texts, if known.
     """
     assert isinstance(policy, BidPricePolicy)
+    if description["max_calls"] > 1:
+        raise InputError(f"expert {name}: this policy compares answers, and knows none of the new one's; train with it")
     grown = predictor.with_expert(embeddings, scores, costs_usd, texts)
     mean_cost_usd = [*description["mean_cost_usd"], float(costs_usd.mean())]
     low_usd, high_usd = description["price_range_usd"]

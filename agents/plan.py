@@ -123,6 +123,39 @@ def make_plan(
     return plan
 
 
+def plan_calls(
+    spent_usd: Tensor, value: Tensor, cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float]
+) -> Plan:
+    """Plans for queries that may be asked of several experts, from what ways of asking lead to.
+
+    Of every way it is known what n queries have cost after each call and what the answer is worth then; every query is
+    asked in the way that adds most at what is left, and no further than the money goes.
+
+    Args:
+        spent_usd: [W, n, M], cost of the first calls of W ways, rising.
+        value: [W, n, M], chance that the answer delivered then is right.
+        cost_ratios: [J, K], of `cost_ratios`.
+        mean_cost_usd: [K].
+        price_range_usd: cheapest and dearest of these, above 0.
+    """
+    low_usd, high_usd = price_range_usd
+    spread = max(math.log(high_usd / low_usd), math.log(2))
+    device = spent_usd.device
+    plan = Plan(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
+    pace = low_usd * torch.exp(torch.linspace(-1, 2, POINTS - 1, device=device) * spread)
+    pace = torch.cat([pace.new_zeros(1), pace])
+    spent_usd, value = (torch.nn.functional.pad(x, (1, 0)) for x in (spent_usd, value))
+    for t in range(1, QUERIES + 1):
+        usd = t * pace
+        best = torch.full((POINTS,), -torch.inf, device=device)
+        for costs, values in zip(spent_usd, value, strict=True):
+            last = torch.searchsorted(costs, usd.expand(len(costs), -1).contiguous(), right=True) - 1  # [n, P]
+            left = usd - costs.gather(1, last)
+            best = best.maximum((values.gather(1, last) + plan.worth(usd.new_tensor(t - 1), left)).mean(dim=0))
+        plan.value[t] = _without_dips(best, usd, concave=t >= SMOOTH_FROM)
+    return plan
+
+
 def plan_for(table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> Plan:
     """The plan for a table, from left-out estimates [n, 2K] of its training queries `rows` [n]."""
     mean_cost_usd = table.mean_cost_usd()

@@ -11,11 +11,13 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
+from agents.agreement import Calls
 from agents.algorithms import ALGORITHMS
+from agents.asking_policy import AskingPolicy
 from agents.bid_price import BidPricePolicy
 from agents.files import read_json, read_tensors, write_json, write_tensors
 from leeroo_env import InputError
-from leeroo_env.dynamics import Rules, action_mask, budget_features
+from leeroo_env.dynamics import Rules, action_mask, budget_features, call_mask
 from leeroo_env.env import observation_space
 from leeroo_env.table import ExpertTable
 
@@ -40,12 +42,23 @@ class PolicyRouter:
         self.policy, self.features = policy, features
         self.mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
         self.price_range_usd = tuple(description["price_range_usd"])
+        self.max_calls: int = description["max_calls"]
 
     @torch.no_grad()
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        """[B, F], [B] float64, [B] int64 -> [B] int64; experts whose mean cost exceeds what is left are not chosen."""
+    def choose(
+        self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls | None = None
+    ) -> Tensor:
+        """[B, F], [B] float64, [B] int64 -> [B] int64; experts whose mean cost exceeds what is left are not chosen.
+
+        A policy that asks several needs the `calls` made, with what was seen of them; K delivers.
+        """
         budget = budget_features(self.price_range_usd, remaining_usd, remaining_queries)
-        mask = action_mask(self.mean_cost_usd, remaining_usd)
+        if self.max_calls > 1:
+            assert calls is not None and calls.polled is not None
+            seen = torch.cat([seen, calls.polled], dim=1)
+            mask = call_mask(self.mean_cost_usd, remaining_usd, calls.polled)
+        else:
+            mask = action_mask(self.mean_cost_usd, remaining_usd)
         return preferences(self.policy, torch.cat([seen, budget], dim=1)).masked_fill(~mask, -torch.inf).argmax(dim=1)
 
 
@@ -84,6 +97,7 @@ def describe_policy(
         "policy": policy,
         "policy_kwargs": policy_kwargs,
         "hide_budget": hide_budget,
+        "max_calls": rules.max_calls,
         "experts": list(rules.table.experts),
         "mean_cost_usd": rules.mean_cost_usd.tolist(),
         "price_range_usd": list(rules.price_range_usd),
@@ -111,7 +125,7 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[Ba
         InputError: a file is missing, broken, or of another format.
     """
     path = directory / "policy.json"
-    description = read_json(path)
+    description = {"max_calls": 1, **read_json(path)}
     if description.get("format") != FORMAT:
         raise InputError(f"{path}: format: {description.get('format')!r} is not {FORMAT}")
     if description.get("algorithm") not in ALGORITHMS:
@@ -132,11 +146,12 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[Ba
 
 def empty_policy(description: dict[str, Any]) -> BasePolicy:
     """An untrained policy of the kind and size that is described. Raises KeyError, TypeError."""
+    k, several = len(description["experts"]), description["max_calls"] > 1
     observations = observation_space(
-        description["feature_dim"], description["feature_low"], description["feature_high"]
+        description["feature_dim"], description["feature_low"], description["feature_high"], k if several else 0
     )
-    actions = gymnasium.spaces.Discrete(len(description["experts"]))
-    policy_class: Any = BidPricePolicy
+    actions = gymnasium.spaces.Discrete(k + several)
+    policy_class: Any = AskingPolicy if several else BidPricePolicy
     if description["policy"] == "mlp":
         policy_class = ALGORITHMS[description["algorithm"]].load().policy_aliases["MlpPolicy"]
     hidden = {"features_extractor_class": HiddenBudget} if description["hide_budget"] else {}

@@ -144,6 +144,11 @@ def estimates_of(table: ExpertTable, predictor: Predictor) -> Tensor:
     return estimates
 
 
+def reliability_of(estimates: Tensor) -> Tensor:
+    """[B, K], what weighs the experts' votes, from estimates [B, 2K]."""
+    return estimates.chunk(2, dim=1)[0].clamp(0, 1)
+
+
 def _mixed(parts: Sequence[Tensor]) -> Tensor:
     return sum(share * part for share, part in zip(SHARES, parts, strict=True))  # type: ignore[return-value]
 

@@ -6,6 +6,7 @@ G budgets, K experts, N rows of the table.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ MOST_DOMAINS = 20
 DRAWN = 4  # routers beside the agent
 HORIZONS = (8, 64, 256, 1024)
 BAR = "paced kernel ridge"
-SHARES = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the dearest expert's mean cost: budgets beyond the grid, for the agent alone
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)  # of the dearest expert's mean cost: more budgets of the agent
+NAMED = (0.5, 0.75)  # the shares that the headline tells of
 
 
 def compare(routers: dict[str, Router], rules: Rules, seed: int) -> dict[str, Result]:
@@ -69,8 +71,8 @@ def write_report(
         "hindsight": hindsight_bound(rules, budgets, seed=seed),
         "hindsight on estimates": estimated_bound(rules, scores, costs_usd, budgets, seed=seed),
     }
-    beyond = [share * rules.price_range_usd[1] for share in SHARES if share * rules.price_range_usd[1] > budgets[-1]]
-    reach = _joined(results[AGENT], evaluate(routers[AGENT], rules, beyond, seed=seed) if beyond else None)
+    more = [share * rules.price_range_usd[1] for share in SHARES if share * rules.price_range_usd[1] > budgets[0]]
+    reach = _joined(results[AGENT], evaluate(routers[AGENT], rules, more, seed=seed) if more else None)
     text = _markdown(rules, split, budgets, results, bounds, reach)
     text += [*_horizons(rules, split, seed, routers), "", notes]
     figure = draw_curve(rules, split, results, bounds)
@@ -179,7 +181,8 @@ def _markdown(
         "",
         _rows(["expert", *usd], dict(zip(table.experts, results[AGENT].calls.T, strict=True)), _percent),
         "",
-        f"Refused calls of the agent: {100 * results[AGENT].refused.mean():.2f} %.",
+        *_calls(rules, results[AGENT]),
+        f"Refused calls of the agent: {100 * results[AGENT].refused.mean():.2f} for 100 queries.",
         "",
         *_calls_by_domain(rules, results[AGENT]),
         *_experts(rules, split),
@@ -187,10 +190,12 @@ def _markdown(
     ]
 
 
-def _joined(agent: Result, beyond: Result | None) -> tuple[np.ndarray, np.ndarray]:
-    """Spend and score at all budgets."""
-    parts = [agent] if beyond is None else [agent, beyond]
-    return np.concatenate([r.cost_usd for r in parts]), np.concatenate([r.score for r in parts])
+def _joined(agent: Result, more: Result | None) -> tuple[np.ndarray, np.ndarray]:
+    """Spend and score at all budgets, by rising spend."""
+    parts = [agent] if more is None else [agent, more]
+    cost_usd, score = np.concatenate([r.cost_usd for r in parts]), np.concatenate([r.score for r in parts])
+    order = cost_usd.argsort(kind="stable")
+    return cost_usd[order], score[order]
 
 
 def _headline(rules: Rules, split: str, results: dict[str, Result], reach: tuple[np.ndarray, np.ndarray]) -> list[str]:
@@ -220,6 +225,10 @@ def _headline(rules: Rules, split: str, results: dict[str, Result], reach: tuple
         )
     elif cost[k] > 0:
         sentences.append(f"**It matches {name}, the best expert, at {100 * share:.0f} % of its cost.**")
+    dearest = float(cost.max())
+    if dearest > 0:
+        bought = [f"{np.interp(part * dearest, *reach):.3f} at {100 * part:.0f} %" for part in NAMED]
+        sentences.append(f"It scores {' and '.join(bought)} of the dearest expert's cost.")
     return [" ".join(sentences)]
 
 
@@ -239,7 +248,7 @@ def _what_money_buys(rules: Rules, split: str, cost_usd: np.ndarray, reached: np
         cells[rules.table.experts[k]] = [f"{score[k]:.3f}", f"{cost[k]:.3g}", words]
     return [
         "What one expert scores and costs if it answers everything, and what the agent needs to score as much "
-        "(interpolated between the budgets of this report and 60 % to 100 % of the dearest expert's cost).",
+        "(interpolated between the budgets of this report and 30 % to 100 % of the dearest expert's cost).",
         "",
         _rows(["expert", "score", "dollars per query", "the agent"], cells, lambda row: row),
     ]
@@ -250,7 +259,7 @@ def _horizons(rules: Rules, split: str, seed: int, routers: dict[str, Router]) -
     shown = [name for name in (AGENT, BAR) if name in routers]
     cells = {}
     for horizon in sorted({h for h in (*HORIZONS, rules.horizon) if h <= len(rules.rows)}):
-        other = make_rules(rules.table, split, horizon)
+        other = replace(make_rules(rules.table, split, horizon), reliability=rules.reliability)
         played = [evaluate(routers[name], other, budget_grid(other), seed=seed) for name in shown]
         gains = [f"{gain:+.4f} ± {stderr:.4f}" for _, _, gain, stderr in (lead(played[0], r) for r in played[1:])]
         cells[str(horizon)] = [*(f"{result.mean_score:.4f}" for result in played), *gains]
@@ -328,6 +337,14 @@ def _domains(rules: Rules, rows: Tensor) -> tuple[np.ndarray, list[str]]:
     return domain, names if 1 < len(names) <= MOST_DOMAINS else []
 
 
+def _calls(rules: Rules, agent: Result) -> list[str]:
+    """How many experts are asked about a query, where it may be several."""
+    if rules.max_calls == 1:
+        return []
+    made = ", ".join(f"{calls:.2f}" for calls in agent.calls.sum(axis=1))
+    return [f"Of up to {rules.max_calls} calls a query the agent makes {made}.", ""]
+
+
 def _calls_by_domain(rules: Rules, agent: Result) -> list[str]:
     """Share of the calls to each expert by domain, over all budgets."""
     rows, chosen = agent.rows.ravel(), agent.chosen.ravel()
@@ -339,7 +356,12 @@ def _calls_by_domain(rules: Rules, agent: Result) -> list[str]:
     counts = np.bincount(code * k + chosen, minlength=len(names) * k).reshape(-1, k)
     share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     cells = dict(zip(rules.table.experts, share.T, strict=True))
-    return ["By domain, over all budgets:", "", _rows(["expert", *map(_cell, names)], cells, _percent), ""]
+    return [
+        "By domain, over all budgets, who is asked first:",
+        "",
+        _rows(["expert", *map(_cell, names)], cells, _percent),
+        "",
+    ]
 
 
 def _experts(rules: Rules, split: str) -> list[str]:

@@ -137,17 +137,22 @@ def _chosen_letter(output: str, letters: str) -> str | None:
     return max(marked, key=lambda m: m.start(1))[1].upper() if marked else None
 
 
-def grade_multiple_choice(output: str, query: Query) -> Grade:
-    """The letter that the output settles on, against the letter in the reference.
+def chosen_letter(output: str, query: Query) -> str | None:
+    """The letter of the option that the output settles on.
 
     The last "answer is X" or "Answer: X" counts, then the last boxed letter, then the last letter written as options
     are: "(X)", "**X**", "X." at the start of a line, "option X". Options are those that the query's text lists line by
     line ("A. ..."), A to J where it lists none. What comes after a new "Question:" is not the answer.
     """
+    return _chosen_letter(output, _letters(query))
+
+
+def grade_multiple_choice(output: str, query: Query) -> Grade:
+    """`chosen_letter` against the letter in the reference."""
     right = re.fullmatch(r"\W*([A-Za-z])\W*", _reference(query))
     if right is None:
         raise InputError(f"query {query.query_id!r}: the reference {query.reference!r} is no letter of an option")
-    letter = _chosen_letter(output, _letters(query))
+    letter = chosen_letter(output, query)
     return Grade(float(letter == right[1].upper()), letter)
 
 
@@ -230,6 +235,12 @@ def _same_number(value: Fraction, right: Fraction) -> bool:
     return abs(value - right) <= _RELATIVE_TOLERANCE * abs(right)
 
 
+def stated_number(output: str, query: Query) -> str | None:
+    """The number that the output settles on, in normal form; see `grade_number`."""
+    stated = _stated_number(output)
+    return None if stated is None else number_text(stated[0])
+
+
 def grade_number(output: str, query: Query) -> Grade:
     """The number that the output settles on: the last boxed one, the last after "answer is", else the last of all.
 
@@ -265,14 +276,19 @@ def normal_text(text: str) -> str:
     return text.strip(_AROUND).removesuffix(".").strip(_AROUND).casefold()
 
 
-def grade_exact(output: str, query: Query) -> Grade:
-    """What the output states (boxed, after "answer is", else the whole output) equals the reference in normal form."""
-    right = normal_text(_reference(query))
+def stated_text(output: str, query: Query) -> str | None:
+    """What the output states (boxed, after "answer is", else the whole output) in normal form."""
     text = _own_words(output)
     boxed, stated = _boxed(text), _stated(text)
     said = boxed if boxed is not None else stated[0].strip().split("\n")[0] if stated else output
-    answer = normal_text(said)
-    return Grade(float(answer == right), answer or None)
+    return normal_text(said) or None
+
+
+def grade_exact(output: str, query: Query) -> Grade:
+    """`stated_text` equals the reference in normal form."""
+    right = normal_text(_reference(query))
+    answer = stated_text(output, query)
+    return Grade(float((answer or "") == right), answer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,12 +355,20 @@ _math_worker = _MathWorker()
 atexit.register(_math_worker.stop)
 
 
+def stated_formula(output: str, query: Query, timeout_s: float = MATH_TIMEOUT_S) -> str | None:
+    """The formula that the output settles on, simplified; None also where that takes longer than `timeout_s`."""
+    return _compare_formulas("", output, timeout_s).answer
+
+
 def grade_math(output: str, query: Query, timeout_s: float = MATH_TIMEOUT_S) -> Grade:
     """The formula that the output settles on is mathematically equal to the reference (library `math-verify`).
 
     The comparison runs in a process of its own that is killed after `timeout_s`: the score is then 0.
     """
-    reference = _reference(query)
+    return _compare_formulas(_reference(query), output, timeout_s)
+
+
+def _compare_formulas(reference: str, output: str, timeout_s: float) -> Grade:
     if not _have_math_verify():
         raise InputError("grader 'math' needs the package math-verify: pip install -e '.[math]'")
     reply = _math_worker.ask(reference, _own_words(output), timeout_s)
@@ -425,4 +449,12 @@ GRADERS: dict[str, Grader] = {
     "number": grade_number,
     "exact": grade_exact,
     "math": grade_math,
+}
+
+# Each grader's `Grade.answer` by itself, for queries without a reference.
+NORMAL_FORMS: dict[str, Callable[[str, Query], str | None]] = {
+    "multiple-choice": chosen_letter,
+    "number": stated_number,
+    "exact": stated_text,
+    "math": stated_formula,
 }

@@ -463,12 +463,16 @@ def state_mask(rules: Rules, state: State) -> Tensor:
     """
     if rules.max_calls == 1:
         return action_mask(rules.mean_cost_usd, state.left_usd)
-    k = len(rules.table.experts)
-    begun = state.asked[:, :1] >= 0
-    cheapest = torch.arange(k, device=begun.device) == rules.mean_cost_usd.argmin()
-    allowed = (rules.mean_cost_usd <= state.left_usd[:, None]) | (cheapest & ~begun)
-    asked = state.polled[:, :k] > 0
-    return torch.cat([allowed & ~asked, begun], dim=1)
+    return call_mask(rules.mean_cost_usd, state.left_usd, state.polled)
+
+
+def call_mask(mean_cost_usd: Tensor, left_usd: Tensor, polled: Tensor) -> Tensor:
+    """`state_mask` with M > 1, from mean costs [K], dollars left [B] and `poll_features` [B, 3K + 3]."""
+    k = len(mean_cost_usd)
+    begun = polled[:, -1:] > 0
+    cheapest = torch.arange(k, device=begun.device) == mean_cost_usd.argmin()
+    allowed = (mean_cost_usd <= left_usd[:, None]) | (cheapest & ~begun)
+    return torch.cat([allowed & (polled[:, :k] == 0), begun], dim=1)
 
 
 def restart(state: State, where: Tensor, fresh: State) -> State:

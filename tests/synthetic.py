@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from leeroo_env.table import ExpertInfo, ExpertTable
@@ -46,3 +48,27 @@ def synthetic_optimum(budget_usd_per_query: float) -> float:
     left -= code * (coder - cheap)
     hard = min(DOMAIN_SHARES[2], max(0.0, left) / (large - cheap))
     return DOMAIN_SHARES[0] + code + hard
+
+
+DOUBTS = ("one", "two", "dear")
+DOUBT_COST_USD = (0.0001, 0.00011, 0.002)
+RIGHT = 0.6
+
+
+def doubting_table(n: int = 1500, seed: int = 0, **kwargs: Any) -> ExpertTable:
+    """Two cheap experts, each right by chance, whose wrong answers never agree, and a dear one that is always right.
+
+    Nothing about the query tells who is right: only asking does. The best is to ask both cheap ones, and the dear one
+    where they differ, which is right always and costs `doubting_optimum_usd`.
+    """
+    rng = np.random.default_rng(seed)
+    right = rng.random((n, 3)) < (RIGHT, RIGHT, 1)
+    answers = np.where(right, "right", np.array([["a", "b", "c"]] * n)).astype(object)
+    embeddings = rng.normal(size=(n, 4)).astype(np.float32)
+    costs_usd = np.broadcast_to(DOUBT_COST_USD, (n, 3))
+    return ExpertTable.from_arrays("doubting", DOUBTS, embeddings, right, costs_usd, answers=answers, **kwargs)
+
+
+def doubting_optimum_usd() -> float:
+    """Mean cost of a query in the best way."""
+    return sum(DOUBT_COST_USD[:2]) + (1 - RIGHT**2) * DOUBT_COST_USD[2]

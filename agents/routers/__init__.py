@@ -7,12 +7,19 @@ tells better estimates from better use of the same ones; planned ones use them a
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from agents import estimates
+from agents.agreement import Agreement
 from agents.routers.cascade import TwoStep
+from agents.routers.frugal import Cascade, Gains, Majority, Scorer
+from agents.routers.panel import Panels
 from agents.routers.planned import Planned
 from agents.routers.priced import FixedPrice, PacedPrice
 from agents.routers.router import Router, may_spend
 from agents.routers.simple import BestSingle, Cheapest, FixedMixture, Random
+from agents.routers.supermodel import CascadeRouting
+from agents.routers.trees import TwoStageTrees
 from leeroo_env.table import ExpertTable
 
 ESTIMATES = {
@@ -26,21 +33,26 @@ ESTIMATES = {
 __all__ = [
     "ESTIMATES",
     "BestSingle",
+    "Cascade",
+    "CascadeRouting",
     "Cheapest",
     "FixedMixture",
     "FixedPrice",
+    "Majority",
     "PacedPrice",
     "Planned",
     "Random",
     "Router",
+    "TwoStageTrees",
     "TwoStep",
+    "calling_routers",
     "may_spend",
     "other_routers",
 ]
 
 
 def other_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, Router]:
-    """The routers that every report shows beside the agent, by name.
+    """The one-call routers that every report shows beside the agent, by name.
 
     Args:
         table: what they know; only its train and val splits are looked at.
@@ -61,3 +73,24 @@ def other_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, 
         if name == "kernel ridge":
             routers[f"two-step {name}"] = TwoStep(table, estimated)
     return routers
+
+
+def calling_routers(
+    table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0, agreement: Agreement | None = None
+) -> dict[str, Router]:
+    """Routers that ask several experts about a query, by name.
+
+    Args:
+        table: what they know; only its train split is looked at.
+        estimates: [N, 2K], scores and costs_usd of all rows, the training rows' left out; the same for all routers.
+        max_calls: M, above 1.
+        seed: of folds, samples and lotteries.
+        agreement: where it has been fitted to the training rows already.
+    """
+    panels = Panels(table, estimates, max_calls, seed)
+    return {
+        "majority": Majority(panels, estimates, max_calls, seed),
+        "cascade": Cascade(panels, Scorer(panels), estimates, max_calls, seed),
+        "cascade routing": CascadeRouting(table, estimates, max_calls, seed, agreement),
+        "two-stage trees": TwoStageTrees(panels, Gains(panels), estimates, max_calls, seed),
+    }

@@ -1,0 +1,159 @@
+"""Fixed panels and fixed cascades, the rules of most published systems that ask more than one model.
+
+n training queries, K experts, Q panels, C: the most experts of a panel, P policies, F features, T thresholds, X prices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.agreement import Calls
+from agents.estimates import split_estimates
+from agents.routers.panel import Panels, describe, fit_logistic, fit_ridge, seen_answers
+from agents.routers.tabulated import Tabulated, best_at_prices
+from leeroo_env.dynamics import poll, vote_weight
+
+N_THRESHOLDS = 14
+CHUNK = 40  # panels at a time in fitting
+
+
+class Majority(Tabulated):
+    """A panel that is always asked as a whole, and the vote of it: the best at the pace on the training queries."""
+
+    def __init__(self, panels: Panels, features: Tensor, max_calls: int, seed: int = 0):
+        score, cost_usd = panels.score.mean(dim=1), panels.cost_usd.double().mean(dim=1)
+        which = torch.tensor(cheapest_first(panels), device=score.device)
+        policies = best_at_prices(
+            panels.members[which], score[which], cost_usd[which], panels.prices, panels.mean_cost_usd
+        )
+        super().__init__(features, panels.mean_cost_usd, max_calls, policies, seed)
+
+    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+        return torch.ones_like(policy, dtype=torch.bool)
+
+
+class Scorer:
+    """How likely the leading answer of a panel is right: a logistic regression a panel, on `describe`.
+
+    Attributes:
+        weights: [Q, F]; 0 for the longest panels, which nobody follows.
+        told: [Q, n], log-odds, each query's from a regression without it.
+    """
+
+    def __init__(self, panels: Panels):
+        short = (panels.size < panels.longest).nonzero().squeeze(1)
+        self.told = torch.zeros_like(panels.score)
+        self.weights = torch.zeros(0)
+        for part in short.split(CHUNK):
+            features = panels.described(part)
+            weights, self.told[part] = fit_logistic(features, panels.score[part], panels.fold)
+            if len(self.weights) == 0:
+                self.weights = weights.new_zeros(len(panels.members), weights.shape[1])
+            self.weights[part] = weights
+
+
+class Cascade(Tabulated):
+    """FrugalGPT (Chen, Zaharia and Zou, arXiv:2305.05176): experts in a fixed order, dearer and dearer, until the
+    answer is reliable enough.
+
+    Reliable is what a logistic regression on the answers so far says, one for every first part of an order. Of all
+    orders of the experts considered, and thresholds a step, it follows the best for what is left.
+    """
+
+    def __init__(self, panels: Panels, scorer: Scorer, features: Tensor, max_calls: int, seed: int = 0):
+        found = [_best_thresholds(panels, scorer, number) for number in cheapest_first(panels)]
+        order, score, cost_usd, threshold = (torch.cat(part) for part in zip(*found, strict=True))
+        mean_cost_usd = panels.mean_cost_usd
+        policies = best_at_prices(panels.members[order], score, cost_usd, panels.prices, mean_cost_usd)
+        super().__init__(features, mean_cost_usd, max_calls, policies, seed)
+        self.threshold = threshold[policies.tried]
+        parts = [panels.parts(number) for number in order[policies.tried].tolist()]
+        self.weights = scorer.weights[torch.tensor(parts, device=features.device)]  # [P, C, F]
+
+    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+        order = self.policies.order[policy]
+        step = (calls.made - 1).clamp(0, order.shape[1] - 1)
+        told = (described_calls(seen, calls, order) * self.weights[policy, step]).sum(dim=1)
+        return told < self.threshold[policy].gather(1, step[:, None]).squeeze(1)
+
+
+def cheapest_first(panels: Panels) -> list[int]:
+    """The panels, with the cheapest expert alone before all others."""
+    cheapest = panels.index[(int(panels.mean_cost_usd.argmin()),)]
+    return [cheapest, *(i for i in range(len(panels.members)) if i != cheapest)]
+
+
+def described_calls(seen: Tensor, calls: Calls, order: Tensor) -> Tensor:
+    """`describe` of the calls made to the experts `order` [B, C]; [B, F]."""
+    chance = split_estimates(seen)[0].clamp(0, 1)
+    made, answers = seen_answers(calls, order, chance.shape[1])
+    chance = chance.gather(1, order.clamp(min=0))
+    return describe(poll(order, made, answers, vote_weight(chance)), chance, made, made & (answers >= 0))
+
+
+def _best_thresholds(panels: Panels, scorer: Scorer, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The thresholds that are best at each price for asking the experts of the panel `number` one by one.
+
+    Returns:
+        The panel's number [X], mean score [X] and cost [X], and thresholds [X, C]: on goes what is below.
+    """
+    parts = panels.parts(number)
+    size = int(panels.size[number])
+    n, x = panels.score.shape[1], len(panels.prices)
+    score, cost_usd = panels.score[parts[0]].mean()[None], panels.cost_usd[parts[0]].mean()[None]
+    reaches = torch.ones(1, n, device=score.device)  # [combinations of thresholds, n], 1 where it goes on till here
+    grids = []
+    for step in range(size - 1):
+        told = scorer.told[parts[step]]
+        grid = quantiles(told)
+        grids.append(grid)
+        goes_on = (told < grid[:, None]).float()
+        gains = [(of[parts[step + 1]] - of[parts[step]]) for of in (panels.score, panels.cost_usd)]
+        gained, paid = ((reaches @ (goes_on * gain).T / n).flatten() for gain in gains)
+        score = score.repeat_interleave(len(grid)) + gained
+        cost_usd = cost_usd.repeat_interleave(len(grid)) + paid
+        if step < size - 2:
+            reaches = (reaches[:, None] * goes_on).flatten(0, 1)
+    best = (score - panels.prices[:, None] * cost_usd).argmax(dim=1)
+    threshold = torch.full((x, panels.members.shape[1]), -torch.inf, device=score.device)
+    place = best
+    for step in reversed(range(size - 1)):
+        threshold[:, step] = grids[step][place % len(grids[step])]
+        place = place // len(grids[step])
+    return torch.full_like(best, number), score[best], cost_usd[best], threshold
+
+
+def quantiles(told: Tensor) -> Tensor:
+    """Thresholds [T] at even quantiles of `told` [n], and one above all."""
+    at = torch.linspace(0, 1, N_THRESHOLDS + 1, device=told.device)[1:-1]
+    return torch.cat([told.quantile(at), told.new_full((1,), torch.inf)])
+
+
+class Gains:
+    """What the last expert of a panel adds to the others: a ridge regression a panel, on `describe` of the others'
+    answers and the last one's estimated chance.
+
+    Attributes:
+        weights: [Q, F + 2]; 0 for single experts.
+        told: [Q, n], each query's from a regression without it.
+    """
+
+    def __init__(self, panels: Panels):
+        self.told = torch.zeros_like(panels.score)
+        self.weights = torch.zeros(0)
+        for part in (panels.size > 1).nonzero().squeeze(1).split(CHUNK):
+            before = torch.tensor([panels.parts(i)[panels.size[i] - 2] for i in part.tolist()], device=part.device)
+            last = panels.members[part].gather(1, panels.size[part, None] - 1).squeeze(1)
+            chance = split_estimates(panels.estimates)[0].T[last, :, None]
+            features = with_chance(panels.described(before), chance)
+            gain = panels.score[part] - panels.score[before]
+            weights, self.told[part] = fit_ridge(features, gain, panels.fold)
+            if len(self.weights) == 0:
+                self.weights = weights.new_zeros(len(panels.members), weights.shape[1])
+            self.weights[part] = weights
+
+
+def with_chance(described: Tensor, chance: Tensor) -> Tensor:
+    """`describe` [..., F] and the estimated chance [..., 1] of the next one, twice; [..., F + 2]."""
+    return torch.cat([described, chance, chance.clamp(0.02, 0.98).logit()], dim=-1)

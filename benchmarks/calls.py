@@ -1,0 +1,253 @@
+"""What asking several experts about a query gains over asking one, on queries that neither agent has seen.
+
+python benchmarks/calls.py --table tables/mine --name mine --horizons 64 8 --seeds 5
+
+Both agents are trained as `train.py` does by default, from the same estimates, and play the same episodes of the test
+split, at the budgets of a report and at shares of the dearest expert's mean cost. So do the routers that ask several
+experts. Results are added to `benchmarks/CALLS.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+from agents.asking_policy import begin_as_plan  # noqa: E402
+from agents.bid_price import table_of_estimates  # noqa: E402
+from agents.callbacks import Monitor, tensorboard_logger  # noqa: E402
+from agents.evaluate import evaluate, lead  # noqa: E402
+from agents.metrics import interval  # noqa: E402
+from agents.policy import PolicyRouter, describe_policy, load_policy  # noqa: E402
+from agents.predictor import Predictor, estimates_of, fit_predictor, reliability_of  # noqa: E402
+from agents.routers import Cheapest, calling_routers  # noqa: E402
+from leeroo_env import ExpertTable  # noqa: E402
+from leeroo_env.builtin import resolve  # noqa: E402
+from leeroo_env.dynamics import budget_grid, make_rules  # noqa: E402
+
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the dearest expert's mean cost: where the lead is counted
+OTHER_SHARES = (0.75, 0.8, 0.9, 1.0)
+ONE, MANY = "agent, one call", "agent"
+
+
+def main(
+    table: str = "tiny",
+    name: str = "",
+    experts: str = "",
+    horizons: tuple[int, ...] = (64, 8),
+    seeds: int = 5,
+    max_calls: int = 4,
+    timesteps: int = train.Config.timesteps,
+    parallel: int = 2,
+    runs: Path = Path("runs/calls"),
+) -> None:
+    """Trains and evaluates, then adds a section to the results for each horizon.
+
+    Args:
+        table: table directory or name of a built-in table.
+        name: heading of the section; the table's if empty.
+        experts: names of the experts to use, separated by commas; all if empty.
+        horizons: queries in an episode.
+        seeds: how many, from 0.
+        max_calls: experts that may be asked about a query.
+        timesteps: of each training.
+        parallel: processes.
+        runs: where the runs are written; finished ones are not made again.
+    """
+    name = name or Path(table).name
+    jobs = [
+        (
+            train.Config(table, experts, horizon=0, max_calls=max_calls, timesteps=timesteps, seed=seed),
+            horizons,
+            runs / name,
+        )
+        for seed in range(seeds)
+    ]
+    with ProcessPoolExecutor(parallel, mp_context=get_context("spawn")) as pool:
+        told = list(pool.map(_one_seed, jobs))
+    for horizon in horizons:
+        _add_section(f"{name}, horizon {horizon}", [seed[horizon] for seed in told])
+
+
+def _one_seed(job: tuple[train.Config, tuple[int, ...], Path]) -> dict[int, dict[str, Any]]:
+    """For each horizon: budgets, names, and score, spend and stderr [R, G]; leads over the one-call agent [R, G]."""
+    config, horizons, runs = job
+    stored = {horizon: runs / f"h{horizon}-s{config.seed}.npz" for horizon in horizons}
+    missing = [horizon for horizon, path in stored.items() if not path.exists()]
+    if missing:
+        torch.set_num_threads(1)
+        table = resolve(config.table, config.experts or None, "cpu")
+        predictor = fit_predictor(table, config.seed)
+        estimates = estimates_of(table, predictor)
+        began = time.perf_counter()
+        others = calling_routers(table, estimates, config.max_calls, config.seed)
+        print(f"seed {config.seed}: routers made in {time.perf_counter() - began:.0f} s", flush=True)
+        for horizon in missing:
+            stored[horizon].parent.mkdir(parents=True, exist_ok=True)
+            np.savez(stored[horizon], **_compare(config, horizon, runs, table, predictor, estimates, others))
+    return {horizon: dict(np.load(path)) for horizon, path in stored.items()}
+
+
+def _compare(
+    config: train.Config,
+    horizon: int,
+    runs: Path,
+    table: ExpertTable,
+    predictor: Predictor,
+    estimates: torch.Tensor,
+    others: dict[str, Any],
+) -> dict[str, np.ndarray]:
+    rules = make_rules(table, "test", horizon, reliability=reliability_of(estimates))
+    budgets = budget_grid(rules) + [share * rules.price_range_usd[1] for share in SHARES + OTHER_SHARES]
+    routers = {}
+    for name, max_calls in ((ONE, 1), (MANY, config.max_calls)):
+        run_dir = runs / f"h{horizon}-s{config.seed}-m{max_calls}"
+        routers[name] = _trained(config, horizon, max_calls, run_dir, table, predictor, estimates)
+    results = {name: evaluate(router, rules, budgets, seed=config.seed) for name, router in (routers | others).items()}
+    leads = {name: lead(result, results[ONE]) for name, result in results.items()}
+    shares = slice(-len(SHARES + OTHER_SHARES), -len(OTHER_SHARES))
+    over = {name: _mean_lead(results[MANY], result, shares) for name, result in results.items()}
+    line = ", ".join(f"{name} {100 * gain:+.2f}" for name, (gain, _) in over.items())
+    print(f"seed {config.seed}, horizon {horizon}: the agent's lead at {SHARES}: {line}", flush=True)
+    return {
+        "names": np.array(list(results)),
+        "budgets": np.array(budgets),
+        "dearest": np.array(rules.price_range_usd[1]),
+        "dearest_score": np.array(float(table.mean_score("test")[table.mean_cost_usd().argmax()])),
+        "score": np.stack([result.score for result in results.values()]),
+        "cost_usd": np.stack([result.cost_usd for result in results.values()]),
+        "calls": np.stack([result.calls.sum(axis=1) for result in results.values()]),
+        "lead": np.stack([gain for gain, *_ in leads.values()]),
+        "lead_stderr": np.stack([stderr for _, stderr, *_ in leads.values()]),
+        "over": np.array(list(over.values())),
+    }
+
+
+def _mean_lead(result: Any, other: Any, budgets: slice) -> tuple[float, float]:
+    """Mean lead of a result over another at some budgets, and its standard error, clustered by query."""
+    cut = [replace(r, scored=r.scored[budgets], rows=r.rows[budgets]) for r in (result, other)]
+    _, _, mean, stderr = lead(*cut)
+    return mean, stderr
+
+
+def _trained(
+    config: train.Config,
+    horizon: int,
+    max_calls: int,
+    run_dir: Path,
+    table: ExpertTable,
+    predictor: Predictor,
+    estimates: torch.Tensor,
+) -> PolicyRouter:
+    """What `train.py` keeps."""
+    played = table_of_estimates(table, estimates, float(table.mean_cost_usd().max()))
+    if not (run_dir / "finished").exists():
+        _train(config, horizon, max_calls, run_dir, table, played, predictor, reliability_of(estimates))
+        (run_dir / "finished").touch()
+    policy, described = load_policy(run_dir / "policy")
+    return PolicyRouter(policy, described, played.embeddings)
+
+
+def _train(
+    config: train.Config,
+    horizon: int,
+    max_calls: int,
+    run_dir: Path,
+    table: ExpertTable,
+    played: ExpertTable,
+    predictor: Predictor,
+    reliability: torch.Tensor,
+) -> None:
+    config = replace(config, horizon=horizon, max_calls=max_calls)
+    rules = make_rules(played, "train", horizon, None, config.cost_weight, max_calls, reliability)
+    model, settings = train.make_model(config, "bid-price", rules)
+    began = time.perf_counter()
+    begin_as_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
+    val = train.held_out_rules(table, "val", config, reliability)
+    description = describe_policy(rules, config.algo, settings["policy_kwargs"], "bid-price", table)
+    iteration = model.n_envs * model.n_steps
+    every = train.evaluation_period(config, iteration)
+    monitor = Monitor(
+        run_dir,
+        replace(val, table=played),
+        val,
+        {"cheapest": Cheapest(table)},
+        description,
+        settings,
+        config.timesteps,
+        every,
+        iteration,
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    model.set_logger(tensorboard_logger(run_dir, 0))
+    planned = time.perf_counter()
+    model.learn(config.timesteps, callback=monitor, log_interval=None)
+    monitor.close()
+    print(
+        f"seed {config.seed}, horizon {horizon}, {max_calls} calls: plan {planned - began:.0f} s, training "
+        f"{time.perf_counter() - planned:.0f} s, kept step {monitor.progress['best_step']}",
+        flush=True,
+    )
+
+
+def _add_section(heading: str, seeds: list[dict[str, np.ndarray]]) -> None:
+    """Replaces the section of that heading, or adds it."""
+    path = ROOT / "benchmarks" / "CALLS.md"
+    text = path.read_text() if path.exists() else "# Several calls a query\n"
+    head, *sections = text.split("\n## ")
+    kept = [section for section in sections if section.split("\n")[0] != heading]
+    section = f"{heading}\n\n{_report(seeds)}"
+    path.write_text("\n## ".join([head, *kept, section]).rstrip() + "\n")
+    print(f"## {section}")
+
+
+def _report(seeds: list[dict[str, np.ndarray]]) -> str:
+    names, budgets = seeds[0]["names"].tolist(), seeds[0]["budgets"]
+    dearest = float(seeds[0]["dearest"])
+    score = np.stack([s["score"] for s in seeds])  # [S, R, G]
+    header = [f"{b:.2g}" for b in budgets[: -len(SHARES + OTHER_SHARES)]]
+    header += [f"{round(100 * s)} %" for s in SHARES + OTHER_SHARES]
+    shares = slice(-len(SHARES + OTHER_SHARES), -len(OTHER_SHARES))
+    lines = [
+        f"Test split, {len(seeds)} seeds, mean score at budgets in dollars a query and in shares of the dearest's cost",
+        f"({dearest:.2g}; alone it scores {float(seeds[0]['dearest_score']):.3f}); the agent's lead in points",
+        "at 30 to 70 %, with its 95 % interval over seeds, which draw other episodes of the same queries, and its",
+        "standard error for other queries.",
+        "",
+        "| | " + " | ".join(header) + " | 30 to 70 % | agent's lead |",
+        "|---" * (len(header) + 3) + "|",
+    ]
+    for r, name in enumerate(names):
+        over = np.array([s["over"][r] for s in seeds])
+        mean, half = interval(100 * over[:, 0])
+        told = "" if name == MANY else f"{mean:+.2f} ± {half:.2f} (s.e. {100 * over[:, 1].mean():.2f})"
+        cells = [f"{x:.3f}" for x in score[:, r].mean(axis=0)]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {score[:, r, shares].mean():.4f} | {told} |")
+    many = names.index(MANY)
+    gain = 100 * np.stack([s["lead"][many] for s in seeds]).mean(axis=0)
+    stderr = 100 * np.stack([s["lead_stderr"][many] for s in seeds]).mean(axis=0)
+    calls = np.stack([s["calls"][many] for s in seeds]).mean(axis=0)
+    lines += [
+        "| lead over one call, points | "
+        + " | ".join(f"{x:+.2f}" for x in gain)
+        + f" | {gain[shares].mean():+.2f} | |",
+        "| its standard error | " + " | ".join(f"{x:.2f}" for x in stderr) + " | | |",
+        "| calls a query | " + " | ".join(f"{x:.2f}" for x in calls) + " | | |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

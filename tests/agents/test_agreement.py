@@ -1,0 +1,160 @@
+"""What follows from who agrees with whom, against plain Python that sums over everything that could be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.agreement import Agreement, Calls, fit_agreement, group_answers, seen_calls
+from leeroo_env import dynamics
+from tests.leeroo_env.test_dynamics import keys
+from tests.leeroo_env.test_polls import polled_table
+
+K = 4
+
+
+def some_agreement(seed: int) -> Agreement:
+    """A model of 4 experts that trusts all of them fully, so that chances add up."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Agreement(K).requires_grad_(False)
+    model.loading.copy_(2 * torch.rand(K, generator=generator))
+    model.silence.copy_(0.05 + 0.3 * torch.rand(K, generator=generator))
+    model.log_concentration.fill_(float(torch.rand(1, generator=generator)) * 3)
+    return model
+
+
+def likelihood(model: Agreement, strength: torch.Tensor, asked: list[int], group: list[int]) -> dict[int, float]:
+    """Chance of the calls' outcome together with each hypothesis, -1 that none is right; plain Python."""
+    concentration = math.exp(float(model.log_concentration))
+    told = {}
+    for right in (-1, *sorted({g for g in group if g >= 0})):
+        total = 0.0
+        for z, weight in enumerate(model.weight.tolist()):
+            chance, seated = weight, []
+            for expert, answer in zip(asked, group, strict=True):
+                p = 1 / (1 + math.exp(-float(strength[expert, z])))
+                quiet = float(model.silence[expert])
+                if answer >= 0 and answer == right:
+                    chance *= p
+                elif answer < 0:
+                    chance *= (1 - p) * quiet
+                else:
+                    joined = seated.count(answer) or concentration
+                    chance *= (1 - p) * (1 - quiet) * joined / (len(seated) + concentration)
+                    seated.append(answer)
+            total += chance
+        told[right] = total
+    return told
+
+
+cases = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 1000),
+        "asked": st.lists(st.integers(0, K - 1), unique=True, max_size=3),
+        "said": st.lists(st.sampled_from([-1, 0, 1, 2]), min_size=3, max_size=3),
+        "chance": st.lists(st.floats(0.05, 0.95), min_size=K, max_size=K),
+        "next": st.integers(0, K - 1),
+    }
+)
+
+
+def calls_from(asked: list[int], said: list[int]) -> tuple[Calls, list[int]]:
+    padded = torch.tensor([asked + [-1] * (3 - len(asked))])
+    group = group_answers(torch.tensor([said[: len(asked)] + [-1] * (3 - len(asked))]))
+    return Calls(padded, group, torch.tensor([len(asked)])), group[0, : len(asked)].tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases)
+def test_beliefs_are_those_of_plain_python(case: dict):
+    model, chance = some_agreement(case["seed"]), torch.tensor([case["chance"]])
+    votes = dynamics.vote_weight(chance)
+    calls, group = calls_from(case["asked"], case["said"])
+    belief = model.believe(chance, votes, calls)
+    told = likelihood(model, model.strength(chance)[0], case["asked"], group)
+    total = sum(told.values())
+    found = belief.joint.sum(dim=2)[0]
+    assert float(found.sum()) == pytest.approx(1, abs=1e-5)
+    for right, value in told.items():
+        assert float(found[right]) == pytest.approx(value / total, abs=1e-4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases)
+def test_what_is_expected_of_a_call_is_the_mean_of_what_it_may_bring(case: dict):
+    """`after` and `outcomes` against asking in every way that it can turn out."""
+    asked, nxt = case["asked"][:2], case["next"]
+    if nxt in asked:
+        return
+    model, chance = some_agreement(case["seed"]), torch.tensor([case["chance"]])
+    votes = dynamics.vote_weight(chance)
+    calls, group = calls_from(asked, case["said"])
+    belief, strength = model.believe(chance, votes, calls), model.strength(chance)[0]
+    who = torch.tensor([[nxt]])
+    before = sum(likelihood(model, strength, asked, group).values())
+    leader = int(belief.leader()[1]) if any(g >= 0 for g in group) else None
+    expected, agrees, silent = 0.0, 0.0, 0.0
+    for answer in {*(g for g in group if g >= 0), len(asked), -1}:
+        told = likelihood(model, strength, [*asked, nxt], [*group, answer])
+        p = sum(told.values()) / before
+        then = Calls(torch.tensor([[*asked, nxt]]), torch.tensor([[*group, answer]]), torch.tensor([len(asked) + 1]))
+        expected += p * float(model.believe(chance, votes, then).now())
+        agrees += p * (answer == leader)
+        silent += p * (answer == -1)
+    assert float(model.after(belief, who, votes[:, nxt : nxt + 1])) == pytest.approx(expected, abs=2e-4)
+    outcomes = model.outcomes(belief, who)[0].sum(dim=(1, 2, 3))
+    assert outcomes.tolist() == pytest.approx([agrees, 1 - agrees - silent, silent], abs=2e-4)
+
+
+def test_before_any_call_experts_are_as_good_as_estimated():
+    model = some_agreement(3)
+    chance = torch.rand(50, K, generator=torch.Generator().manual_seed(0)) * 0.96 + 0.02
+    none = Calls(torch.full((50, 3), -1), torch.full((50, 3), -1), torch.zeros(50, dtype=torch.int64))
+    belief = model.believe(chance, dynamics.vote_weight(chance), none)
+    assert torch.allclose(belief.chance(), chance, atol=5e-3) and belief.now().tolist() == [0.0] * 50
+
+
+@pytest.mark.parametrize("max_calls", [2, 3, 4])
+def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
+    rules = dynamics.make_rules(polled_table(), horizon=5, max_calls=max_calls)
+    state = dynamics.begin(rules, keys(40), torch.full((40,), 1.5 * float(rules.mean_cost_usd.min())))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        state, _ = dynamics.step(rules, state, torch.randint(K + 1, (40,), generator=generator))
+        calls = seen_calls(state.polled, max_calls)
+        answer_ids = rules.table.answer_ids[dynamics.current_rows(state)[:, None], state.asked.clamp(min=0)]
+        for i in range(40):
+            answered = {
+                int(e): int(a)
+                for e, yes, a in zip(state.asked[i], state.answered[i], answer_ids[i], strict=True)
+                if yes
+            }
+            seen = {int(e): int(g) for e, g in zip(calls.asked[i], calls.group[i], strict=True) if e >= 0}
+            assert seen.keys() == answered.keys() and int(calls.made[i]) == int((state.asked[i] >= 0).sum())
+            for one in answered:
+                assert (seen[one] < 0) == (answered[one] < 0)
+                for other in answered:
+                    alike = answered[one] == answered[other] >= 0
+                    assert (seen[one] == seen[other] >= 0) == alike
+
+
+def test_fitting_finds_that_experts_fail_together():
+    """Two experts that are right or wrong together say nothing by agreeing; two that err apart do."""
+    n, rng = 4000, np.random.default_rng(0)
+    ease = rng.normal(size=n) > 0
+    right = np.stack([ease, ease, rng.random(n) < 0.5, rng.random(n) < 0.5], axis=1)
+    answers = np.where(right, "right", np.array([["w", "w", "x", "y"]] * n)).astype(object)
+    table = polled_table(n=12).from_arrays(
+        "twins", list("abcd"), np.ones((n, 2)), right, np.full((n, 4), 1e-4), answers=answers, split=["train"] * n
+    )
+    chance = torch.full((n, 4), 0.5)
+    model = fit_agreement(table, table.rows("train"), chance)
+    votes = dynamics.vote_weight(chance[:2])
+    agree = Calls(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[0, 0], [0, 0]]), torch.tensor([2, 2]))
+    twins, strangers = model.believe(chance[:2], votes, agree).now().tolist()
+    assert twins < strangers - 0.05, "0.5 and 1 are true"

@@ -1,0 +1,167 @@
+"""Whom to ask next: the best way is found where it is known, and kept to within the money."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from agents import Orchestrator
+from agents.agreement import Calls
+from agents.asking import FORBIDDEN, Asking, ask_on, calls_of, fit_asking, open_to
+from agents.asking_policy import begin_as_plan
+from agents.bid_price import table_of_estimates
+from agents.evaluate import evaluate
+from agents.plan import plan_calls
+from agents.policy import PolicyRouter, describe_policy, load_policy, save_policy
+from leeroo_env import ExpertTable, InputError, dynamics
+from tests.synthetic import DOUBT_COST_USD, RIGHT, doubting_optimum_usd, doubting_table
+
+PAIR_USD = sum(DOUBT_COST_USD[:2])
+
+
+def flat_estimates(table: ExpertTable) -> torch.Tensor:
+    """Mean scores and costs: nothing about the query tells more."""
+    means = torch.cat([table.mean_score(), table.mean_cost_usd()])
+    return means.expand(len(table), -1).contiguous()
+
+
+@pytest.fixture(scope="module")
+def doubting() -> ExpertTable:
+    return doubting_table()
+
+
+@pytest.fixture(scope="module")
+def asking(doubting: ExpertTable) -> Asking:
+    rows = doubting.rows("train")
+    return fit_asking(doubting, rows, flat_estimates(doubting)[rows], max_calls=3)
+
+
+def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[PolicyRouter, dynamics.Rules, dict]:
+    """The agent before it has trained, the rules it is tested by, and what is stored with it."""
+    estimates = flat_estimates(table)
+    reliability = estimates[:, : len(table.experts)]
+    played = table_of_estimates(table, estimates, float(table.mean_cost_usd().max()))
+    config = train.Config(max_calls=max_calls, horizon=horizon, n_envs=4)
+    rules = dynamics.make_rules(played, "train", horizon, None, 0.02, max_calls, reliability)
+    model, settings = train.make_model(config, "bid-price", rules)
+    rows = table.rows("train")
+    begin_as_plan(model.policy, table, rows, estimates[rows])  # type: ignore[arg-type]
+    description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price", table)
+    test = dynamics.make_rules(played, "test", horizon, reliability=reliability)
+    return PolicyRouter(model.policy, description, played.embeddings), test, description
+
+
+@pytest.fixture(scope="module")
+def agent(doubting: ExpertTable) -> tuple[PolicyRouter, dynamics.Rules, dict]:
+    return planned(doubting, max_calls=3)
+
+
+def test_the_dear_one_is_asked_where_the_cheap_ones_differ(doubting: ExpertTable, asking: Asking):
+    rows = doubting.rows("test")
+    estimates = flat_estimates(doubting)[rows]
+    chance, cost = estimates[:, :3], estimates[:, 3:] / DOUBT_COST_USD[2]
+    answer_ids = doubting.answer_ids[rows].long()
+    asked, now = ask_on(asking, chance, 0.3 * cost, answer_ids)
+    differ = answer_ids[:, 0] != answer_ids[:, 1]
+    assert set(map(tuple, asked[:, :2].sort(dim=1).values.tolist())) == {(0, 1)}
+    assert torch.equal(asked[:, 2] == 2, differ), "and nobody where they agree"
+    assert now[~differ, 1].mean() > 0.9, "two that never agree on what is wrong"
+    once, _ = ask_on(asking, chance, 30 * cost, answer_ids)
+    assert (once[:, 1:] < 0).all() and (once[:, 0] < 2).all(), "nothing else is worth that much"
+
+
+def test_fitting_twice_gives_the_same_bits(doubting: ExpertTable, asking: Asking):
+    rows = doubting.rows("train")
+    again = fit_asking(doubting, rows, flat_estimates(doubting)[rows], max_calls=3)
+    for (name, one), other in zip(asking.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_who_cannot_be_asked_is_not_worth_asking(asking: Asking):
+    chance = torch.full((4, 3), 0.5)
+    none = Calls(torch.full((4, 2), -1), torch.full((4, 2), -1), torch.zeros(4, dtype=torch.int64))
+    allowed = torch.tensor([[True, True, True], [False, True, True], [False, False, True], [False, False, False]])
+    advice = asking(chance, torch.full((4, 3), 0.01), none, allowed)
+    for row, may in zip(range(4), allowed, strict=True):
+        worth = dict(zip(advice.who[row].tolist(), advice.gain[row].tolist(), strict=True))
+        assert all((gain > FORBIDDEN) == bool(may[e]) for e, gain in worth.items())
+
+
+def test_calls_already_made_are_closed():
+    asked = torch.tensor([[2, -1], [0, 1], [-1, -1]])
+    assert open_to(asked, 3).tolist() == [[True, True, False], [False, False, True], [True, True, True]]
+    calls = calls_of(asked, torch.tensor([[0, 0, 0]] * 3))
+    assert calls.made.tolist() == [1, 2, 0] and calls.group.tolist() == [[0, -1], [0, 0], [-1, -1]]
+
+
+def test_a_plan_of_ways_is_worth_what_they_bring():
+    """One way: a call for 1 dollar, worth 0.5, then one for 2, worth 1 altogether. Queries are alike."""
+    spent, value = torch.tensor([[[1.0, 3.0]], [[1.0, 1.0]]]), torch.tensor([[[0.5, 1.0]], [[0.5, 0.5]]])
+    plan = plan_calls(spent, value, torch.ones(1, 2), torch.tensor([1.0, 2.0]), (1.0, 2.0))
+    for queries, usd, worth in ((1, 0.9, 0.0), (1, 1.5, 0.5), (1, 3.5, 1.0), (2, 3.9, 1.0), (10, 20.0, 7.5)):
+        found = float(plan.worth(torch.tensor(float(queries)), torch.tensor(usd)))
+        assert found == pytest.approx(worth, abs=0.06 * queries), (queries, usd)
+
+
+def test_the_agent_spends_as_the_best_would(agent: tuple[PolicyRouter, dynamics.Rules, dict]):
+    """At what asking both and the dear one in doubt costs it is nearly always right; one call a query is not."""
+    router, rules, _ = agent
+    budget = 1.05 * doubting_optimum_usd()
+    result = evaluate(router, rules, [1.2 * PAIR_USD, budget], episodes=64)
+    assert result.score[1] > 0.95
+    assert (result.cost_usd <= [1.2 * PAIR_USD, budget]).all()
+    one_call = budget / DOUBT_COST_USD[2] + RIGHT * (1 - budget / DOUBT_COST_USD[2])  # about: whom to ask is a lottery
+    assert result.score[1] > one_call + 0.05
+    assert result.score[0] >= RIGHT - 0.03
+
+
+@pytest.mark.parametrize("max_calls", [2, 3])
+def test_it_obeys_the_masks(doubting: ExpertTable, agent: tuple[PolicyRouter, dynamics.Rules, dict], max_calls: int):
+    router, rules, _ = agent if max_calls == 3 else planned(doubting, max_calls)
+    rules = replace(rules, max_calls=max_calls)
+    result = evaluate(router, rules, dynamics.budget_grid(rules), episodes=16)
+    assert (result.calls <= 1 + 1e-9).all(), "nobody is asked twice"
+    assert (result.chosen < 3).all() and (result.calls.sum(axis=1) >= 1 - 1e-9).all(), "every query is asked of someone"
+
+
+def test_a_stored_policy_chooses_alike(agent: tuple[PolicyRouter, dynamics.Rules, dict], tmp_path: Path):
+    router, rules, description = agent
+    save_policy(tmp_path / "policy", router.policy, description)
+    loaded, described = load_policy(tmp_path / "policy")
+    assert described["max_calls"] == 3
+    budgets = dynamics.budget_grid(rules)[3:]
+    first, second = (
+        evaluate(r, rules, budgets, episodes=8) for r in (router, PolicyRouter(loaded, described, router.features))
+    )
+    np.testing.assert_array_equal(first.scored, second.scored)
+    np.testing.assert_array_equal(first.cost_usd, second.cost_usd)
+
+
+def test_training_with_several_calls_leaves_an_orchestrator(tmp_path: Path):
+    table = doubting_table(n=400)
+    table.save(tmp_path / "table")
+    config = train.Config(str(tmp_path / "table"), max_calls=3, timesteps=4_000, n_envs=16, horizon=8)
+    for name in ("one", "two"):
+        assert train.run(replace(config, run_dir=str(tmp_path / name))) == 0
+    weights = [(tmp_path / name / "policy" / "policy.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1], "the same seed gives the same bits"
+    report = (tmp_path / "one" / "report.md").read_text()
+    assert "Of up to 3 calls a query the agent makes" in report and "| cascade routing |" in report
+    orchestrator = Orchestrator.load(tmp_path / "one")
+    assert orchestrator.max_calls == 3
+    choice = orchestrator.choose(table.embeddings[:5].numpy(), 0.01, 5)
+    assert (choice < 3).all()
+    with pytest.raises(InputError, match="train with it"):
+        orchestrator.add_expert("new", table.embeddings[:5].numpy(), np.ones(5), np.full(5, 1e-4))
+
+
+def test_settings_that_make_no_sense_are_refused(synthetic: Path, capsys: pytest.CaptureFixture):
+    assert train.main(["--table", str(synthetic), "--max-calls", "2"]) == 2
+    assert "answers.parquet has no column answer" in capsys.readouterr().err
+    assert train.main(["--max-calls", "9"]) == 2
+    assert "max_calls 9: must be 1 to 5" in capsys.readouterr().err

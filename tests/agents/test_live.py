@@ -1,0 +1,478 @@
+"""Policies that drive real experts: the tiny models that ship, and a server on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from torch import Tensor
+
+from agents import Orchestrator
+from agents.agree import answer_pairs, by_normal_form, by_similarity, fit_threshold
+from agents.agreement import Calls
+from agents.asking_policy import begin_as_plan
+from agents.bid_price import table_of_estimates
+from agents.evaluate import evaluate
+from agents.live import ASKED_BEFORE, Reply
+from agents.policy import describe_policy, empty_policy
+from agents.predictor import estimates_of, fit_predictor, reliability_of
+from experts.encoder import Encoder
+from experts.expert import Expert, Query
+from experts.grading import GRADERS, grade_exact
+from experts.pool import load_pool, make_experts
+from experts.spending import NOT_ASKED, Purse
+from leeroo_env import ExpertTable, InputError
+from leeroo_env.dynamics import make_rules, price_range
+from tests.experts.collecting import write_pool
+from tests.experts.conftest import KEY
+from tests.experts.openai_server import OpenAIServer
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["alpha", "beta", "gamma"]
+RELIABILITY = (0.3, 0.4, 0.9)
+
+
+class SecondOpinion:
+    """Asks two experts, and a third where these do not agree."""
+
+    max_calls = 3
+
+    def __init__(self, order: tuple[int, int, int], n_experts: int, features: Tensor | None = None):
+        self.order, self.deliver, self.features = torch.tensor(order), n_experts, features
+        self.told: list[tuple[float, int]] = []
+
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
+        self.told += zip(remaining_usd.tolist(), remaining_queries.tolist(), strict=True)
+        agree = (calls.group[:, 0] >= 0) & (calls.group[:, 0] == calls.group[:, 1])
+        done = (calls.made == 2) & agree
+        return torch.where(done, self.deliver, self.order[calls.made])
+
+
+def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24) -> Orchestrator:
+    """A bid-price policy as training begins with it."""
+    predictor = fit_predictor(table)
+    estimates = estimates_of(table, predictor)
+    prices = price_range(table.mean_cost_usd())
+    played = table_of_estimates(table, estimates, prices[1])
+    rules = make_rules(played, "train", horizon, max_calls=max_calls, reliability=reliability_of(estimates))
+    settings = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(prices), "horizon": horizon}
+    settings |= {"max_calls": max_calls} if max_calls > 1 else {}
+    description = describe_policy(rules, "ppo", settings, "bid-price", table)
+    policy = empty_policy(description)
+    begin_as_plan(policy, table, predictor.rows, predictor.out_of_fold)
+    policy.set_training_mode(False)
+    return Orchestrator(policy, description, predictor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The models that ship
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ExpertTable:
+    """Part of the table that the pool was asked for."""
+    table = ExpertTable.load(ROOT / "leeroo_env" / "builtin" / "tiny")
+    rows = torch.cat([table.rows("train")[:300], table.rows("val")[:60], table.rows("test")[:120]])
+    queries = table.queries.take(pa.array(rows.numpy()))
+    answers = table.answers.filter(pc.is_in(table.answers["query_id"], queries["query_id"].combine_chunks()))
+    return ExpertTable.from_arrow(table.info, queries, answers, table.embeddings[rows].numpy())
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: ExpertTable) -> Orchestrator:
+    return orchestrator_of(tiny)
+
+
+@pytest.fixture(scope="module")
+def tiny_pool() -> dict[str, Expert]:
+    pool = load_pool(ROOT / "experts" / "tiny" / "pool.yaml")
+    return {expert.name: expert for expert in make_experts(pool, None, Purse())}
+
+
+class Unpriced:
+    """An expert of which nothing is known but its mean cost: the worst case would bind at the end of short streams."""
+
+    def __init__(self, expert: Expert):
+        self.name, self.answer = expert.name, expert.answer
+
+
+def queries_of(table: ExpertTable, rows: np.ndarray) -> list[Query]:
+    columns = ("query_id", "text", "domain", "reference")
+    return [Query(*(table.queries[name][int(row)].as_py() for name in columns)) for row in rows]
+
+
+def play(
+    orchestrator: Orchestrator, experts: dict[str, Expert], table: ExpertTable, rows: np.ndarray, usd: float
+) -> list[Reply]:
+    """The stream of an episode live, one query after another."""
+    x = table.embeddings[rows].float().numpy()
+    return orchestrator.answer(queries_of(table, rows), experts, usd, embeddings=x, at_once=1)
+
+
+def assert_plays_alike(
+    orchestrator: Orchestrator, router: Any, experts: dict[str, Expert], table: ExpertTable, usd: float
+) -> list[Reply]:
+    """An episode of the evaluation and the same one live: experts asked, scores, costs."""
+    rules = make_rules(table, "test", 24, reliability=reliability_of(router.features))
+    result = evaluate(router, rules, [usd], episodes=1)
+    replies = play(orchestrator, experts, table, result.rows[0], usd * 24)
+    assert [reply.calls[0].expert for reply in replies] == [table.experts[k] for k in result.chosen[0]]
+    assert [grade_exact(reply.text or "", reply.query).score for reply in replies] == result.scored[0].tolist()
+    calls = [[call.expert for reply in replies for call in reply.calls].count(name) for name in table.experts]
+    np.testing.assert_allclose(calls, result.calls[0] * 24)
+    assert sum(reply.cost_usd for reply in replies) == pytest.approx(float(result.cost_usd[0]) * 24, rel=1e-5)
+    return replies
+
+
+def test_a_policy_is_live_as_from_the_table(tiny: ExpertTable, trained: Orchestrator, tiny_pool: dict[str, Expert]):
+    replies = assert_plays_alike(trained, trained.router(tiny), tiny_pool, tiny, 6e-5)
+    assert {(len(reply.calls), reply.stopped) for reply in replies} == {(1, "max calls")}
+
+
+def test_a_policy_that_asks_several_is_live_as_from_the_table(tiny: ExpertTable, tiny_pool: dict[str, Expert]):
+    orchestrator = orchestrator_of(tiny, max_calls=3)
+    pool: dict[str, Expert] = {name: Unpriced(expert) for name, expert in tiny_pool.items()}
+    replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), pool, tiny, 4e-5)
+    assert len({len(reply.calls) for reply in replies}) > 1, "it asks more where that is worth it"
+    assert {reply.stopped for reply in replies} == {"policy", "max calls"}
+
+
+def test_votes_are_live_as_from_the_table(
+    tiny: ExpertTable, trained: Orchestrator, tiny_pool: dict[str, Expert], monkeypatch: pytest.MonkeyPatch
+):
+    router = SecondOpinion((2, 0, 4), 5, trained.router(tiny).features)
+    monkeypatch.setattr(trained, "_router", router)
+    replies = assert_plays_alike(trained, router, tiny_pool, tiny, 6e-5)
+    assert {(len(reply.calls), reply.stopped) for reply in replies} == {(2, "policy"), (3, "max calls")}
+    for reply in replies:
+        answers = {call.expert: call.answer for call in reply.calls}
+        assert reply.supporters == [name for name, answer in answers.items() if answer == reply.answer]
+        assert reply.expert in reply.supporters and reply.answer == answers[reply.expert]
+        assert all(call.cost_usd > 0 and call.latency_s > 0 and call.completion_tokens > 0 for call in reply.calls)
+        assert by_normal_form("exact")(reply.query, [reply.text]) == [reply.answer]
+
+
+def test_side_by_side_answers_the_same_where_money_is_no_object(
+    tiny: ExpertTable, trained: Orchestrator, tiny_pool: dict[str, Expert], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trained, "_router", SecondOpinion((2, 0, 4), 5))
+    rows = tiny.rows("test")[:40].numpy()
+    one_by_one = play(trained, tiny_pool, tiny, rows, 1.0)
+    together = trained.answer(queries_of(tiny, rows), tiny_pool, 1.0, embeddings=tiny.embeddings[rows].float().numpy())
+    for one, other in zip(one_by_one, together, strict=True):
+        assert (one.text, one.expert, one.supporters, one.cost_usd) == (
+            other.text,
+            other.expert,
+            other.supporters,
+            other.cost_usd,
+        )
+
+
+def test_texts_alone_are_embedded_as_the_table_was(
+    tiny: ExpertTable, trained: Orchestrator, tiny_pool: dict[str, Expert]
+):
+    rows = tiny.rows("test")[:5].numpy()
+    queries = queries_of(tiny, rows)
+    replies = trained.answer([query.text for query in queries], tiny_pool, 5e-4)
+    given = trained.answer(queries, tiny_pool, 5e-4, embeddings=tiny.embeddings[rows].float().numpy())
+    assert [(r.expert, r.text) for r in replies] == [(r.expert, r.text) for r in given]
+    assert [reply.query.query_id for reply in replies] == list("01234")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A server
+
+
+@pytest.fixture(scope="module")
+def rated() -> Orchestrator:
+    """Knows that gamma is right more often than the others."""
+    rng = np.random.default_rng(0)
+    scores = (rng.uniform(size=(90, 3)) < RELIABILITY).astype(np.float64)
+    costs = np.broadcast_to([0.004, 0.005, 0.006], (90, 3))
+    split = [("train", "val", "test")[i % 3] for i in range(90)]
+    table = ExpertTable.from_arrays("rated", NAMES, rng.normal(size=(90, 4)), scores, costs, split=split)
+    return orchestrator_of(table)
+
+
+@pytest.fixture
+def asks_again(rated: Orchestrator, monkeypatch: pytest.MonkeyPatch) -> Orchestrator:
+    """alpha, then beta, and gamma where they disagree."""
+    monkeypatch.setattr(rated, "_router", SecondOpinion((0, 1, 2), 3))
+    return rated
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
+    with OpenAIServer() as server:
+        monkeypatch.setenv("TEST_URL", server.url)
+        monkeypatch.setenv("TEST_KEY", KEY)
+        yield server
+
+
+@pytest.fixture
+def served(server: OpenAIServer, tmp_path: Path) -> dict[str, Expert]:
+    return {expert.name: expert for expert in make_experts(load_pool(write_pool(tmp_path, NAMES)), None, Purse())}
+
+
+def says(**replies: str):
+    """What the server answers, by the expert that is asked; alpha's prompt is the bare query."""
+    return lambda prompt: replies[prompt.split(":")[0] if ":" in prompt else "alpha"]
+
+
+def ask(
+    orchestrator: Orchestrator, experts: dict[str, Expert], usd: float = 100.0, n: int = 1, **options
+) -> list[Reply]:
+    queries = [f"question {i}" for i in range(n)]
+    return orchestrator.answer(queries, experts, usd, embeddings=np.zeros((n, 4)), **options)
+
+
+def test_two_that_agree_are_enough(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
+    server.reply = says(alpha="The answer is 7.", beta="7.0 apples", gamma="8")
+    (reply,) = ask(asks_again, served, compare="number")
+    assert (reply.text, reply.answer, reply.expert, reply.stopped) == ("The answer is 7.", "7", "alpha", "policy")
+    assert reply.supporters == ["alpha", "beta"] and len(reply.calls) == 2
+    assert [(call.prompt_tokens, call.completion_tokens) for call in reply.calls] == [(2, 4), (3, 2)]
+    assert [call.cost_usd for call in reply.calls] == pytest.approx([0.01, 0.007])
+    assert reply.cost_usd == pytest.approx(0.017) and reply.latency_s > 0
+    assert sum(server.requests.values()) == 2
+
+
+def test_the_reliable_outvote_the_others(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
+    server.reply = says(alpha="7", beta="8", gamma="9")
+    (reply,) = ask(asks_again, served, compare="number")
+    assert (reply.expert, reply.supporters, reply.stopped) == ("gamma", ["gamma"], "max calls")
+    assert [call.agrees for call in reply.calls] == [False, False, True]
+
+
+def test_an_output_without_an_answer_agrees_with_nobody(
+    asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer
+):
+    server.reply = says(alpha="7", beta="no idea", gamma="none either")
+    (reply,) = ask(asks_again, served, compare="number")
+    assert [call.answer for call in reply.calls] == ["7", None, None]
+    assert (reply.text, reply.expert, reply.supporters) == ("7", "alpha", ["alpha"])
+    server.reply = says(alpha="hm", beta="no idea", gamma="none either")
+    (reply,) = ask(asks_again, served, compare="number")
+    assert (reply.text, reply.answer, reply.supporters) == ("none either", None, []), "the most reliable one's output"
+
+
+def test_a_failed_call_loses_nothing(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
+    server.behaviour = lambda prompt, time: 500 if prompt.startswith("beta") else "ok"
+    server.reply = says(alpha="7", gamma="7")
+    replies = ask(asks_again, served, n=3, compare="number")
+    for reply in replies:
+        assert [call.expert for call in reply.calls] == NAMES
+        failed = reply.calls[1]
+        assert failed.error and "500" in failed.error and KEY not in failed.error
+        assert (failed.output, failed.answer, failed.agrees, failed.cost_usd) == ("", None, False, 0.0)
+        assert (reply.text, reply.supporters, reply.stopped) == ("7", ["alpha", "gamma"], "max calls")
+        assert reply.cost_usd == pytest.approx(sum(call.cost_usd for call in reply.calls)) and reply.cost_usd > 0
+
+
+def test_nobody_answers(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
+    server.behaviour = lambda prompt, time: 500
+    (reply,) = ask(asks_again, served)
+    assert (reply.text, reply.answer, reply.expert, reply.supporters, reply.cost_usd) == (None, None, None, [], 0)
+    assert all(call.error for call in reply.calls) and len(reply.calls) == 3
+
+
+def test_an_expert_that_raises_has_failed(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
+    class Broken:
+        name = "beta"
+
+        def answer(self, queries):
+            raise OSError("disk on fire")
+
+    server.reply = says(alpha="7", gamma="7")
+    (reply,) = ask(asks_again, served | {"beta": Broken()}, compare="number")
+    assert reply.calls[1].error == "OSError: disk on fire" and reply.supporters == ["alpha", "gamma"]
+
+
+def test_no_call_is_made_that_could_cost_more_than_is_left(
+    asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer
+):
+    server.reply = says(alpha="7", beta="7", gamma="7")
+    worst_usd = (len("question 0") + 256) * 0.001 + 5 * 0.002
+    (reply,) = ask(asks_again, served, worst_usd, compare="number")
+    assert (reply.text, reply.stopped, len(reply.calls)) == ("7", "money", 1), "one call leaves too little for another"
+    (reply,) = ask(asks_again, served, worst_usd - 1e-6, compare="number")
+    assert (reply.text, reply.stopped, reply.calls) == (None, "money", ())
+    assert sum(server.requests.values()) == 1
+
+
+def test_a_call_that_does_not_fit_counts_as_one(rated: Orchestrator, served: dict, server: OpenAIServer, monkeypatch):
+    monkeypatch.setattr(rated, "_router", SecondOpinion((0, 2, 1), 3))
+    monkeypatch.setattr(served["gamma"], "spec", served["gamma"].spec.model_copy(update={"max_tokens": 5000}))
+    server.reply = says(alpha="7", beta="8")
+    (reply,) = ask(rated, served, 5.0, compare="number")
+    assert [(call.expert, call.error) for call in reply.calls] == [
+        ("alpha", None),
+        ("gamma", NOT_ASKED),
+        ("beta", None),
+    ]
+    assert reply.expert == "beta" and reply.stopped == "max calls"
+    assert sum(server.requests.values()) == 2
+
+
+def test_whoever_can_be_paid_answers_where_the_chosen_one_cannot(
+    rated: Orchestrator, served: dict, server, monkeypatch
+):
+    monkeypatch.setattr(rated, "_router", SecondOpinion((2, 0, 1), 3))
+    monkeypatch.setattr(served["gamma"], "spec", served["gamma"].spec.model_copy(update={"max_tokens": 5000}))
+    server.reply = says(alpha="7", beta="7")
+    (reply,) = ask(rated, served, 5.0, compare="number")
+    assert [call.expert for call in reply.calls] == ["beta", "alpha"] and reply.text == "7"
+
+
+def test_the_budget_holds_side_by_side(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
+    server.reply = says(alpha="1 1 1 1 1", beta="2 2 2 2 2", gamma="3 3 3 3 3")
+    usd = 0.8
+    replies = ask(asks_again, served, usd, n=40, at_once=40, compare="exact")
+    spent_usd = sum(reply.cost_usd for reply in replies)
+    assert usd - 0.28 < spent_usd <= usd, "it is spent until the worst case of a call does not fit"
+    billed = sum(0.001 * len(prompt.split()) + 0.002 * 5 for prompt in server.requests.elements())
+    assert spent_usd == pytest.approx(billed)
+    assert server.most_at_once > 1
+    assert {reply.stopped for reply in replies} >= {"money"}
+
+
+def test_a_query_sees_the_stream_from_its_own_place(asks_again: Orchestrator, served: dict, server: OpenAIServer):
+    server.reply = says(alpha="7", beta="7", gamma="7")
+    router = asks_again._router
+    replies = ask(asks_again, served, 10.0, n=2, at_once=1, remaining_queries=9, compare="number")
+    first, *_ = costs = [call.cost_usd for reply in replies for call in reply.calls]
+    assert [left for _, left in router.told] == [9, 9, 9, 8, 8, 8]
+    spent = [0.0, first, sum(costs[:2]), sum(costs[:2]), sum(costs[:3]), sum(costs)]
+    assert [usd for usd, _ in router.told] == pytest.approx([10 - part for part in spent])
+    router.told.clear()
+    ask(asks_again, served, 10.0, n=2, at_once=2, remaining_queries=9, compare="number")
+    assert [left for _, left in router.told] == [9] * 6
+    assert [usd for usd, _ in router.told] == pytest.approx([10.0] * 2 + [10 - first] * 2 + [10 - sum(costs[:2])] * 2)
+
+
+def test_the_purse_of_the_pool_holds_too(asks_again: Orchestrator, server: OpenAIServer, tmp_path: Path):
+    experts = make_experts(load_pool(write_pool(tmp_path, NAMES)), None, Purse(0.0))
+    (reply,) = ask(asks_again, {expert.name: expert for expert in experts})
+    assert reply.text is None and {call.error for call in reply.calls} == {NOT_ASKED} and reply.stopped == "money"
+    assert not server.requests
+
+
+def test_nobody_is_asked_twice_about_a_query(rated: Orchestrator, served: dict, server: OpenAIServer, monkeypatch):
+    monkeypatch.setattr(rated, "_router", SecondOpinion((0, 0, 1), 3))
+    server.reply = says(alpha="7", beta="7")
+    (reply,) = ask(rated, served, compare="number")
+    assert [call.error for call in reply.calls] == [None, ASKED_BEFORE, None] and reply.supporters == ["alpha", "beta"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"usd": -1.0}, "remaining_usd -1.0"),
+        ({"usd": float("nan")}, "remaining_usd nan"),
+        ({"remaining_queries": 0}, "remaining_queries 0"),
+        ({"at_once": 0}, "at_once 0"),
+        ({"compare": "vibes"}, "no normal form named 'vibes'"),
+    ],
+)
+def test_senseless_arguments_are_refused(rated: Orchestrator, served: dict[str, Expert], options: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        ask(rated, served, **options)
+
+
+def test_missing_experts_and_embeddings_are_named(rated: Orchestrator, served: dict[str, Expert]):
+    with pytest.raises(InputError, match="no expert named 'beta'; there are alpha, gamma"):
+        ask(rated, {name: served[name] for name in ("alpha", "gamma")})
+    with pytest.raises(InputError, match="does not say how to make them"):
+        rated.answer(["question"], served, 1.0)
+    assert rated.answer([], served, 1.0) == []
+
+
+def test_choices_after_calls(asks_again: Orchestrator):
+    x = np.zeros((2, 4))
+    assert asks_again.choose(x, 1.0, 5).tolist() == [0, 0]
+    calls = Calls(torch.tensor([[0, 1], [0, 1]]), torch.tensor([[0, 0], [0, 1]]), torch.tensor([2, 2]))
+    assert asks_again.choose(x, 1.0, 5, calls=calls).tolist() == [asks_again.deliver, 2]
+    failed = Calls(torch.tensor([[0, -1]]), torch.tensor([[0, -1]]), torch.tensor([2]))
+    assert asks_again.choose(x[:1], 1.0, 5, calls=failed).tolist() == [2]
+    with pytest.raises(InputError, match=r"must be \[1, 2\]"):
+        asks_again.choose(x[:1], 1.0, 5, calls=calls)
+
+
+def test_a_policy_with_one_call_takes_no_calls(rated: Orchestrator):
+    calls = Calls(torch.tensor([[0]]), torch.tensor([[0]]), torch.tensor([1]))
+    with pytest.raises(InputError, match="asks one expert a query"):
+        rated.choose(np.zeros((1, 4)), 1.0, 5, calls=calls)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Free text
+
+
+class Angles:
+    """Embeds the word of a number of degrees as that angle."""
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        angles = np.deg2rad([float(text) for text in texts])
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "reference"),
+    [
+        ("multiple-choice", "I think (B) holds, so the answer is **C**.", "C"),
+        ("number", "It is 1,234.50 in all.", "1234.5"),
+        ("exact", "The answer is: **Monday**.", "monday"),
+        ("math", r"So $\frac{2}{4}$.", "1/2"),
+    ],
+)
+def test_normal_forms_are_the_graders(name: str, output: str, reference: str):
+    if name == "math":
+        pytest.importorskip("math_verify")
+    grade = GRADERS[name](output, Query("q", "?", reference=reference))
+    assert grade.score == 1 and by_normal_form(name)(Query("q", "?"), [output, " "]) == [grade.answer, None]
+
+
+def test_texts_join_the_first_that_is_like_them():
+    compare = by_similarity(Angles(), float(np.cos(np.deg2rad(31))))
+    query = Query("q", "?")
+    outputs = ["0", " ", "30", "60", "90", "45"]
+    answers = compare(query, outputs)
+    assert answers == ["0", None, "0", "60", "60", "60"], "60 is like 30, but 30 has joined 0; 45 is like 60 alone"
+    for n in range(len(outputs)):
+        assert compare(query, outputs[:n]) == answers[:n], "more answers change none of the earlier"
+
+
+def test_the_threshold_tells_best():
+    similarity = np.array([0.1, 0.3, 0.5, 0.7, 0.9, 0.95])
+    assert fit_threshold(similarity, np.array([0, 0, 0, 1, 1, 1])) == pytest.approx(0.6)
+    many = np.concatenate([np.full(97, 0.8), [0.2, 0.4, 0.9]])
+    assert fit_threshold(many, many == 0.8) == pytest.approx(0.6), "the two that differ count as much as the 97"
+    with pytest.raises(InputError, match="pairs that are not"):
+        fit_threshold(similarity, np.ones(6))
+
+
+def test_a_threshold_from_a_table(tiny: ExpertTable):
+    encoder = Encoder()
+    similarity, same = answer_pairs(tiny, encoder, same_by="answer")
+    assert len(similarity) == len(same) <= 60 * 10 and 0 < same.mean() < 1
+    threshold = fit_threshold(similarity, same)
+    assert ((similarity >= threshold)[same]).mean() > 0.9 < ((similarity < threshold)[~same]).mean()
+    right, right_same = answer_pairs(tiny, encoder)
+    assert 0 < right_same.mean() < 1 and len(right) < len(similarity)
+
+
+def test_free_text_is_compared_by_meaning(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
+    compare = by_similarity(Encoder(), 0.7)
+    server.reply = says(alpha="Paris, the French capital", beta="the capital of France, Paris", gamma="bananas")
+    (reply,) = ask(asks_again, served, compare=compare)
+    assert reply.supporters == ["alpha", "beta"] and reply.stopped == "policy"
+    assert reply.text == "Paris, the French capital" and {call.answer for call in reply.calls} == {reply.text}
+    server.reply = says(alpha="Paris, the French capital", beta="a purple bicycle wheel", gamma="it is Paris")
+    (reply,) = ask(asks_again, served, compare=compare)
+    assert len(reply.calls) == 3 and reply.supporters == ["alpha", "gamma"]
