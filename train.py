@@ -8,30 +8,29 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
-from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from agents import Orchestrator
 from agents.algorithms import ALGORITHMS, AlgorithmName
-from agents.asking_policy import AskingPolicy, begin_as_plan
+from agents.asking_policy import begin_as_plan
 from agents.bid_price import BidPricePolicy, table_of_estimates
 from agents.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
 from agents.checkpoint import latest_checkpoint, restore_checkpoint
 from agents.device import choose_device
 from agents.files import write_tensors
-from agents.policy import HiddenBudget, PolicyRouter, describe_policy
+from agents.model import make_model
+from agents.policy import PolicyRouter, describe_policy
 from agents.predictor import estimates_of, fit_predictor, reliability_of
 from agents.report import compare, write_report
 from agents.routers import calling_routers, other_routers
 from agents.run_dir import begin_run, latest_run, read_settings
-from leeroo_env import ExpertTable, InputError, LeerooVectorEnv
+from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
-from leeroo_env.sb3 import LeerooSB3VecEnv
 
 
 @dataclass(frozen=True)
@@ -197,43 +196,6 @@ def choose_policy(config: Config) -> str:
     if config.policy == "bid-price" and not can:
         raise InputError(f"policy bid-price: {config.algo} cannot train it; use --policy mlp or another --algo")
     return config.policy if config.policy != "auto" else "bid-price" if can else "mlp"
-
-
-def make_model(config: Config, policy: str, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
-    """The algorithm on its environment, and the settings it was given."""
-    algorithm = ALGORITHMS[config.algo]
-    model_class: Any = algorithm.load()
-    vector_env = LeerooVectorEnv(
-        num_envs=config.n_envs or algorithm.n_envs,
-        table=rules.table,
-        horizon=config.horizon,
-        budget=rules.budget_usd_per_query,
-        cost_weight=config.cost_weight,
-        max_calls=rules.max_calls,
-        reliability=rules.reliability,
-    )
-    settings = dict(algorithm.settings)
-    if "n_steps" in settings and "batch_size" in settings:
-        settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
-    network: Any = dict(algorithm.policy_kwargs)
-    if policy == "bid-price":
-        prices = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(rules.price_range_usd)}
-        network = {**prices, "horizon": config.horizon}
-        if config.max_calls > 1:
-            network["max_calls"] = config.max_calls
-            settings |= {"n_epochs": 1} if config.algo == "ppo" else {}
-        settings |= {"learning_rate": 3e-4, "ent_coef": 0.0} if config.algo == "ppo" else {}
-    hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}
-    kind = "MlpPolicy" if policy == "mlp" else AskingPolicy if config.max_calls > 1 else BidPricePolicy
-    model = model_class(
-        kind,
-        LeerooSB3VecEnv(vector_env),
-        policy_kwargs={**network, **hidden},
-        seed=config.seed,
-        device=rules.table.device,
-        **settings,
-    )
-    return model, {**settings, "n_envs": model.n_envs, "policy_kwargs": network}
 
 
 def new_run_dir(config: Config) -> Path:

@@ -28,7 +28,7 @@ import train  # noqa: E402
 from agents.asking_policy import begin_as_plan  # noqa: E402
 from agents.bid_price import table_of_estimates  # noqa: E402
 from agents.callbacks import Monitor, tensorboard_logger  # noqa: E402
-from agents.evaluate import evaluate, lead  # noqa: E402
+from agents.evaluate import enough_episodes, evaluate, lead  # noqa: E402
 from agents.metrics import interval  # noqa: E402
 from agents.policy import PolicyRouter, describe_policy, load_policy  # noqa: E402
 from agents.predictor import Predictor, estimates_of, fit_predictor, reliability_of  # noqa: E402
@@ -39,6 +39,7 @@ from leeroo_env.dynamics import budget_grid, make_rules  # noqa: E402
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the dearest expert's mean cost: where the lead is counted
 OTHER_SHARES = (0.75, 0.8, 0.9, 1.0)
+AT_SHARES = slice(-len(SHARES + OTHER_SHARES), -len(OTHER_SHARES))
 ONE, MANY = "agent, one call", "agent"
 
 
@@ -50,6 +51,8 @@ def main(
     seeds: int = 5,
     max_calls: int = 4,
     timesteps: int = train.Config.timesteps,
+    queries: int = 16_384,
+    others: bool = True,
     parallel: int = 2,
     runs: Path = Path("runs/calls"),
 ) -> None:
@@ -63,64 +66,54 @@ def main(
         seeds: how many, from 0.
         max_calls: experts that may be asked about a query.
         timesteps: of each training.
+        queries: asked at each budget in the evaluation.
+        others: whether the routers that ask several experts play too.
         parallel: processes.
         runs: where the runs are written; finished ones are not made again.
     """
     name = name or Path(table).name
-    jobs = [
-        (
-            train.Config(table, experts, horizon=0, max_calls=max_calls, timesteps=timesteps, seed=seed),
-            horizons,
-            runs / name,
-        )
-        for seed in range(seeds)
-    ]
+    jobs = []
+    for seed in range(seeds):
+        config = train.Config(table, experts, horizon=0, max_calls=max_calls, timesteps=timesteps, seed=seed)
+        jobs.append((config, horizons, runs / name, queries, others))
     with ProcessPoolExecutor(parallel, mp_context=get_context("spawn")) as pool:
         told = list(pool.map(_one_seed, jobs))
     for horizon in horizons:
-        _add_section(f"{name}, horizon {horizon}", [seed[horizon] for seed in told])
+        heading = f"{name}, horizon {horizon}{', beside other routers' if others else ''}"
+        _add_section(heading, [seed[horizon] for seed in told])
 
 
-def _one_seed(job: tuple[train.Config, tuple[int, ...], Path]) -> dict[int, dict[str, Any]]:
-    """For each horizon: budgets, names, and score, spend and stderr [R, G]; leads over the one-call agent [R, G]."""
-    config, horizons, runs = job
-    stored = {horizon: runs / f"h{horizon}-s{config.seed}.npz" for horizon in horizons}
-    missing = [horizon for horizon, path in stored.items() if not path.exists()]
-    if missing:
-        torch.set_num_threads(1)
-        table = resolve(config.table, config.experts or None, "cpu")
-        predictor = fit_predictor(table, config.seed)
-        estimates = estimates_of(table, predictor)
-        began = time.perf_counter()
-        others = calling_routers(table, estimates, config.max_calls, config.seed)
-        print(f"seed {config.seed}: routers made in {time.perf_counter() - began:.0f} s", flush=True)
-        for horizon in missing:
-            stored[horizon].parent.mkdir(parents=True, exist_ok=True)
-            np.savez(stored[horizon], **_compare(config, horizon, runs, table, predictor, estimates, others))
-    return {horizon: dict(np.load(path)) for horizon, path in stored.items()}
+def _one_seed(job: tuple[train.Config, tuple[int, ...], Path, int, bool]) -> dict[int, dict[str, Any]]:
+    """For each horizon what `_compare` found."""
+    config, horizons, runs, queries, others = job
+    torch.set_num_threads(1)
+    table = resolve(config.table, config.experts or None, "cpu")
+    predictor = fit_predictor(table, config.seed)
+    estimates = estimates_of(table, predictor)
+    routers = calling_routers(table, estimates, config.max_calls, config.seed) if others else {}
+    told = {}
+    for horizon in horizons:
+        agents = {
+            name: _trained(config, horizon, m, runs / f"h{horizon}-s{config.seed}-m{m}", table, predictor, estimates)
+            for name, m in ((ONE, 1), (MANY, config.max_calls))
+        }
+        told[horizon] = _compare(agents | routers, table, estimates, horizon, config.seed, queries)
+    return told
 
 
 def _compare(
-    config: train.Config,
-    horizon: int,
-    runs: Path,
-    table: ExpertTable,
-    predictor: Predictor,
-    estimates: torch.Tensor,
-    others: dict[str, Any],
+    routers: dict[str, Any], table: ExpertTable, estimates: torch.Tensor, horizon: int, seed: int, queries: int
 ) -> dict[str, np.ndarray]:
+    """Names [R] and budgets [G]; score, spend, calls a query and the lead over one call with its standard error, each
+    [R, G]; the agent's mean lead at `SHARES` and its standard error [R, 2]."""
     rules = make_rules(table, "test", horizon, reliability=reliability_of(estimates))
     budgets = budget_grid(rules) + [share * rules.price_range_usd[1] for share in SHARES + OTHER_SHARES]
-    routers = {}
-    for name, max_calls in ((ONE, 1), (MANY, config.max_calls)):
-        run_dir = runs / f"h{horizon}-s{config.seed}-m{max_calls}"
-        routers[name] = _trained(config, horizon, max_calls, run_dir, table, predictor, estimates)
-    results = {name: evaluate(router, rules, budgets, seed=config.seed) for name, router in (routers | others).items()}
+    episodes = enough_episodes(rules, queries)
+    results = {name: evaluate(router, rules, budgets, episodes, seed) for name, router in routers.items()}
     leads = {name: lead(result, results[ONE]) for name, result in results.items()}
-    shares = slice(-len(SHARES + OTHER_SHARES), -len(OTHER_SHARES))
-    over = {name: _mean_lead(results[MANY], result, shares) for name, result in results.items()}
+    over = {name: _mean_lead(results[MANY], result, AT_SHARES) for name, result in results.items()}
     line = ", ".join(f"{name} {100 * gain:+.2f}" for name, (gain, _) in over.items())
-    print(f"seed {config.seed}, horizon {horizon}: the agent's lead at {SHARES}: {line}", flush=True)
+    print(f"seed {seed}, horizon {horizon}: the agent's lead at {SHARES}: {line}", flush=True)
     return {
         "names": np.array(list(results)),
         "budgets": np.array(budgets),
@@ -219,7 +212,6 @@ def _report(seeds: list[dict[str, np.ndarray]]) -> str:
     score = np.stack([s["score"] for s in seeds])  # [S, R, G]
     header = [f"{b:.2g}" for b in budgets[: -len(SHARES + OTHER_SHARES)]]
     header += [f"{round(100 * s)} %" for s in SHARES + OTHER_SHARES]
-    shares = slice(-len(SHARES + OTHER_SHARES), -len(OTHER_SHARES))
     lines = [
         f"Test split, {len(seeds)} seeds, mean score at budgets in dollars a query and in shares of the dearest's cost",
         f"({dearest:.2g}; alone it scores {float(seeds[0]['dearest_score']):.3f}); the agent's lead in points",
@@ -234,7 +226,7 @@ def _report(seeds: list[dict[str, np.ndarray]]) -> str:
         mean, half = interval(100 * over[:, 0])
         told = "" if name == MANY else f"{mean:+.2f} ± {half:.2f} (s.e. {100 * over[:, 1].mean():.2f})"
         cells = [f"{x:.3f}" for x in score[:, r].mean(axis=0)]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {score[:, r, shares].mean():.4f} | {told} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {score[:, r, AT_SHARES].mean():.4f} | {told} |")
     many = names.index(MANY)
     gain = 100 * np.stack([s["lead"][many] for s in seeds]).mean(axis=0)
     stderr = 100 * np.stack([s["lead_stderr"][many] for s in seeds]).mean(axis=0)
@@ -242,7 +234,7 @@ def _report(seeds: list[dict[str, np.ndarray]]) -> str:
     lines += [
         "| lead over one call, points | "
         + " | ".join(f"{x:+.2f}" for x in gain)
-        + f" | {gain[shares].mean():+.2f} | |",
+        + f" | {gain[AT_SHARES].mean():+.2f} | |",
         "| its standard error | " + " | ".join(f"{x:.2f}" for x in stderr) + " | | |",
         "| calls a query | " + " | ".join(f"{x:.2f}" for x in calls) + " | | |",
     ]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.agreement import Agreement, Calls, fit_agreement, group_answers, seen_calls
-from leeroo_env import dynamics
+from leeroo_env import ExpertTable, dynamics
 from tests.leeroo_env.test_dynamics import keys
 from tests.leeroo_env.test_polls import polled_table
 
@@ -144,17 +144,22 @@ def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
 
 
 def test_fitting_finds_that_experts_fail_together():
-    """Two experts that are right or wrong together say nothing by agreeing; two that err apart do."""
-    n, rng = 4000, np.random.default_rng(0)
+    """Two experts that are right or wrong together tell of each other; two that err apart do not."""
+    n, rng = 2000, np.random.default_rng(0)
     ease = rng.normal(size=n) > 0
     right = np.stack([ease, ease, rng.random(n) < 0.5, rng.random(n) < 0.5], axis=1)
-    answers = np.where(right, "right", np.array([["w", "w", "x", "y"]] * n)).astype(object)
-    table = polled_table(n=12).from_arrays(
-        "twins", list("abcd"), np.ones((n, 2)), right, np.full((n, 4), 1e-4), answers=answers, split=["train"] * n
+    wrong = np.where(rng.random((n, 4)) < 0.5, None, np.array(["w", "x", "y", "z"], dtype=object))
+    table = ExpertTable.from_arrays(
+        "twins",
+        list("abcd"),
+        np.ones((n, 2)),
+        right,
+        np.full((n, 4), 1e-4),
+        answers=np.where(right, "right", wrong),
+        split=["train"] * n,
     )
-    chance = torch.full((n, 4), 0.5)
-    model = fit_agreement(table, table.rows("train"), chance)
-    votes = dynamics.vote_weight(chance[:2])
-    agree = Calls(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[0, 0], [0, 0]]), torch.tensor([2, 2]))
-    twins, strangers = model.believe(chance[:2], votes, agree).now().tolist()
-    assert twins < strangers - 0.05, "0.5 and 1 are true"
+    model = fit_agreement(table, table.rows("train"), torch.full((n, 4), 0.5))
+    chance, silent = torch.full((2, 4), 0.5), torch.full((2, 3), -1)
+    failed = Calls(torch.tensor([[0, -1, -1], [2, -1, -1]]), silent, torch.ones(2, dtype=torch.int64))
+    told = model.believe(chance, dynamics.vote_weight(chance), failed).chance()
+    assert float(told[0, 1]) < 0.3 and float(told[1, 3]) > 0.4, "0 and 0.5 are true"

@@ -1,0 +1,52 @@
+"""The algorithm that learns, on its environment, with the policy that it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.algorithms import ALGORITHMS
+from agents.asking_policy import AskingPolicy
+from agents.bid_price import BidPricePolicy
+from agents.policy import HiddenBudget
+from leeroo_env import LeerooVectorEnv
+from leeroo_env.dynamics import Rules
+from leeroo_env.sb3 import LeerooSB3VecEnv
+
+
+def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
+    """The algorithm on its environment, and the settings it was given; `config` is that of `train.py`."""
+    algorithm = ALGORITHMS[config.algo]
+    model_class: Any = algorithm.load()
+    vector_env = LeerooVectorEnv(
+        num_envs=config.n_envs or algorithm.n_envs,
+        table=rules.table,
+        horizon=config.horizon,
+        budget=rules.budget_usd_per_query,
+        cost_weight=config.cost_weight,
+        max_calls=rules.max_calls,
+        reliability=rules.reliability,
+    )
+    settings = dict(algorithm.settings)
+    if "n_steps" in settings and "batch_size" in settings:
+        settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
+    network: Any = dict(algorithm.policy_kwargs)
+    if policy == "bid-price":
+        prices = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(rules.price_range_usd)}
+        network = {**prices, "horizon": config.horizon}
+        if config.max_calls > 1:
+            network["max_calls"] = config.max_calls
+            settings |= {"n_epochs": 1} if config.algo == "ppo" else {}
+        settings |= {"learning_rate": 3e-4, "ent_coef": 0.0} if config.algo == "ppo" else {}
+    hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}
+    kind = "MlpPolicy" if policy == "mlp" else AskingPolicy if config.max_calls > 1 else BidPricePolicy
+    model = model_class(
+        kind,
+        LeerooSB3VecEnv(vector_env),
+        policy_kwargs={**network, **hidden},
+        seed=config.seed,
+        device=rules.table.device,
+        **settings,
+    )
+    return model, {**settings, "n_envs": model.n_envs, "policy_kwargs": network}
