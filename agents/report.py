@@ -356,8 +356,9 @@ def _calls_by_domain(rules: Rules, agent: Result) -> list[str]:
     counts = np.bincount(code * k + chosen, minlength=len(names) * k).reshape(-1, k)
     share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     cells = dict(zip(rules.table.experts, share.T, strict=True))
+    first = ", who is asked first" if rules.max_calls > 1 else ""
     return [
-        "By domain, over all budgets, who is asked first:",
+        f"By domain, over all budgets{first}:",
         "",
         _rows(["expert", *map(_cell, names)], cells, _percent),
         "",
