@@ -76,6 +76,10 @@ class Belief:
         best, leader = self.leader()
         return torch.where(best > 0, self.joint.sum(dim=2).gather(1, leader[:, None]).squeeze(1), 0.0)
 
+    def right_of(self, who: Tensor) -> Tensor:
+        """Rows `who` [B, L] of `right`, [B, L, Z]."""
+        return self.right.gather(1, who[..., None].expand(-1, -1, self.right.shape[2]))
+
     def chance(self) -> Tensor:
         """[B, K], that experts not asked yet are right."""
         return torch.einsum("bz,bkz->bk", self.joint.sum(dim=1), self.right)
@@ -147,7 +151,7 @@ class Agreement(nn.Module):
     def after(self, belief: Belief, who: Tensor, votes: Tensor) -> Tensor:
         """[B, L], the chance that the leading answer is right once one of `who` [B, L], whose votes are `votes`, was
         asked as well."""
-        right = belief.right.gather(1, who[..., None].expand(-1, -1, EASES))
+        right = belief.right_of(who)
         joins = torch.einsum("bhz,blz->blh", belief.joint, right)  # it and the hypothesis are right
         fails = belief.joint.sum(dim=2)[:, None] - joins
         quiet = self.silence[who][..., None]
@@ -175,7 +179,7 @@ class Agreement(nn.Module):
     def outcomes(self, belief: Belief, who: Tensor) -> Tensor:
         """Chances of hypothesis and ease [B, 3, L, H, Z] together with what each of `who` [B, L] does when asked:
         agrees with the leading answer, gives another one, gives none."""
-        right = belief.right.gather(1, who[..., None].expand(-1, -1, EASES))[:, :, None]
+        right = belief.right_of(who)[:, :, None]
         joint = belief.joint[:, None]
         correct = joint * right
         silent = (joint - correct) * self.silence[who][..., None, None]

@@ -109,7 +109,7 @@ class Asking(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What the best second call after each of `who` [B, L] is expected to add, less its price, once it is known
         whether the first one agrees with the leading answer; and the chance that it does; both [B, L]."""
-        n, nodes = who.shape[1], belief.right.shape[2]
+        n = who.shape[1]
         outcomes = self.agreement.outcomes(belief, who)  # [B, 3, L, H, Z]
         by_hypothesis = outcomes.sum(dim=4)
         chance = by_hypothesis.sum(dim=3)
@@ -117,7 +117,7 @@ class Asking(nn.Module):
         led = best[:, None] > 0
         at = leader[:, None, None, None].expand(-1, 3, n, 1)
         stays = torch.where(led[:, None], by_hypothesis.gather(3, at).squeeze(3), 0.0)  # the leading answer is right
-        own = torch.einsum("bz,blz->bl", belief.joint.sum(dim=1), _of(belief.right, who, nodes))
+        own = torch.einsum("bz,blz->bl", belief.joint.sum(dim=1), belief.right_of(who))
         stays[:, 1] = torch.where(
             votes > best[:, None], own - stays[:, 0], stays[:, 1]
         )  # or the first one's, if it leads
@@ -125,7 +125,7 @@ class Asking(nn.Module):
             [best[:, None] + votes, votes.maximum(best[:, None]), best[:, None].expand(-1, n)], dim=1
         )
         top = net.topk(min(CLOSERS, n), dim=1).indices  # the second calls
-        right = torch.einsum("bolhz,bcz->bolc", outcomes, _of(belief.right, who.gather(1, top), nodes))
+        right = torch.einsum("bolhz,bcz->bolc", outcomes, belief.right_of(who.gather(1, top)))
         overrules = votes.gather(1, top)[:, None, None] > standing[..., None]
         value = torch.where(overrules, right, stays[..., None])
         value = value - chance[..., None] * price.gather(1, top)[:, None, None]
@@ -153,11 +153,6 @@ class Asking(nn.Module):
         calls = one_hot(made.clamp(max=self.max_calls - 1), self.max_calls)[:, None, 1:]
         calls = calls.expand(-1, net.shape[1], -1).float()
         return torch.cat([torch.stack([*own, *(x[:, None].expand_as(step) for x in shared)], dim=2), calls], dim=2)
-
-
-def _of(right: Tensor, who: Tensor, nodes: int) -> Tensor:
-    """Rows `who` [B, L] of `right` [B, K, Z]."""
-    return right.gather(1, who[..., None].expand(-1, -1, nodes))
 
 
 def fit_asking(table: ExpertTable, rows: Tensor, estimates: Tensor, max_calls: int, seed: int = 0) -> Asking:
