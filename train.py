@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents import Orchestrator
 from agents.algorithms import ALGORITHMS, AlgorithmName
-from agents.asking_policy import begin_as_plan
+from agents.asking_policy import AskingPolicy, begin_as_plan
 from agents.bid_price import BidPricePolicy, table_of_estimates
 from agents.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
 from agents.checkpoint import latest_checkpoint, restore_checkpoint
@@ -131,7 +131,8 @@ def run(config: Config) -> int:
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it is begun again
     routers = other_routers(table, config.horizon, config.seed)
     if config.max_calls > 1:
-        routers |= calling_routers(table, estimates, config.max_calls, config.seed)
+        fitted = model.policy.agreement if isinstance(model.policy, AskingPolicy) else None  # takes seconds to fit
+        routers |= calling_routers(table, estimates, config.max_calls, config.seed, fitted)
     monitor = Monitor(
         run_dir,
         replace(val_rules, table=played),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.agreement import seen_calls
+from agents.agreement import Agreement, seen_calls
 from agents.asking import FORBIDDEN, Asking, ask_on, fit_asking
 from agents.bid_price import HIDDEN, TEMPERATURE, BidPriceNetwork, BidPricePolicy
 from agents.plan import Plan, cost_ratios, plan_calls, plan_for
@@ -94,6 +94,12 @@ class AskingPolicy(BidPricePolicy):
     def _actor(self) -> tuple[nn.Sequential, ...]:
         assert isinstance(self.network, AskingNetwork)
         return (*super()._actor(), self.network.patience)
+
+    @property
+    def agreement(self) -> Agreement:
+        """What has been learnt of how experts agree; training leaves it as it is."""
+        assert isinstance(self.network, AskingNetwork)
+        return self.network.asking.agreement
 
     def ask_by(self, asking: Asking) -> None:
         """Takes over what `agents.asking.fit_asking` has learnt."""
