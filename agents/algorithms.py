@@ -55,7 +55,7 @@ class Algorithm:
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "ppo": Algorithm("stable_baselines3", "PPO", 256, _PPO, bid_price=True),
+    "ppo": Algorithm("agents.ppo", "DevicePPO", 256, _PPO, bid_price=True),
     "a2c": Algorithm(
         "stable_baselines3", "A2C", 256, {**_ON_POLICY, "n_steps": 8, "learning_rate": 1e-3}, bid_price=True
     ),

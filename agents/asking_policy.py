@@ -41,15 +41,15 @@ class AskingNetwork(BidPriceNetwork):
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         who, net, now, made = self._weigh(observations)
-        return self._logits(observations, who, net, made), self._value_features(observations, net, now, made)
+        return self._ask_logits(observations, who, net, made), self._ask_features(observations, net, now, made)
 
     def forward_actor(self, observations: Tensor) -> Tensor:
         who, net, _, made = self._weigh(observations)
-        return self._logits(observations, who, net, made)
+        return self._ask_logits(observations, who, net, made)
 
     def forward_critic(self, observations: Tensor) -> Tensor:
         _, net, now, made = self._weigh(observations)
-        return self._value_features(observations, net, now, made)
+        return self._ask_features(observations, net, now, made)
 
     def _weigh(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The experts considered [B, L], what asking them brings net of its price [B, L], what delivering is worth [B],
@@ -65,14 +65,14 @@ class AskingNetwork(BidPriceNetwork):
         net = advice.gain * answered.gather(1, advice.who) - price.gather(1, advice.who)
         return advice.who, net.masked_fill(advice.gain <= FORBIDDEN, FORBIDDEN), advice.now, calls.made
 
-    def _logits(self, observations: Tensor, who: Tensor, net: Tensor, made: Tensor) -> Tensor:
+    def _ask_logits(self, observations: Tensor, who: Tensor, net: Tensor, made: Tensor) -> Tensor:
         budget, _, _ = self._budget(observations)
         ask = net / TEMPERATURE + self.bias(budget).gather(1, who)
         logits = torch.full((len(who), self.latent_dim_pi), FORBIDDEN, device=who.device)
         deliver = self.patience(budget).masked_fill(made[:, None] == 0, FORBIDDEN)
         return torch.cat([logits[:, :-1].scatter(1, who, ask.clamp(min=FORBIDDEN)), deliver], dim=1)
 
-    def _value_features(self, observations: Tensor, net: Tensor, now: Tensor, made: Tensor) -> Tensor:
+    def _ask_features(self, observations: Tensor, net: Tensor, now: Tensor, made: Tensor) -> Tensor:
         k = len(self.mean_cost_usd)
         budget, usd, queries = self._budget(observations)
         features = self.critic(torch.cat([observations[:, : 2 * k], budget], dim=1))
@@ -94,6 +94,10 @@ class AskingPolicy(BidPricePolicy):
     def _actor(self) -> tuple[nn.Sequential, ...]:
         assert isinstance(self.network, AskingNetwork)
         return (*super()._actor(), self.network.patience)
+
+    @property
+    def digest_width(self) -> int:
+        return 0
 
     @property
     def agreement(self) -> Agreement:

@@ -65,20 +65,37 @@ class BidPriceNetwork(nn.Module):
         return Plan(self.value, self.cost_ratios, self.mean_cost_usd, self.low_usd, self.spread)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward_actor(observations), self.forward_critic(observations)
+        return self.decide(self.digest(observations))
 
     def forward_actor(self, observations: Tensor) -> Tensor:
-        k = self.latent_dim_pi
+        return self._logits(self.digest(observations))
+
+    def forward_critic(self, observations: Tensor) -> Tensor:
+        return self._value_features(self.digest(observations))
+
+    def digest(self, observations: Tensor) -> Tensor:
+        """What learning does not change, [B, 5K + 3]: each expert's score x chance of an answer, what its money is
+        worth, and whether it is too dear; then the estimates, the budget, and what the plan says all is worth."""
+        k = len(self.mean_cost_usd)
         score, cost = observations[:, :k], observations[:, k : 2 * k]
         budget, usd, queries = self._budget(observations)
         answered, price = self.plan.stakes(cost * self.dearest_usd, usd, queries)
-        logits = (score * answered - self.price(budget).exp() * price) / TEMPERATURE + self.bias(budget)
-        return logits.masked_fill(~action_mask(self.mean_cost_usd, usd[:, 0]), FORBIDDEN)
+        closed = ~action_mask(self.mean_cost_usd, usd[:, 0])
+        worth = self.plan.worth(queries, usd)
+        return torch.cat([score * answered, price, closed.float(), observations[:, : 2 * k], budget, worth], dim=1)
 
-    def forward_critic(self, observations: Tensor) -> Tensor:
-        budget, usd, queries = self._budget(observations)
-        features = self.critic(torch.cat([observations[:, :-2], budget], dim=1))
-        return torch.cat([features, self.plan.worth(queries, usd)], dim=1)
+    def decide(self, digest: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and value features from `digest` [B, 5K + 3]."""
+        return self._logits(digest), self._value_features(digest)
+
+    def _logits(self, digest: Tensor) -> Tensor:
+        gain, price, closed = digest[:, : 3 * len(self.mean_cost_usd)].chunk(3, dim=1)
+        budget = digest[:, -3:-1]
+        logits = (gain - self.price(budget).exp() * price) / TEMPERATURE + self.bias(budget)
+        return logits.masked_fill(closed > 0, FORBIDDEN)
+
+    def _value_features(self, digest: Tensor) -> Tensor:
+        return torch.cat([self.critic(digest[:, 3 * len(self.mean_cost_usd) : -1]), digest[:, -1:]], dim=1)
 
     def _budget(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Budget features as the networks see them, [B, 2]; dollars and queries left, [B, 1]. Networks see no longer
@@ -117,6 +134,20 @@ class BidPricePolicy(ActorCriticPolicy):
             self.value_net.weight[0, -1] = 1.0  # the plan's value
         optimizer_class: Any = self.optimizer_class
         self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    @property
+    def digest_width(self) -> int:
+        """F of `digest`; 0 where learning changes all of the forward pass."""
+        return 5 * len(self.network.mean_cost_usd) + 3
+
+    def digest(self, observations: Tensor) -> Tensor:
+        """What of the forward pass learning does not change, [B, F], computed once for all epochs of an iteration."""
+        return self.network.digest(self.extract_features(observations))  # type: ignore[arg-type]
+
+    def judge(self, digest: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K] and values [B] from `digest` [B, F]."""
+        logits, features = self.network.decide(digest)
+        return logits, self.value_net(features).squeeze(1)
 
     def start_from(self, plan: Plan) -> None:
         """Makes the policy that of the plan, but for what its networks add."""

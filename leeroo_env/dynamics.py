@@ -69,7 +69,7 @@ class State:
         left_usd: [B] float64, what is left of it.
         score: [B], sum of the scores so far.
         refused: [B] int64, calls so far that were refused.
-        calls: [B, K] int64, calls made to each expert so far, refused ones too.
+        calls: [B, K] int32, calls made to each expert so far, refused ones too.
         asked: [B, M] int64, the experts asked about the query at hand, in order; -1 where there is none yet.
         answered: [B, M] bool, whether they answered; False where the call was refused.
         polled: [B, 3K + 3], the `poll_features` of these calls; [B, 0] with one call a query.
@@ -235,25 +235,30 @@ def begin(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | None = None
         keys: [B] int64, any numbers; `episode_keys` makes good ones.
         budget_usd_per_query: [B], overrides the drawn budget.
     """
-    b, k = len(keys), len(rules.table.experts)
     if budget_usd_per_query is None:
         low, high = rules.budget_usd_per_query
         uniform = (_hash(keys + 1) & (2**53 - 1)).double() / 2**53
         budget_usd_per_query = low * (high / low) ** uniform
-    budget_usd = budget_usd_per_query.double() * rules.horizon
-    zeros = torch.zeros(b, dtype=torch.int64, device=keys.device)
+    rows = rules.rows[_draw(keys, len(rules.rows), rules.horizon)]
+    return start(rules, rows, budget_usd_per_query.double() * rules.horizon)
+
+
+def start(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
+    """The start of B episodes about the queries `rows` [B, H] with `budget_usd` [B], float64."""
+    b, k = len(rows), len(rules.table.experts)
+    zeros = torch.zeros(b, dtype=torch.int64, device=rows.device)
     calls = (b, rules.max_calls)
     return State(
-        rows=rules.rows[_draw(keys, len(rules.rows), rules.horizon)],
+        rows=rows,
         t=zeros,
         budget_usd=budget_usd,
         left_usd=budget_usd,
-        score=torch.zeros(b, device=keys.device),
+        score=torch.zeros(b, device=rows.device),
         refused=zeros,
-        calls=torch.zeros(b, k, dtype=torch.int64, device=keys.device),
-        asked=torch.full(calls, -1, device=keys.device),
-        answered=torch.zeros(calls, dtype=torch.bool, device=keys.device),
-        polled=torch.zeros(b, 3 * k + 3 if rules.max_calls > 1 else 0, device=keys.device),
+        calls=torch.zeros(b, k, dtype=torch.int32, device=rows.device),
+        asked=torch.full(calls, -1, device=rows.device),
+        answered=torch.zeros(calls, dtype=torch.bool, device=rows.device),
+        polled=torch.zeros(b, 3 * k + 3 if rules.max_calls > 1 else 0, device=rows.device),
         steps=zeros,
     )
 
@@ -271,11 +276,9 @@ def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
 
 def _ask_only(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
     """`step` with one call a query: the answer is delivered at once, a refused call scores 0."""
-    row = current_rows(state)
-    cost_usd = rules.table.costs_usd[row, actions].double()
-    refused = cost_usd > state.left_usd
-    cost_usd = cost_usd.masked_fill(refused, 0.0)
-    score = rules.table.scores[row, actions].masked_fill(refused, 0.0)
+    score, cost_usd = _called(rules, current_rows(state), actions)
+    fits = cost_usd <= state.left_usd
+    cost_usd, score, refused = cost_usd * fits, score * fits, ~fits
     t = state.t + 1
     after = State(
         rows=state.rows,
@@ -284,7 +287,7 @@ def _ask_only(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outco
         left_usd=state.left_usd - cost_usd,
         score=state.score + score,
         refused=state.refused + refused,
-        calls=state.calls.scatter_add(1, actions[:, None], torch.ones_like(actions)[:, None]),
+        calls=state.calls.scatter_add(1, actions[:, None], torch.ones_like(state.calls[:, :1])),
         asked=state.asked,
         answered=state.answered,
         polled=state.polled,
@@ -304,7 +307,7 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
     playing = state.t < rules.horizon
     asks = playing & (actions < k)
     expert = actions.clamp(max=k - 1)
-    cost_usd = rules.table.costs_usd[row, expert].double()
+    _, cost_usd = _called(rules, row, expert)
     refused = asks & ((cost_usd > state.left_usd) | (state.asked == actions[:, None]).any(dim=1))
     charged = asks & ~refused
     cost_usd = cost_usd.masked_fill(~charged, 0.0)
@@ -313,7 +316,8 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
     answered = state.answered | (now & charged[:, None])
     delivered = playing & (~asks | (made == m - 1))
     polled = poll(asked, answered, *_votes(rules, row, asked))
-    score = rules.table.scores[row, polled.leader.clamp(min=0)].masked_fill((polled.leader < 0) | ~delivered, 0.0)
+    score, _ = _called(rules, row, polled.leader.clamp(min=0))
+    score = score.masked_fill((polled.leader < 0) | ~delivered, 0.0)
     t = state.t + delivered
     after = State(
         rows=state.rows,
@@ -322,13 +326,20 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
         left_usd=state.left_usd - cost_usd,
         score=state.score + score,
         refused=state.refused + refused,
-        calls=state.calls.scatter_add(1, expert[:, None], asks.long()[:, None]),
+        calls=state.calls.scatter_add(1, expert[:, None], asks.int()[:, None]),
         asked=asked.masked_fill(delivered[:, None], -1),
         answered=answered & ~delivered[:, None],
         polled=poll_features(k, asked, answered, polled, m) * ~delivered[:, None],
         steps=state.steps + playing,
     )
     return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
+
+
+def _called(rules: Rules, rows: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [B] float32 and costs in dollars [B] float64 of the experts [B] on the queries `rows` [B]."""
+    table = rules.table
+    at = rows * table.scores.shape[1] + experts  # one flat index_select is several times as fast as indexing by pairs
+    return table.scores.reshape(-1).index_select(0, at).float(), table.costs_usd.reshape(-1).index_select(0, at).double()
 
 
 def _reward(rules: Rules, score: Tensor, cost_usd: Tensor) -> Tensor:
@@ -431,9 +442,13 @@ def observe(rules: Rules, state: State) -> Tensor:
 
     [B, D + 2], with M > 1 [B, D + 3K + 5].
     """
-    embeddings = rules.table.embeddings.index_select(0, current_rows(state)).float()
-    budget = budget_features(rules.price_range_usd, state.left_usd, rules.horizon - state.t)
-    return torch.cat([embeddings, state.polled, budget], dim=1)
+    embeddings = rules.table.embeddings.index_select(0, current_rows(state))
+    polled, (b, d) = state.polled.shape[1], embeddings.shape
+    seen = torch.empty(b, d + polled + 2, device=embeddings.device)
+    seen[:, :d] = embeddings  # converts half precision on the way: the widest part is written once
+    seen[:, d : d + polled] = state.polled
+    seen[:, d + polled :] = budget_features(rules.price_range_usd, state.left_usd, rules.horizon - state.t)
+    return seen
 
 
 def budget_features(price_range_usd: tuple[float, float], left_usd: Tensor, queries_left: Tensor) -> Tensor:
@@ -450,9 +465,7 @@ def budget_features(price_range_usd: tuple[float, float], left_usd: Tensor, quer
 
 def action_mask(mean_cost_usd: Tensor, left_usd: Tensor) -> Tensor:
     """The experts whose known mean cost [K] fits what is left [B]; [B, K] bool. The cheapest always stays allowed."""
-    mask = mean_cost_usd <= left_usd[:, None]
-    mask[:, mean_cost_usd.argmin()] = True
-    return mask
+    return (mean_cost_usd <= left_usd[:, None]) | _cheapest(mean_cost_usd)
 
 
 def state_mask(rules: Rules, state: State) -> Tensor:
@@ -470,9 +483,13 @@ def call_mask(mean_cost_usd: Tensor, left_usd: Tensor, polled: Tensor) -> Tensor
     """`state_mask` with M > 1, from mean costs [K], dollars left [B] and `poll_features` [B, 3K + 3]."""
     k = len(mean_cost_usd)
     begun = polled[:, -1:] > 0
-    cheapest = torch.arange(k, device=begun.device) == mean_cost_usd.argmin()
-    allowed = (mean_cost_usd <= left_usd[:, None]) | (cheapest & ~begun)
+    allowed = (mean_cost_usd <= left_usd[:, None]) | (_cheapest(mean_cost_usd) & ~begun)
     return torch.cat([allowed & (polled[:, :k] == 0), begun], dim=1)
+
+
+def _cheapest(mean_cost_usd: Tensor) -> Tensor:
+    """[K] bool, one of them True."""
+    return torch.arange(len(mean_cost_usd), device=mean_cost_usd.device) == mean_cost_usd.argmin()
 
 
 def restart(state: State, where: Tensor, fresh: State) -> State:
@@ -481,6 +498,16 @@ def restart(state: State, where: Tensor, fresh: State) -> State:
         return fresh
     names = [field.name for field in fields(State)]
     return replace(state, **{n: getattr(state, n).index_copy(0, where, getattr(fresh, n)) for n in names})
+
+
+def renew(state: State, ended: Tensor, fresh: State) -> State:
+    """`state` with the episodes that have `ended` [B] replaced by the `fresh` ones; the host need not know which."""
+
+    def chosen(name: str) -> Tensor:
+        new, old = getattr(fresh, name), getattr(state, name)
+        return torch.where(ended.view(-1, *[1] * (old.dim() - 1)), new, old)
+
+    return State(**{field.name: chosen(field.name) for field in fields(State)})
 
 
 def take(state: State, where: Tensor) -> State:

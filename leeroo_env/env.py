@@ -219,7 +219,7 @@ def episode_statistics(rules: Rules, state: State, returns: np.ndarray, seconds:
         "budget_usd": host["budget_usd"],
         "left_usd": host["left_usd"],
         "refused": host["refused"],
-        "calls": state.calls.cpu().numpy(),
+        "calls": state.calls.cpu().numpy().astype(np.int64),
     }
 
 

@@ -118,6 +118,30 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         actions = [None] * self.num_envs if self._outcome is None else self._actions.tolist()
         return tuple(describe(self.rules, self._state, self._outcome, i, a) for i, a in enumerate(actions))
 
+    @property
+    def state(self) -> State:
+        """Where the episodes stand, for loops that play by `leeroo_env.dynamics` themselves and then `go_on`."""
+        return self._playing()
+
+    @property
+    def returns(self) -> Tensor:
+        """[B] float64, the rewards of the episodes so far."""
+        return torch.from_numpy(self._returns)
+
+    def upcoming(self, n: int) -> tuple[Tensor, Tensor]:
+        """Rows [n, B, H] and budgets in dollars [n, B] of the next n episodes of each environment."""
+        ahead = torch.arange(n, device=self._episodes.device)[:, None]
+        keys = dynamics.episode_keys(self._streams, self._episodes + ahead)
+        drawn = dynamics.begin(self.rules, keys.view(-1))
+        return drawn.rows.view(n, self.num_envs, -1), drawn.budget_usd.view(n, -1)
+
+    def go_on(self, state: State, begun: Tensor, returns: Tensor) -> None:
+        """Stands where a loop of somebody else's has come to: after `begun` [B] more episodes, with `returns` [B]."""
+        self._state, self._outcome = state, None
+        self._episodes = self._episodes + begun
+        self._returns[:] = returns.cpu().numpy()
+        self._drawn[:] = False
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that decides how the episodes go on, to be stored with a checkpoint."""
         state = {f"state.{name}": value for name, value in vars(self._playing()).items()}
