@@ -1,7 +1,7 @@
 """The cached answers of expert language models: a directory on disk, tensors on one device.
 
 N queries, K experts, D embedding. The directory holds `table.json`, `queries.parquet`, `answers.parquet` and
-`embeddings.npy`; README.md describes each column.
+`embeddings.npy`; README.md describes each column. Tables of many millions of queries have a second form, `mapped`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import warnings
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ import pydantic
 import torch
 from torch import Tensor
 
+from leeroo_env import mapped
 from leeroo_env.errors import InputError
+from leeroo_env.mapped import CHUNK, read_npy
 
 SPLITS = ("train", "val", "test")
 QUERY_COLUMNS = {"query_id": pa.string(), "text": pa.string(), "domain": pa.string()}
@@ -69,10 +71,12 @@ class ExpertTable:
 
     Attributes:
         info: what `table.json` says.
-        queries: query_id, text, domain, reference and split, one row a query, in the order of the tensors.
-        answers: the rows of `answers.parquet` that belong to these queries and experts, in any order.
+        queries: query_id, text, domain, reference and split, one row a query, in the order of the tensors. A mapped
+            table without `queries.arrow` has null for ids and empty texts and domains.
+        answers: the rows of `answers.parquet` that belong to these queries and experts, in any order; none of a mapped
+            table.
         embeddings: [N, D], float16 or float32 as on disk.
-        scores: [N, K] float32 in [0, 1].
+        scores: [N, K] float32 in [0, 1]; of a mapped table float16 where it is stored so.
         costs_usd: [N, K] float32, >= 0.
         split: [N] int8, an index into `SPLITS`.
         answer_ids: [N, K] int16; equal numbers in a row are equal answers, -1 is none.
@@ -114,7 +118,10 @@ class ExpertTable:
     def load(
         cls, path: str | os.PathLike, experts: Sequence[str] | None = None, device: torch.device | str = "cpu"
     ) -> ExpertTable:
-        """Reads a table directory.
+        """Reads a table directory, or maps one in the form that `save_mapped` writes.
+
+        Mapped tensors lie in the files: they take no memory but the page cache. Choosing `experts` copies the scores,
+        costs and answers of these, another `device` copies everything.
 
         Args:
             path: the directory.
@@ -129,6 +136,9 @@ class ExpertTable:
         if not path.is_dir():
             raise InputError(f"{path}: no such table directory")
         info = _read_info(path / "table.json")
+        if mapped.is_mapped(path):
+            table = _map(info, path)
+            return (table if experts is None else table.select(experts)).to(device)
         queries = _read_parquet(path / "queries.parquet", QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
         answers = _read_parquet(path / "answers.parquet", ANSWER_COLUMNS, {})
         embeddings = read_embeddings(path / "embeddings.npy")
@@ -218,13 +228,25 @@ class ExpertTable:
         )
         return cls.from_arrow(info, queries, rows, embeddings, source=name)
 
-    def to(self, device: torch.device | str) -> ExpertTable:
-        """The same table with its tensors on `device`."""
-        names = ("embeddings", "scores", "costs_usd", "split", "answer_ids")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+    def to(self, device: torch.device | str, embeddings_device: torch.device | str | None = None) -> ExpertTable:
+        """The same table with its tensors on `device`.
+
+        Args:
+            device: where they go.
+            embeddings_device: where the embeddings go, as `device` where None. Those of a large table may stay on the
+                host where episodes are played on something else, such as estimates.
+        """
+        return replace(
+            self,
+            embeddings=self.embeddings.to(device if embeddings_device is None else embeddings_device),
+            scores=self.scores.to(device),
+            costs_usd=self.costs_usd.to(device),
+            split=self.split.to(device),
+            answer_ids=_each_row(self.answer_ids, lambda ids: ids.to(device)),
+        )
 
     def select(self, experts: Sequence[str]) -> ExpertTable:
-        """The same queries with only these experts, in this order."""
+        """The same queries with only these experts, in this order. Copies scores, costs and answer ids."""
         columns = torch.tensor(_expert_columns(self.experts, experts, self.name), device=self.device)
         infos = {expert.name: expert for expert in self.info.experts}
         return replace(
@@ -233,7 +255,7 @@ class ExpertTable:
             answers=self.answers.filter(pc.is_in(self.answers["expert"], pa.array(experts))),
             scores=self.scores[:, columns],
             costs_usd=self.costs_usd[:, columns],
-            answer_ids=self.answer_ids[:, columns],
+            answer_ids=_each_row(self.answer_ids, lambda ids: ids[:, columns]),
         )
 
     def rows(self, split: str) -> Tensor:
@@ -260,29 +282,51 @@ class ExpertTable:
     def _mean(self, values: Tensor, split: str) -> Tensor:
         # in NumPy: torch would start its threads here, and a process that forks afterwards (AsyncVectorEnv) hangs
         rows = self.rows(split).cpu().numpy()
-        mean = values.cpu().numpy()[rows].mean(axis=0, dtype=np.float64)
+        host = values.cpu().numpy()
+        sums = [host[rows[i : i + CHUNK]].sum(axis=0, dtype=np.float64) for i in range(0, len(rows), CHUNK)]
+        mean = np.sum(sums, axis=0) / len(rows)
         return torch.from_numpy(mean.astype(np.float32)).to(self.device)
 
     def has_answers(self) -> bool:
         """Whether any answer is known, not only its score."""
-        return bool((self.answer_ids.cpu().numpy() >= 0).any())
+        return any(bool((ids.cpu().numpy() >= 0).any()) for ids in self.answer_ids.split(CHUNK))
 
     def fingerprint(self) -> str:
         """SHA-256 over query ids, experts, splits and tensors: all that training depends on."""
-        digest = hashlib.sha256("\0".join([*self.experts, "", *self.queries["query_id"].to_pylist()]).encode())
+        digest = hashlib.sha256("\0".join([*self.experts, ""]).encode())
+        for ids in pa.table([self.queries["query_id"].fill_null("")], ["id"]).to_batches(CHUNK):
+            digest.update("".join(f"\0{query_id}" for query_id in ids["id"].to_pylist()).encode())
         for tensor in (self.embeddings, self.scores, self.costs_usd, self.split):
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+            for block in tensor.split(CHUNK):
+                digest.update(np.ascontiguousarray(block.cpu().numpy()).data)
         if self.has_answers():
-            digest.update(_first_alike(self.answer_ids.cpu().numpy()).data)
+            for block in self.answer_ids.split(CHUNK):
+                digest.update(_first_alike(block.cpu().numpy()).data)
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the table directory, whole or not at all; an older table at `path` is replaced.
 
         Raises:
+            InputError: `path` cannot be written, or holds something other than a table; the table was mapped, so that
+                the rows of `answers.parquet` are not known.
+        """
+        if len(self.answers) == 0:
+            raise InputError(f"{path}: {self.name} is a mapped table, without the rows of answers.parquet; not written")
+        write_table(path, self.info, self.queries, self.answers, self.embeddings.cpu().numpy(), checked=True)
+
+    def save_mapped(self, path: str | os.PathLike) -> None:
+        """Writes the tensors and queries in the form that `load` maps, see `mapped`; whole or not at all.
+
+        Tokens, outputs and whatever else only `answers` tells are left out. An older table at `path` is replaced.
+
+        Raises:
             InputError: `path` cannot be written, or holds something other than a table.
         """
-        write_table(path, self.info, self.queries, self.answers, self.embeddings.cpu().numpy(), checked=True)
+        names = [*mapped.DTYPES] if self.has_answers() else [n for n in mapped.DTYPES if n not in mapped.OPTIONAL]
+        arrays = {name: getattr(self, name).cpu().numpy() for name in names}
+        queries = None if mapped.are_unknown(self.queries) else self.queries
+        write_mapped(path, self.info, mapped.blocks_of(arrays), queries)
 
 
 def write_table(
@@ -309,18 +353,54 @@ def write_table(
     Raises:
         InputError: the content breaks the format, `path` cannot be written, or holds something other than a table.
     """
-    path = Path(path)
+    if not checked:
+        _check(info, queries, answers, embeddings, Path(path))
+    with _new_directory(Path(path), info) as directory:
+        pq.write_table(queries, directory / "queries.parquet")
+        pq.write_table(answers, directory / "answers.parquet")
+        np.save(directory / "embeddings.npy", embeddings)
+
+
+def write_mapped(
+    path: str | os.PathLike,
+    info: TableInfo,
+    blocks: Iterable[Mapping[str, np.ndarray]],
+    queries: pa.Table | None = None,
+) -> None:
+    """Checks and writes the mapped form of a table, whole or not at all; an older table at `path` is replaced.
+
+    Args:
+        path: the directory.
+        info: what goes into `table.json`.
+        blocks: the rows, as many at a time as fit into memory; of n rows each scores, costs_usd [n, K], embeddings
+            [n, D], split [n] and, in all blocks or none, answer_ids [n, K], of the types that `mapped` lists.
+        queries: query_id, text, domain and more of all N rows; None: nothing is known of them.
+
+    Raises:
+        InputError: the content breaks the format, `path` cannot be written, or holds something other than a table.
+    """
+    with _new_directory(Path(path), info) as directory:
+        n = mapped.write_arrays(directory, blocks, len(info.experts))
+        if queries is not None:
+            queries = _with_columns(queries, Path(path) / "queries.arrow", QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
+            _check_mapped_queries(queries, n, Path(path) / "queries.arrow")
+            mapped.write_queries(directory, queries)
+
+
+@contextmanager
+def _new_directory(path: Path, info: TableInfo) -> Iterator[Path]:
+    """A directory with `table.json` to write the rest of a table into; it becomes `path` when all is written.
+
+    Raises:
+        InputError: `path` cannot be written, or holds something other than a table.
+    """
     if path.exists() and not (path / "table.json").is_file():
         raise InputError(f"{path}: exists and is no table directory; not replaced")
-    if not checked:
-        _check(info, queries, answers, embeddings, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         (temporary / "table.json").write_text(json.dumps(info.model_dump(exclude_none=True), indent=1) + "\n")
-        pq.write_table(queries, temporary / "queries.parquet")
-        pq.write_table(answers, temporary / "answers.parquet")
-        np.save(temporary / "embeddings.npy", embeddings)
+        yield temporary
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
@@ -377,13 +457,20 @@ def _read_info(path: Path) -> TableInfo:
 
 
 def _read_parquet(path: Path, required: dict[str, pa.DataType], nullable: dict[str, pa.DataType]) -> pa.Table:
-    """Reads a file and brings its known columns to their types; missing nullable columns become nulls."""
+    """Reads a file, see `_with_columns`."""
     if not path.is_file():
         raise InputError(f"{path}: missing")
     try:
         table = pq.ParquetFile(path).read()  # read_table would import half of pandas
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+    return _with_columns(table, path, required, nullable)
+
+
+def _with_columns(
+    table: pa.Table, path: Path, required: dict[str, pa.DataType], nullable: dict[str, pa.DataType]
+) -> pa.Table:
+    """Brings the known columns of a file to their types; missing nullable columns become nulls."""
     for name, dtype in {**required, **nullable}.items():
         if table.column_names.count(name) > 1:
             raise InputError(f"{path}: column {name} is there twice")
@@ -403,14 +490,7 @@ def _read_parquet(path: Path, required: dict[str, pa.DataType], nullable: dict[s
 
 def read_embeddings(path: Path) -> np.ndarray:
     """The one array of a .npy file, in this machine's byte order. Raises InputError; nothing is unpickled."""
-    if not path.is_file():
-        raise InputError(f"{path}: missing")
-    try:
-        embeddings = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable .npy file: {str(error).splitlines()[0]}") from None
-    if not isinstance(embeddings, np.ndarray):
-        raise InputError(f"{path}: not a readable .npy file: holds several arrays")
+    embeddings = read_npy(path)
     return embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)
 
 
@@ -460,6 +540,35 @@ def _check_embeddings(embeddings: np.ndarray, n: int, file: Path) -> None:
     row = _first(~np.isfinite(embeddings).all(axis=1))
     if row is not None:
         raise InputError(f"{file}: row {row} holds NaN or infinity")
+
+
+def _map(info: TableInfo, source: Path) -> ExpertTable:
+    """The table in the mapped form at `source`, checked, on the CPU."""
+    arrays = mapped.map_arrays(source, len(info.experts))
+    n, k = arrays["scores"].shape
+    file = source / "queries.arrow"
+    if file.exists():
+        queries = _with_columns(mapped.map_queries(file), file, QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
+        _check_mapped_queries(queries, n, file)
+    else:
+        queries = mapped.unknown_queries(n)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors.setdefault("answer_ids", torch.full((1, k), -1, dtype=torch.int16).expand(n, -1))
+    answers = pa.table({name: pa.array([], dtype) for name, dtype in ANSWER_COLUMNS.items()})
+    return ExpertTable(info=info, queries=queries, answers=answers, **tensors)
+
+
+def _check_mapped_queries(queries: pa.Table, n: int, file: Path) -> None:
+    if len(queries) != n:
+        raise InputError(f"{file}: {len(queries)} rows, but scores.npy has {n}")
+    for name in QUERY_COLUMNS:
+        if queries[name].null_count:
+            _require(pc.is_null(queries[name]), file, name, queries[name], "is not allowed here")
+
+
+def _each_row(ids: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`change` of answer ids [N, K]; of one row alone where all rows are the same one, as where no answer is known."""
+    return change(ids[:1]).expand(len(ids), -1) if ids.stride(0) == 0 else change(ids)
 
 
 def _build(
