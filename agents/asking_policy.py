@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.agreement import Agreement, seen_calls
 from agents.asking import FORBIDDEN, Asking, ask_on, fit_asking
-from agents.bid_price import HIDDEN, TEMPERATURE, BidPriceNetwork, BidPricePolicy
+from agents.bid_price import NARROW, TEMPERATURE, BidPriceNetwork, BidPricePolicy
 from agents.plan import Plan, cost_ratios, plan_calls, plan_for
 from leeroo_env.dynamics import action_mask, price_range
 from leeroo_env.table import ExpertTable
@@ -37,7 +37,7 @@ class AskingNetwork(BidPriceNetwork):
         self.latent_dim_pi = len(mean_cost_usd) + 1
         self.max_calls = max_calls
         self.asking = Asking(len(mean_cost_usd), max_calls).requires_grad_(False)
-        self.patience = nn.Sequential(nn.Linear(2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
+        self.patience = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, 1))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         who, net, now, made = self._weigh(observations)

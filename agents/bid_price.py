@@ -19,7 +19,8 @@ from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
 TEMPERATURE = 0.02
-HIDDEN = 64
+HIDDEN = 32
+NARROW = 16  # of what depends on the budget alone
 FORBIDDEN = -1e4
 
 
@@ -56,8 +57,8 @@ class BidPriceNetwork(nn.Module):
         self.register_buffer("mean_cost_usd", torch.tensor(mean_cost_usd), persistent=False)
         self.register_buffer("value", torch.zeros(QUERIES + 1, POINTS))
         self.register_buffer("cost_ratios", torch.ones(RATIOS, k))
-        self.price = nn.Sequential(nn.Linear(2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
-        self.bias = nn.Sequential(nn.Linear(2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, k))
+        self.price = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, 1))
+        self.bias = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, k))
         self.critic = nn.Sequential(nn.Linear(2 * k + 2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
 
     @property

@@ -19,8 +19,15 @@ def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, d
     """The algorithm on its environment, and the settings it was given; `config` is that of `train.py`."""
     algorithm = ALGORITHMS[config.algo]
     model_class: Any = algorithm.load()
+    settings, n_envs = dict(algorithm.settings), algorithm.n_envs
+    if policy == "bid-price" and config.algo == "ppo":
+        settings |= {"learning_rate": 1e-3, "ent_coef": 0.0, "n_epochs": 2, "batch_size": 4096}
+        n_envs = 1024
+    if config.max_calls > 1 and policy == "bid-price" and config.algo == "ppo":
+        settings |= {"learning_rate": 3e-4, "n_epochs": 1, "batch_size": 1024}
+        n_envs = 256
     vector_env = LeerooVectorEnv(
-        num_envs=config.n_envs or algorithm.n_envs,
+        num_envs=config.n_envs or n_envs,
         table=rules.table,
         horizon=config.horizon,
         budget=rules.budget_usd_per_query,
@@ -28,7 +35,6 @@ def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, d
         max_calls=rules.max_calls,
         reliability=rules.reliability,
     )
-    settings = dict(algorithm.settings)
     if "n_steps" in settings and "batch_size" in settings:
         settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
     network: Any = dict(algorithm.policy_kwargs)
@@ -37,8 +43,6 @@ def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, d
         network = {**prices, "horizon": config.horizon}
         if config.max_calls > 1:
             network["max_calls"] = config.max_calls
-            settings |= {"n_epochs": 1} if config.algo == "ppo" else {}
-        settings |= {"learning_rate": 3e-4, "ent_coef": 0.0} if config.algo == "ppo" else {}
     hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}
     kind = "MlpPolicy" if policy == "mlp" else AskingPolicy if config.max_calls > 1 else BidPricePolicy
     model = model_class(

@@ -54,17 +54,16 @@ class Plan:
     def worth(self, queries: Tensor, usd: Tensor) -> Tensor:
         """The score to come with `queries` and `usd` left, both [...]. Beyond T queries, T of them at the same pace
         are planned for, and count for all."""
-        planned = queries.clamp(max=len(self.value) - 1)
         last, step = self.value.shape[1] - 2, 3 * self.spread / (self.value.shape[1] - 2)
-        place = ((usd / (queries.clamp(min=1) * self.low_usd)).clamp(min=1e-30).log() + self.spread) / step
-        below = place.floor().clamp(0, last - 1)
-        share = torch.expm1((place.clamp(max=last) - below) * step) / math.expm1(step)
-        poor = place < 0  # less than at the first point that has any
-        share = torch.where(poor, (place * step).exp(), share)  # linear in dollars: so is the worth, nearly
-        at = planned.long() * (last + 2) + torch.where(poor, 0.0, below + 1).long()
-        values = self.value.flatten()
-        low = values[at]
-        return (low + (values[at + 1] - low) * share) * (queries / planned.clamp(min=1))
+        points = torch.nn.functional.pad(paces(self.spread, self.value), (1, 0))  # in units of low_usd
+        slope = self.value.diff(dim=1) / points.diff()
+        height = self.value[:, :-1] - slope * points[:-1]
+        pace = usd / (queries.clamp(min=1) * self.low_usd)
+        place = ((pace.clamp(min=1e-30).log() + self.spread) / step).floor() + 1
+        planned = queries.clamp(max=len(self.value) - 1)
+        at = (planned * (last + 1) + place.clamp(0, last)).long()
+        height, slope = (part.view(-1).index_select(0, at.reshape(-1)).view(at.shape) for part in (height, slope))
+        return (height + slope * pace.clamp(max=points[-1])) * (queries / planned.clamp(min=1))
 
     def stakes(self, cost_usd: Tensor, usd: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """How likely calls are answered, and what the money that they cost would be worth later; both [..., K].
@@ -77,13 +76,16 @@ class Plan:
         cost_usd = cost_usd.maximum(LEAST_COST * self.mean_cost_usd)
         rest = queries - 1
         now = self.worth(rest, usd)
-        answered = price = torch.zeros(torch.broadcast_shapes(cost_usd.shape, usd.shape), device=usd.device)
-        for ratio in self.cost_ratios:
-            left = usd - cost_usd * ratio
-            fits = left >= 0
-            answered = answered + fits.float()
-            price = price + torch.where(fits, now - self.worth(rest, left.clamp(min=0)), 0.0)
-        return answered / len(self.cost_ratios), price / len(self.cost_ratios)
+        apart = [1] * (max(cost_usd.dim(), usd.dim()) - 1)
+        left = usd - cost_usd * self.cost_ratios.view(-1, *apart, cost_usd.shape[-1])  # [J, ..., K]
+        fits = left >= 0
+        price = torch.where(fits, now - self.worth(rest, left.clamp(min=0)), 0.0)
+        return fits.float().mean(dim=0), price.mean(dim=0)
+
+
+def paces(spread: float, like: Tensor) -> Tensor:
+    """[P - 1], the amounts of money planned for, above none: dollars for each query over the cheapest mean cost."""
+    return torch.linspace(-spread, 2 * spread, POINTS - 1, device=like.device, dtype=like.dtype).exp()
 
 
 def make_plan(
@@ -109,15 +111,18 @@ def make_plan(
     edges = torch.logspace(first, last, BINS + 1, device=device)
     place = torch.bucketize(cost_usd.contiguous(), edges[1:-1])
     binned = (edges[1:] * edges[:-1]).sqrt()[:, None].expand(-1, len(mean_cost_usd))  # [C, K]
-    pace = low_usd * torch.exp(torch.linspace(-1, 2, POINTS - 1, device=device) * spread)
-    pace = torch.cat([pace.new_zeros(1), pace])
+    pace = low_usd * torch.nn.functional.pad(paces(spread, plan.value), (1, 0))
     for t in range(1, QUERIES + 1):
         usd = t * pace
         answered, price = plan.stakes(binned, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]
+        price = price.masked_fill(~action_mask(mean_cost_usd, usd)[:, None], torch.inf)
+        answered, price = (
+            part.permute(2, 1, 0).contiguous() for part in (answered, price)
+        )  # whole rows are copied fast
         best = torch.full((len(score), POINTS), -torch.inf, device=device)
-        for k, allowed in enumerate(action_mask(mean_cost_usd, usd).T):
-            gain = score[:, k, None] * answered[:, place[:, k], k].T - price[:, place[:, k], k].T  # [n, P]
-            best = torch.where(allowed, torch.maximum(best, gain), best)
+        for k, bins in enumerate(place.T.contiguous()):
+            gain = score[:, k, None] * answered[k].index_select(0, bins) - price[k].index_select(0, bins)  # [n, P]
+            best = torch.maximum(best, gain)
         value = plan.worth(usd.new_tensor(t - 1), usd) + best.mean(dim=0)
         plan.value[t] = _without_dips(value, usd, concave=t >= SMOOTH_FROM)
     return plan
@@ -142,8 +147,7 @@ def plan_calls(
     spread = max(math.log(high_usd / low_usd), math.log(2))
     device = spent_usd.device
     plan = Plan(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
-    pace = low_usd * torch.exp(torch.linspace(-1, 2, POINTS - 1, device=device) * spread)
-    pace = torch.cat([pace.new_zeros(1), pace])
+    pace = low_usd * torch.nn.functional.pad(paces(spread, plan.value), (1, 0))
     spent_usd, value = (torch.nn.functional.pad(x, (1, 0)) for x in (spent_usd, value))
     for t in range(1, QUERIES + 1):
         usd = t * pace

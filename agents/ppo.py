@@ -5,7 +5,7 @@ T steps of B episodes a rollout, n steps a minibatch, K actions, F what is store
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
+from torch.optim.adam import adam
 
 from agents.captured import captured
 from agents.rollout import Rollout
@@ -21,6 +22,9 @@ from leeroo_env import InputError
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
 STATISTICS = ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "loss")
+
+
+_OWN = ("_works", "_places", "_clips", "_sums", "_parameters", "_moments", "_changed")
 
 
 class DevicePPO(PPO):
@@ -46,13 +50,14 @@ class DevicePPO(PPO):
         self._places: dict[int, Tensor] = {}
         self._clips = torch.zeros(2, device=self.device)
         self._sums = torch.zeros(len(STATISTICS), device=self.device)
-        for group in self.policy.optimizer.param_groups:
-            group |= {"fused": True} if "fused" in group else {}
-            if self.device.type == "cuda" and "capturable" in group:
-                group |= {"capturable": True, "lr": torch.tensor(float(group["lr"]), device=self.device)}
+        if type(self.policy.optimizer) is not torch.optim.Adam or len(self.policy.optimizer.param_groups) > 1:
+            raise InputError(f"optimizer {type(self.policy.optimizer).__name__}: DevicePPO learns by torch.optim.Adam")
+        if self.device.type == "cuda":  # a captured step sees only tensors change
+            group = self.policy.optimizer.param_groups[0]
+            group |= {"capturable": True, "lr": torch.tensor(float(group["lr"]), device=self.device)}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout", "_works", "_places", "_clips", "_sums"]
+        return [*super()._excluded_save_params(), "rollout", *_OWN]
 
     def collect_rollouts(self, env: Any, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Plays `n_rollout_steps` of every episode; False where a callback wants to stop."""
@@ -107,6 +112,7 @@ class DevicePPO(PPO):
         self._set_learning_rate(self.lr_schedule(progress))
         self._clips.copy_(torch.tensor([clip, clip_vf]))
         self._sums.zero_()
+        self._look_up()
         (t, b), updates, going = self.rollout.actions.shape, 0, True
         for _ in range(self.n_epochs):
             drawn = np.random.permutation(t * b)  # noqa: NPY002 - as SB3 draws; it counts along an environment's steps
@@ -124,15 +130,13 @@ class DevicePPO(PPO):
         mine = self._places.setdefault(len(places), torch.empty_like(places))
         mine.copy_(places)
         if self.target_kl is not None:
-            statistics = self._differentiate(mine)
+            gradients, statistics = self._differentiate(mine)
             if float(statistics[STATISTICS.index("approx_kl")]) > 1.5 * self.target_kl:
                 return False
-            self._descend(statistics)
+            self._descend(gradients, statistics)
             return True
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
-        changed = [self._sums, *trained, *self._optimizer_state(trained)] if self.device.type == "cuda" else []
-        key = ("update", len(places), *(p.requires_grad for p in self.policy.parameters()))
-        self._captured(key, lambda: self._descend(self._differentiate(mine)), changed)()
+        key = ("update", len(places), len(self._parameters))
+        self._captured(key, lambda: self._descend(*self._differentiate(mine)), self._changed)()
         return True
 
     def _captured(self, key: Any, work: Callable[[], None], changed: list[Tensor]) -> Callable[[], None]:
@@ -140,44 +144,53 @@ class DevicePPO(PPO):
             self._works[key] = captured(work, changed, self.device)
         return self._works[key]
 
-    def _differentiate(self, places: Tensor) -> Tensor:
-        """Leaves the gradients of the loss in the parameters; returns `STATISTICS`."""
+    def _differentiate(self, places: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Gradients of the loss in the parameters that learn, clipped, and `STATISTICS`."""
         assert self.rollout is not None
         seen, actions, log_probs, old_values, advantages, returns = self.rollout.gather(places)
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        logits, values = judge(self.policy, seen)
-        outputs = (logits, values)
-        gradients, statistics = loss_gradients(
-            logits.detach(), values.detach(), actions, log_probs, old_values, advantages, returns,
-            self._clips, self.ent_coef, self.vf_coef,
-        )  # fmt: skip
-        self.policy.optimizer.zero_grad(set_to_none=True)
-        learnt = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
-        torch.autograd.backward([o for o, _ in learnt], [g for _, g in learnt])
-        return statistics
+        outputs = judge(self.policy, seen)
+        logits, values = (output.detach() for output in outputs)
+        loss = (actions, log_probs, old_values, advantages, returns, self._clips, self.ent_coef, self.vf_coef)
+        by_outputs, statistics = loss_gradients(logits, values, *loss)
+        learnt = [(o, g) for o, g in zip(outputs, by_outputs, strict=True) if o.requires_grad]
+        gradients = torch.autograd.grad([o for o, _ in learnt], self._parameters, [g for _, g in learnt])
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        return gradients, statistics
 
-    def _descend(self, statistics: Tensor) -> None:
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
+    @torch.no_grad()
+    def _descend(self, gradients: Sequence[Tensor], statistics: Tensor) -> None:
+        """A step of Adam, without what `Optimizer.step` looks up again each time."""
+        group = self.policy.optimizer.param_groups[0]
+        first, second, steps = self._moments
+        adam(
+            self._parameters, list(gradients), first, second, [], steps,
+            amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], eps=group["eps"],
+            weight_decay=group["weight_decay"], maximize=False, fused=True, capturable=group["capturable"],
+        )  # fmt: skip
         self._sums += statistics
 
-    def _optimizer_state(self, parameters: list[Tensor]) -> list[Tensor]:
-        """Adam's, made now where there is none yet, since a captured step cannot make it."""
+    def _look_up(self) -> None:
+        """The parameters that learn in this iteration, and Adam's moments and steps, made where there are none yet."""
         state = self.policy.optimizer.state
-        for p in parameters:
-            if p not in state:
+        self._parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        for p in self._parameters:
+            if not state[p]:
                 step = torch.zeros((), device=p.device)
-                state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        return [tensor for p in parameters for tensor in state[p].values()]
+                state[p] |= {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        names = ("exp_avg", "exp_avg_sq", "step")
+        self._moments = [[state[p][name] for p in self._parameters] for name in names]
+        self._changed = [self._sums, *self._parameters, *(tensor for part in self._moments for tensor in part)]
 
     def _set_learning_rate(self, rate: float) -> None:
         self.logger.record("train/learning_rate", rate)
-        for group in self.policy.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        group = self.policy.optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
     def _log(self, updates: int, clip: float) -> None:
         assert self.rollout is not None
