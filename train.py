@@ -6,11 +6,10 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from torch import Tensor
 
@@ -24,10 +23,12 @@ from agents.device import choose_device
 from agents.files import write_tensors
 from agents.model import make_model
 from agents.policy import PolicyRouter, describe_policy
-from agents.predictor import estimates_of, fit_predictor, reliability_of
+from agents.predictor import Predictor, estimates_of, fit_predictors, reliability_of
 from agents.report import compare, write_report
-from agents.routers import calling_routers, other_routers
-from agents.run_dir import begin_run, latest_run, read_settings
+from agents.routers import Router, calling_routers, other_routers
+from agents.run_dir import begin_run, latest_run, read_settings, resumed
+from agents.seeds import write_seeds_report
+from agents.threads import choose_threads
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
@@ -66,8 +67,10 @@ class Config:
     """Decides everything that is random, the episodes of the evaluation included."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where table and network are; auto takes the GPU if there is one."""
-    threads: int = 1
-    """Threads of torch. One is usually fastest for networks of this size, and never far behind."""
+    seeds: int = 1
+    """Agents to train, with --seed and the numbers after it; their mean and interval are reported."""
+    threads: int = 0
+    """Threads of torch; 0 tries for a moment whether one or all cores are faster here. Bits depend on it."""
     run_dir: str = ""
     """Where the run is written; runs/TABLE-ALGO-SEED-TIME if empty."""
     resume: bool = False
@@ -95,14 +98,35 @@ def run(config: Config) -> int:
     if run_dir is not None:
         config = resumed(config, run_dir)
     check_numbers(config)
-    torch.set_num_threads(max(1, config.threads))
-    device = choose_device(config.device)
-    table = resolve(config.table, config.experts or None, device)
-    budget = config.budget or None
-    make_rules(table, "train", config.horizon, budget, config.cost_weight, config.max_calls)
+    config = replace(config, threads=choose_threads(config.threads))
+    table = resolve(config.table, config.experts or None, choose_device(config.device))
+    make_rules(table, "train", config.horizon, config.budget or None, config.cost_weight, config.max_calls)
     table.rows("val"), table.rows("test")
-    policy = choose_policy(config)
-    predictor = fit_predictor(table, config.seed)
+    choose_policy(config)
+    seeds = range(config.seed, config.seed + config.seeds)
+    predictors = fit_predictors(table, seeds)
+    routers = other_routers(table, config.horizon, config.seed)
+    if config.seeds == 1:
+        return train_agent(config, table, predictors[0], routers, run_dir)
+    if run_dir is None:
+        run_dir = new_run_dir(config)
+        begin_run(run_dir, settings_of(config, run_dir))
+    for seed, predictor in zip(seeds, predictors, strict=True):
+        own = run_dir / f"seed-{seed}"
+        one = replace(config, seed=seed, seeds=1, run_dir=str(own))
+        begun = own if (own / "config.yaml").exists() else None
+        if not (own / "report.md").exists() and (code := train_agent(one, table, predictor, routers, begun)):
+            return code
+    write_seeds_report(run_dir, [run_dir / f"seed-{seed}" for seed in seeds])
+    print(f"report: {run_dir / 'report.md'}")
+    return 0
+
+
+def train_agent(
+    config: Config, table: ExpertTable, predictor: Predictor, routers: dict[str, Router], run_dir: Path | None
+) -> int:
+    """One agent, from its settings to its report; it goes on where `run_dir` is one that it began."""
+    device, policy, budget = table.device, choose_policy(config), config.budget or None
     estimates = estimates_of(table, predictor)
     reliability = reliability_of(estimates)
     val_rules, test_rules = (held_out_rules(table, split, config, reliability) for split in ("val", "test"))
@@ -117,22 +141,19 @@ def run(config: Config) -> int:
         rules, config.algo, hyperparameters["policy_kwargs"], policy, table, config.hide_budget
     )
     iteration = model.n_envs * getattr(model, "n_steps", config.horizon)
-    eval_every = evaluation_period(config, iteration)
     sha256 = description["table_sha256"]
     checkpoint = None
     if run_dir is None:
         run_dir = new_run_dir(config)
-        name = config.table if config.table in BUILTIN else str(Path(config.table).resolve())
-        shown = {**asdict(config), "table": name, "budget": list(config.budget), "run_dir": str(run_dir)}
-        begin_run(run_dir, {**shown, "hyperparameters": hyperparameters, "table_sha256": sha256})
+        extra = {"hyperparameters": hyperparameters, "table_sha256": sha256}
+        begin_run(run_dir, {**settings_of(config, run_dir), **extra})
     else:
         if read_settings(run_dir).get("table_sha256") != sha256:
             raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it is begun again
-    routers = other_routers(table, config.horizon, config.seed)
     if config.max_calls > 1:
         fitted = model.policy.agreement if isinstance(model.policy, AskingPolicy) else None  # takes seconds to fit
-        routers |= calling_routers(table, estimates, config.max_calls, config.seed, fitted)
+        routers = routers | calling_routers(table, estimates, config.max_calls, config.seed, fitted)
     monitor = Monitor(
         run_dir,
         replace(val_rules, table=played),
@@ -141,7 +162,7 @@ def run(config: Config) -> int:
         description,
         {**asdict(config), **hyperparameters, "policy": policy},
         config.timesteps,
-        eval_every,
+        evaluation_period(config, iteration),
         iteration,
     )
     if checkpoint is not None:
@@ -190,6 +211,8 @@ def check_numbers(config: Config) -> None:
         raise InputError(f"timesteps {config.timesteps}, n_envs {config.n_envs}: must be positive")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed {config.seed}: must be 0 to 2^32 - 1")
+    if config.seeds < 1 or config.threads < 0:
+        raise InputError(f"seeds {config.seeds}, threads {config.threads}: must be 1 or more, and 0 or more")
 
 
 def choose_policy(config: Config) -> str:
@@ -199,30 +222,15 @@ def choose_policy(config: Config) -> str:
     return config.policy if config.policy != "auto" else "bid-price" if can else "mlp"
 
 
+def settings_of(config: Config, run_dir: Path) -> dict[str, Any]:
+    """As a run directory remembers them."""
+    name = config.table if config.table in BUILTIN else str(Path(config.table).resolve())
+    return {**asdict(config), "table": name, "budget": list(config.budget), "run_dir": str(run_dir)}
+
+
 def new_run_dir(config: Config) -> Path:
     name = f"{Path(config.table).name}-{config.algo}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path(config.run_dir or f"runs/{name}")
-
-
-def resumed(given: Config, run_dir: Path) -> Config:
-    """The configuration that the run began with; whatever else is given must agree with it."""
-    config = config_of(run_dir)
-    for field in fields(Config):
-        value, began_with = getattr(given, field.name), getattr(config, field.name)
-        if field.name not in ("resume", "run_dir") and value not in (field.default, began_with):
-            raise InputError(f"{run_dir}: began with {field.name} {began_with!r} and goes on with it, not {value!r}")
-    return config
-
-
-def config_of(run_dir: Path) -> Config:
-    """The configuration in a run directory."""
-    settings = read_settings(run_dir)
-    try:
-        config = Config(**{f.name: settings[f.name] for f in fields(Config)} | {"budget": tuple(settings["budget"])})
-        ALGORITHMS[config.algo]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{run_dir / 'config.yaml'}: not the settings of a run: {error}") from None
-    return config
 
 
 if __name__ == "__main__":

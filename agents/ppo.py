@@ -166,7 +166,7 @@ class DevicePPO(PPO):
         group = self.policy.optimizer.param_groups[0]
         first, second, steps = self._moments
         adam(
-            self._parameters, list(gradients), first, second, [], steps,
+            list(self._parameters), list(gradients), first, second, [], steps,
             amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], eps=group["eps"],
             weight_decay=group["weight_decay"], maximize=False, fused=True, capturable=group["capturable"],
         )  # fmt: skip

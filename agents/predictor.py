@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -113,21 +114,33 @@ class Predictor:
 
 def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
     """Fits scores and costs on the training split, on at most 6,000 queries of it. Raises InputError for one."""
+    return fit_predictors(table, [seed])[0]
+
+
+def fit_predictors(table: ExpertTable, seeds: Sequence[int]) -> list[Predictor]:
+    """`fit_predictor` for each of several seeds; what a seed does not change is fitted once."""
     if len(table.rows("train")) < 2:
         raise InputError(f"{table.name}: 1 query in the train split; estimates need 2 or more")
-    rows = at_most(table.rows("train"), MAX_QUERIES, seed)
-    ridge, left_out_ridge = fit_components(table, rows)
-    neighbours, left_out_neighbours = fit_neighbours(table, rows)
-    networks, left_out_networks = fit_networks(table, rows, seed)
-    return Predictor(
-        ridge=ridge,
-        neighbours=neighbours,
-        networks=networks,
-        turn=torch.eye(left_out_ridge.shape[1], device=table.device),
-        shift=left_out_ridge.new_zeros(left_out_ridge.shape[1]),
-        rows=rows,
-        out_of_fold=_paid(_mixed((left_out_ridge, left_out_neighbours, left_out_networks))),
-    )
+    fitted: dict[Any, Any] = {}
+    predictors = []
+    for seed in seeds:
+        rows = at_most(table.rows("train"), MAX_QUERIES, seed)
+        key = tuple(rows.tolist())
+        if key not in fitted:
+            fitted = {key: (*fit_components(table, rows), *fit_neighbours(table, rows))}
+        ridge, left_out_ridge, neighbours, left_out_neighbours = fitted[key]
+        networks, left_out_networks = fit_networks(table, rows, seed)
+        predictor = Predictor(
+            ridge=ridge,
+            neighbours=neighbours,
+            networks=networks,
+            turn=torch.eye(left_out_ridge.shape[1], device=table.device),
+            shift=left_out_ridge.new_zeros(left_out_ridge.shape[1]),
+            rows=rows,
+            out_of_fold=_paid(_mixed((left_out_ridge, left_out_neighbours, left_out_networks))),
+        )
+        predictors.append(predictor)
+    return predictors
 
 
 def predict_all(predictor: Predictor, table: ExpertTable) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from agents.algorithms import ALGORITHMS
 from agents.files import write_text
 from leeroo_env import InputError
 
@@ -51,3 +53,24 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{path}: not the settings of a run")
     return settings
+
+
+def resumed(given: Any, run_dir: Path) -> Any:
+    """The configuration, a dataclass as `given`, that the run began with; whatever else is given must agree with it."""
+    config = config_of(type(given), run_dir)
+    for field in fields(given):
+        value, began_with = getattr(given, field.name), getattr(config, field.name)
+        if field.name not in ("resume", "run_dir") and value not in (field.default, began_with):
+            raise InputError(f"{run_dir}: began with {field.name} {began_with!r} and goes on with it, not {value!r}")
+    return config
+
+
+def config_of(kind: type, run_dir: Path) -> Any:
+    """The configuration of this `kind` in a run directory."""
+    settings = read_settings(run_dir)
+    try:
+        config = kind(**{f.name: settings[f.name] for f in fields(kind)} | {"budget": tuple(settings["budget"])})
+        ALGORITHMS[config.algo]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run_dir / 'config.yaml'}: not the settings of a run: {error}") from None
+    return config

@@ -1,10 +1,11 @@
-"""What a table's size costs: memory and the environment's steps per second, from 10 thousand to 10 million queries.
+"""What a table's size costs: memory and steps per second, played and trained on, from 10 thousand to 10 million queries.
 
 python benchmarks/large_tables.py --queries 10000 100000 1000000 10000000
 
 Makes tables up in a temporary directory, in the mapped form, and removes them. Their embeddings are what the default
-policy plays on: each expert's estimated score and cost, in float16. Every table is loaded by a process of its own, and
-these play random actions in turn, so that what else the machine does meets all sizes alike.
+policy plays on: each expert's estimated score and cost, in float16. Every table is loaded by a process of its own;
+these play random actions in turn, then train the default policy, without a plan, in turn, so that what else the machine
+does meets all sizes alike.
 
 The files have just been written, so that the page cache holds them: seconds to load are of checking, not of a disk. A
 step reads a few cache lines at random for each episode. Small tables fit the processor's caches; of large ones
@@ -21,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import train  # noqa: E402
+from agents.model import make_model  # noqa: E402
 from leeroo_env import ExpertTable, LeerooVectorEnv  # noqa: E402
 from leeroo_env.table import ExpertInfo, TableInfo, write_mapped  # noqa: E402
 
@@ -58,8 +62,9 @@ class Row:
         make_s: making the environment, which takes means of the costs and the range of the embeddings.
         loaded: memory after loading.
         played: memory after playing.
-        steps_per_s: of all episodes together, median of the rounds.
-        ratio: to the smallest table's.
+        trained: memory after training.
+        speeds: [rounds] steps a second of all episodes together, played.
+        training_speeds: [rounds] the same of training.
     """
 
     queries: int
@@ -68,8 +73,9 @@ class Row:
     make_s: float
     loaded: Memory
     played: Memory
-    steps_per_s: float
-    ratio: float
+    trained: Memory
+    speeds: np.ndarray
+    training_speeds: np.ndarray
 
 
 def main(
@@ -103,30 +109,37 @@ def measure(
         processes = [ProcessPoolExecutor(1, get_context("spawn")) for _ in sizes]
         try:
             begun = [p.submit(begin, path, envs).result() for p, path in zip(processes, paths, strict=True)]
-            speeds = np.array([[p.submit(play, steps).result() for p in processes] for _ in range(rounds)])
-            # the training's steps per second belong here: one more function that a process runs on its table, in turn
+            speeds = [[p.submit(play, steps).result() for p in processes] for _ in range(rounds)]
             played = [p.submit(added).result() for p in processes]
+            for process in processes:
+                process.submit(begin_training, envs).result()
+            training_speeds = [[p.submit(learn).result() for p in processes] for _ in range(rounds)]
+            trained = [p.submit(added).result() for p in processes]
         finally:
             for process in processes:
                 process.shutdown()
         sizes_mb = [sum(file.stat().st_size for file in path.iterdir()) / MB for path in paths]
-    median = np.median(speeds, axis=0)
+    memory, measured = (
+        zip(played, trained, strict=True),
+        zip(np.transpose(speeds), np.transpose(training_speeds), strict=True),
+    )
     return [
-        Row(n, size_mb, *start, memory, float(speed), float(speed / median[0]))
-        for n, size_mb, start, memory, speed in zip(sizes, sizes_mb, begun, played, median, strict=True)
+        Row(n, size_mb, *start, *used, *both)
+        for n, size_mb, start, used, both in zip(sizes, sizes_mb, begun, memory, measured, strict=True)
     ]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table; memory in MB (2^20 bytes), own + pages of files."""
-    lines = [
-        "| queries | files, MB | load, s | make env, s | memory after load | after playing | steps/s | to smallest |",
-        "|---:" * 8 + "|",
-    ]
+    """The rows as a table; memory in MB (2^20 bytes), own + pages of files; speeds are medians."""
+    names = ("queries", "files, MB", "load, s", "make env, s", "memory after load", "after playing", "after training")
+    lines = [f"| {' | '.join(names)} | steps/s | to smallest | training, steps/s | to smallest |", "|---:" * 11 + "|"]
     for row in rows:
-        memory = [f"{m.anonymous_mb:.0f} + {m.files_mb:.0f}" for m in (row.loaded, row.played)]
+        memory = [f"{m.anonymous_mb:.0f} + {m.files_mb:.0f}" for m in (row.loaded, row.played, row.trained)]
         cells = [f"{row.queries:,}", f"{row.size_mb:,.0f}", f"{row.load_s:.2f}", f"{row.make_s:.2f}", *memory]
-        lines.append(f"| {' | '.join(cells)} | {row.steps_per_s:,.0f} | {row.ratio:.2f} |")
+        for name in ("speeds", "training_speeds"):
+            speed, smallest = (np.median(getattr(r, name)) for r in (row, rows[0]))
+            cells += [f"{speed:,.0f}", f"{speed / smallest:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -159,6 +172,7 @@ def _blocks(n: int, experts: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 PLAYED: dict[str, LeerooVectorEnv] = {}  # of the process that plays
+TRAINED: dict[str, Any] = {}
 BEFORE: dict[str, Memory] = {}
 
 
@@ -186,6 +200,21 @@ def play(steps: int) -> float:
     for _ in range(steps):
         env.step(rng.integers(env.rules.n_actions, size=env.num_envs))
     return steps * env.num_envs / (time.perf_counter() - start)
+
+
+def begin_training(envs: int) -> None:
+    """Makes what `train.py` does by default, but for the plan, and lets it warm up."""
+    TRAINED["model"], _ = make_model(train.Config(n_envs=envs), "bid-price", PLAYED["env"].rules)
+    learn()
+
+
+def learn() -> float:
+    """An iteration of training; its steps a second."""
+    model = TRAINED["model"]
+    steps = model.n_steps * model.n_envs
+    start = time.perf_counter()
+    model.learn(steps, log_interval=None, reset_num_timesteps=False)
+    return steps / (time.perf_counter() - start)
 
 
 def added() -> Memory:

@@ -338,7 +338,7 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
 def _called(rules: Rules, rows: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
     """Scores [B] float32 and costs in dollars [B] float64 of the experts [B] on the queries `rows` [B]."""
     table = rules.table
-    at = rows * table.scores.shape[1] + experts  # one flat index_select is several times as fast as indexing by pairs
+    at = rows * table.scores.shape[1] + experts  # flat, since indexing by pairs takes several times as long
     return table.scores.reshape(-1).index_select(0, at).float(), table.costs_usd.reshape(-1).index_select(
         0, at
     ).double()

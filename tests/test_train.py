@@ -23,7 +23,7 @@ from leeroo_env import ExpertTable, InputError
 from tests.conftest import random_table
 
 ROOT = Path(__file__).parents[1]
-SHORT = ["--policy", "mlp", "--timesteps", "40000", "--n-envs", "64"]
+SHORT = ["--policy", "mlp", "--timesteps", "40000", "--n-envs", "64", "--threads", "1"]
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen:
@@ -106,11 +106,35 @@ def same_outcome(one: Path, other: Path) -> None:
 def test_same_seed_same_bits(finished: Path, synthetic: Path, tmp_path: Path):
     assert (
         train.run(
-            train.Config(str(synthetic), policy="mlp", timesteps=40_000, n_envs=64, run_dir=str(tmp_path / "again"))
+            train.Config(
+                str(synthetic), policy="mlp", timesteps=40_000, n_envs=64, threads=1, run_dir=str(tmp_path / "again")
+            )
         )
         == 0
     )
     same_outcome(finished, tmp_path / "again")
+
+
+def test_several_seeds_are_as_many_runs_and_their_mean(synthetic: Path, tmp_path: Path):
+    """Every agent is the one that its seed alone would train; one that is there already is not trained again."""
+    options = {"timesteps": 20_000, "n_envs": 64, "threads": 1}
+    together = train.Config(str(synthetic), seed=3, seeds=2, run_dir=str(tmp_path / "both"), **options)  # type: ignore
+    assert train.run(together) == 0
+    assert train.run(train.Config(str(synthetic), seed=4, run_dir=str(tmp_path / "one"), **options)) == 0  # type: ignore
+    first, second = (
+        load_file(run / "policy/policy.safetensors") for run in (tmp_path / "one", tmp_path / "both/seed-4")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    scores = [json.loads((tmp_path / f"both/seed-{s}/evaluation.json").read_text())["routers"] for s in (3, 4)]
+    told = json.loads((tmp_path / "both/seeds.json").read_text())
+    assert told["seeds"] == [3, 4] and told["scores"]["agent"] == [one["agent"]["score"] for one in scores]
+    mean = np.mean(told["scores"]["agent"])
+    assert f"| agent | {mean:.4f} ±" in (tmp_path / "both/report.md").read_text()
+    kept = (tmp_path / "both/seed-3/report.md").stat().st_mtime_ns
+    (tmp_path / "both/seed-4/report.md").unlink()
+    assert train.run(train.Config(resume=True, run_dir=str(tmp_path / "both"))) == 0
+    assert (tmp_path / "both/seed-3/report.md").stat().st_mtime_ns == kept
+    assert (tmp_path / "both/seed-4/report.md").exists()
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])

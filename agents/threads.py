@@ -1,0 +1,51 @@
+"""How many threads torch works with: one, or all, by trying."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+ROUNDS = 7
+WORTH = 0.85  # of the time with one thread: what many must do better than, since neighbours come and go
+ROWS, WIDTH = 4_096, 128
+
+
+def choose_threads(wanted: int = 0) -> int:
+    """Sets torch's threads to `wanted`, or for 0 to what was faster on small networks just now; returns the number.
+
+    With a busy neighbour two threads can take many times as long as one: it is measured where it is run.
+    """
+    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = wanted if wanted > 0 or most == 1 else _faster(most)
+    torch.set_num_threads(max(1, chosen))
+    return max(1, chosen)
+
+
+def _faster(most: int) -> int:
+    x = torch.linspace(-1, 1, ROWS * WIDTH).view(ROWS, WIDTH)  # draws nothing: the generators stay as they are
+    weight = x[:WIDTH].clone()
+
+    def work() -> None:
+        hidden = torch.tanh(x @ weight)
+        weight.add_(x.T @ hidden, alpha=1e-6)
+
+    times: dict[int, list[float]] = {1: [], most: []}
+    for number in times:
+        _timed(work, number)
+    for _ in range(ROUNDS):
+        for number, taken in times.items():
+            taken.append(_timed(work, number))
+    one, many = (statistics.median(times[number]) for number in (1, most))
+    return most if many < WORTH * one else 1
+
+
+def _timed(work: Callable[[], None], threads: int) -> float:
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    for _ in range(5):
+        work()
+    return time.perf_counter() - began

@@ -1,0 +1,609 @@
+"""What the speed claims come from: one command measures everything and writes benchmarks/RESULTS.md.
+
+python benchmarks/speed.py                              all of it, the file's section of this machine is replaced
+python benchmarks/speed.py --quick --only env calls     a look at some of it, the file stays as it is
+
+What is compared runs in turn, A B B A, on one thread of torch unless a row says otherwise; a ratio is that of one turn,
+and rows show medians and, in brackets, ranges. Limits are counted: the bytes that a step has to move at least or the
+FLOPs of its matrix products, at the speed of a big copy or of a product of that shape, measured on the spot.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import large_tables  # noqa: E402
+
+import train  # noqa: E402
+from agents.asking_policy import begin_as_plan  # noqa: E402
+from agents.bid_price import table_of_estimates  # noqa: E402
+from agents.captured import captured  # noqa: E402
+from agents.device import choose_device  # noqa: E402
+from agents.evaluate import Result, evaluate, lead  # noqa: E402
+from agents.model import make_model  # noqa: E402
+from agents.policy import PolicyRouter, describe_policy  # noqa: E402
+from agents.ppo import DevicePPO  # noqa: E402
+from agents.predictor import Predictor, estimates_of, fit_predictor  # noqa: E402
+from leeroo_env import (  # noqa: E402
+    ExpertTable,
+    LeerooEnv,
+    LeerooVectorEnv,
+    dynamics,
+)
+from leeroo_env.builtin import DEFAULT, resolve  # noqa: E402
+from leeroo_env.dynamics import Rules, State, budget_grid, make_rules  # noqa: E402
+from leeroo_env.sb3 import LeerooSB3VecEnv  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+MLP = {"net_arch": [64, 64]}
+TWELVE = (
+    "Llama-2-7b-hf", "Yi-6B-Chat", "Mistral-7B-Instruct-v0.1", "Qwen1.5-7B-Chat", "mathstral-7B", "Meta-Llama-3.1-8B",
+    "Llama-2-13b-hf", "c4ai-command-r-v01", "Mixtral-8x7B-Instruct-v0.1", "Qwen1.5-72B-Chat", "Meta-Llama-3-70B",
+    "gpt-4o-2024-05-13",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured on: the table, on the CPU but for the rows of a GPU, and how thoroughly."""
+
+    name: str
+    table: ExpertTable
+    device: torch.device
+    pairs: int
+    train_runs: int
+    quick: bool
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        return fit_predictor(self.table)
+
+    @cached_property
+    def played_rules(self) -> Rules:
+        """Those of a table that holds the estimates, as the default policy sees it."""
+        dearest_usd = make_rules(self.table).price_range_usd[1]
+        return make_rules(table_of_estimates(self.table, estimates_of(self.table, self.predictor), dearest_usd))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim.
+
+    Attributes:
+        what: is measured.
+        values: one a pair, or none where it could not be measured.
+        unit: of the values.
+        target: what their median should be at least, or `at_most`; None: nothing is asked.
+        limit: what the machine allows and how much of that is reached, or why there is no value.
+    """
+
+    what: str
+    values: Sequence[float]
+    unit: str
+    target: float | None
+    limit: str
+    at_most: bool = False
+
+    def markdown(self) -> str:
+        goal = "" if self.target is None else f"{'≤' if self.at_most else '≥'} {shown(self.target)} {self.unit}"
+        if len(self.values) == 0:
+            return f"| {self.what} | | {goal} | not measured | {self.limit} |"
+        median, low, high = (shown(f(self.values)) for f in (np.median, np.min, np.max))
+        measured = f"{median} {self.unit}" + (f" ({low} to {high})" if len(self.values) > 1 else "")
+        return f"| {self.what} | {measured} | {goal} | {self.verdict()} | {self.limit} |"
+
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        median = float(np.median(self.values))
+        if median <= self.target if self.at_most else median >= self.target:
+            return "met"
+        gap = abs(median - self.target)
+        return f"missed by {gap / self.target:.0%}" if self.target else f"missed by {shown(gap)} {self.unit}"
+
+
+def main(
+    table: Path = Path("../shared/data/mmlu_pro"),
+    pairs: int = 5,
+    train_runs: int = 3,
+    quick: bool = False,
+    only: tuple[Literal["env", "calls", "sb3_defaults", "batched", "default", "train_py", "large", "cuda"], ...] = (),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    write: bool = False,
+) -> None:
+    """Measures, prints and writes.
+
+    Args:
+        table: table directory, seen from the repository; where there is none, the built-in `tiny`.
+        pairs: turns of what is compared.
+        train_runs: whole runs of train.py for each set of experts.
+        quick: sizes at which numbers mean little, to see that everything runs.
+        only: names of what to measure; all if empty.
+        device: cpu leaves out the rows of a GPU.
+        write: write the file even where not everything is measured in full.
+    """
+    torch.set_num_threads(1)
+    directory = (ROOT / table).resolve()
+    name = str(directory) if directory.is_dir() else DEFAULT
+    setup = Setup(name, resolve(name, None, "cpu"), choose_device(device), pairs, train_runs, quick)
+    measures = [env, calls, sb3_defaults, batched, default, train_py, large, cuda]
+    lines = [
+        f"Load at the start {os.getloadavg()[0]:.1f}; {setup.table!r}; {pairs} pairs{', quick' * quick}.",
+        "",
+        *HEAD,
+    ]
+    print("\n".join([machine(), versions(), *lines]), flush=True)
+    for measure in measures:
+        if only and measure.__name__ not in only:
+            continue
+        for row in measure(setup):
+            lines.append(row.markdown())
+            print(lines[-1], flush=True)
+    if write or not (quick or only):
+        write_section(machine(), "\n".join([versions(), "", *lines]))
+
+
+HEAD = ("| what | measured | target | | limit |", "|---|---|---|---|---|")
+
+
+def env(setup: Setup) -> list[Row]:
+    """The vector environment with observations, against Gymnasium's loop over environments, and without them."""
+    n_envs, steps, episodes = (64, 64, 1) if setup.quick else (1024, 512, 16)
+    rules = make_rules(setup.table)
+    ours = LeerooVectorEnv(n_envs, setup.table)
+    theirs = SyncVectorEnv([lambda: LeerooEnv(setup.table)] * 64, autoreset_mode=AutoresetMode.SAME_STEP)
+    for each in (ours, theirs):
+        each.reset(seed=0)
+        play(each, 16)
+    works = (lambda: play(ours, steps), lambda: play(theirs, steps // 4), lambda: play_rows(rules, n_envs, episodes))
+    fast, slow, bare = alternated(setup.pairs, *works)
+    copied = copy_bytes_per_s(rules.table.device)
+    return [
+        Row(
+            f"environment, {n_envs:,} episodes, observations written", fast, "steps/s", 1.5e6,
+            limit(fast, step_bytes(rules) + observation_bytes(rules), "B", copied),
+        ),
+        Row("the same against SyncVectorEnv of 64", fast / slow, "x", 15, f"beside {rate(slow)}"),
+        Row(
+            f"environment, {n_envs:,} episodes, rows in place of observations", bare, "steps/s", 10e6,
+            limit(bare, step_bytes(rules), "B", copied),
+        ),
+    ]  # fmt: skip
+
+
+def calls(setup: Setup) -> list[Row]:
+    """What a step costs with four calls a query, against one."""
+    n_envs, steps = (64, 64) if setup.quick else (1024, 512)
+    one, four = (LeerooVectorEnv(n_envs, setup.table, max_calls=m) for m in (1, 4))
+    for each in (one, four):
+        each.reset(seed=0)
+        play(each, 16, masked=True)
+    single, several = alternated(
+        setup.pairs, lambda: play(one, steps, masked=True), lambda: play(four, steps, masked=True)
+    )
+    moved = [step_bytes(e.rules) + observation_bytes(e.rules) for e in (one, four)]
+    reached = limit(several, moved[1], "B", copy_bytes_per_s(setup.table.device))
+    note = f"{rate(several)}; {reached}; bytes alone: {moved[1] / moved[0]:.2f} x"
+    return [Row("a step with 4 calls a query against 1", single / several, "x", 2, note, at_most=True)]
+
+
+def sb3_defaults(setup: Setup) -> list[Row]:
+    """PPO with an MLP against stable-baselines3 as it comes: the same settings, and ours; scores on val."""
+    rules, turns = make_rules(setup.table), -(-setup.pairs // 2)
+    n_steps, n_envs = (128, 16) if setup.quick else (2048, 256)
+    rates, gains, scores = [], [], []
+    for seed in (0, 1):
+        settings: dict[str, Any] = {"n_steps": n_steps, "policy_kwargs": MLP, "seed": seed, "device": "cpu"}
+        theirs = PPO("MlpPolicy", DummyVecEnv([lambda: LeerooEnv(setup.table)] * 8), **settings)
+        same = DevicePPO("MlpPolicy", LeerooSB3VecEnv(LeerooVectorEnv(8, setup.table)), **settings)
+        own, _ = make_model(train.Config(policy="mlp", n_envs=n_envs, seed=seed), "mlp", rules)
+        rates.append(alternated(turns, *(learning(model) for model in (theirs, same, own))))
+        results = [val_result(setup, rules, model) for model in (theirs, same, own)]
+        gains.append(lead(results[2], results[0]))
+        scores.append([result.mean_score for result in results])
+    slow, alike, fast = np.concatenate(rates, axis=1)
+    reached = "; scores {:.4f}, {:.4f} (same settings), {:.4f} (ours)".format(*np.mean(scores, axis=0))
+    points, stderr = [100 * gain[2] for gain in gains], 100 * np.mean([gain[3] for gain in gains])
+    steps = turns * n_steps * 8
+    return [
+        Row(
+            "PPO, MLP 64x64, against stable-baselines3 with 8 DummyVecEnvs, its defaults on both", alike / slow, "x", 4,
+            f"{rate(alike)} beside {rate(slow)}; {flop_limit(same, alike)}",
+        ),
+        Row(
+            "PPO, MLP 64x64, our settings, against the same", fast / slow, "x", 15, f"{rate(fast)}; {flop_limit(own, fast)}"
+        ),
+        Row(
+            f"its mean score on val less theirs, {steps:,} steps each, 2 seeds", points, "points", 0,
+            f"standard error {stderr:.2f} a seed{reached}",
+        ),
+    ]  # fmt: skip
+
+
+def batched(setup: Setup) -> list[Row]:
+    """PPO on the device against stable-baselines3's on the same batched environment: speed, and equal parameters."""
+    n_envs = 128 if setup.quick else 1024
+    settings: dict[str, Any] = {"n_steps": 64, "batch_size": 1024, "n_epochs": 4, "seed": 0, "device": "cpu"}
+    ours, theirs = (
+        kind("MlpPolicy", LeerooSB3VecEnv(LeerooVectorEnv(n_envs, setup.table)), policy_kwargs=MLP, **settings)
+        for kind in (DevicePPO, PPO)
+    )
+    learning(ours)(), learning(theirs)()
+    pairs = zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True)
+    apart = max(float((a - b).detach().abs().max()) for a, b in pairs)
+    moved = 64 * n_envs * 4 // 1024
+    fast, slow = alternated(setup.pairs, learning(ours), learning(theirs))
+    note = f"{rate(fast)} beside {rate(slow)}; {flop_limit(ours, fast)}"
+    return [
+        Row(f"PPO, MLP 64x64, {n_envs:,} episodes, against stable-baselines3 on them", fast / slow, "x", 1.2, note),
+        Row(
+            "largest difference of a parameter after the first iteration", [apart], "", 1e-4,
+            f"after {moved:,} minibatches, in single precision", at_most=True,
+        ),
+    ]  # fmt: skip
+
+
+def default(setup: Setup) -> list[Row]:
+    """Training as `train.py` does by default, estimates given, with one and with two threads."""
+    model = bid_price_model(setup, 64 if setup.quick else 0)
+    work = learning(model, 1 if setup.quick else 3)
+    work()
+    rates = alternated(setup.pairs, *(lambda n=n: with_threads(n, work) for n in (1, 2)))
+    return [
+        Row(
+            f"PPO, default policy and settings, {threads} thread{'s' * (threads > 1)}", rates[threads - 1], "steps/s", 1e5,
+            f"{flop_limit(model, rates[threads - 1], threads)}; {training_limit(model, rates[threads - 1], threads)}",
+        )
+        for threads in (1, 2)
+    ]  # fmt: skip
+
+
+def train_py(setup: Setup) -> list[Row]:
+    """`train.py` from its start to its report."""
+    every = setup.table.experts
+    pools = [every, TWELVE] if set(TWELVE) < set(every) else [every]
+    seconds = np.array(
+        [[run_train(setup, pool) for pool in pools] for _ in range(1 if setup.quick else setup.train_runs)]
+    )
+    rows, cores = [], len(os.sched_getaffinity(0))
+    for pool, (wall_s, cpu_s) in zip(pools, seconds.transpose(1, 2, 0), strict=True):
+        least = np.median(cpu_s) / cores
+        note = f"{np.median(cpu_s):.0f} CPU s: {least:.0f} s with {cores} cores always busy, {least / np.median(wall_s):.0%}"
+        rows.append(Row(f"train.py to its report, {len(pool)} experts", wall_s, "s", 60, note, at_most=True))
+    return rows
+
+
+def large(setup: Setup) -> list[Row]:
+    """What the size of a table costs."""
+    sizes, steps, rounds = ((1_000, 10_000), 8, 2) if setup.quick else ((10**4, 10**5, 10**6, 10**7), 256, setup.pairs)
+    measured = large_tables.measure(sizes, steps=steps, rounds=rounds)
+    print(large_tables.markdown(measured), flush=True)
+    rows = []
+    for at in measured:
+        played, learnt = at.played, at.trained
+        memory = f"{played.anonymous_mb:.0f} MB of its own and {played.files_mb:,.0f} of files"
+        memory_ppo = f"{learnt.anonymous_mb:.0f} MB of its own and {learnt.files_mb:,.0f} of files"
+        rows += [
+            Row(f"environment, {at.queries:,} queries", at.speeds, "steps/s", None, memory),
+            Row(f"PPO, {at.queries:,} queries", at.training_speeds, "steps/s", None, memory_ppo),
+        ]
+    first, last = measured[0], measured[-1]
+    grown = f"time of a step, {last.queries:,} queries against {first.queries:,}"
+    note = "bytes and FLOPs are the same: what differs is how many of a step's cache lines come from memory"
+    return rows + [
+        Row(f"environment, {grown}", np.divide(first.speeds, last.speeds), "x", 1.25, note, at_most=True),
+        Row(f"PPO, {grown}", np.divide(first.training_speeds, last.training_speeds), "x", 1.25, note, at_most=True),
+    ]
+
+
+def cuda(setup: Setup) -> list[Row]:
+    """The environment and the training on a GPU, where one launch of a captured step is what is left of the host."""
+    if setup.device.type != "cuda":
+        why = "torch finds no usable GPU here" if not torch.cuda.is_available() else "left out by --device cpu"
+        return [Row("on a GPU", [], "", None, why)]
+    setup = replace(setup, table=resolve(setup.name, None, setup.device))
+    rows = []
+    for n_envs in (256,) if setup.quick else (4_096, 16_384, 65_536):
+        rows += [*cuda_env(setup, n_envs), *cuda_training(setup, n_envs)]
+    return rows
+
+
+def cuda_env(setup: Setup, n_envs: int, few: int = 32) -> list[Row]:
+    rules = make_rules(setup.table)
+    works = [captured_rows(rules, n, capture) for n, capture in ((n_envs, True), (n_envs, False), (few, True))]
+    for work in works:
+        work()
+    fast, slow, launches = alternated(setup.pairs, *works)
+    bound = np.median(launches) * n_envs / few
+    note = f"launches alone, as of {few} episodes: {bound:,.0f} steps/s, {np.median(fast) / bound:.0%} reached"
+    moved = limit(fast, step_bytes(rules), "B", copy_bytes_per_s(setup.device))
+    what = f"GPU: environment, {n_envs:,} episodes, rows in place of observations"
+    return [
+        Row(what, fast, "steps/s", 500e6, f"{moved}; {note}"),
+        Row(f"{what}: captured against not", fast / slow, "x", 1, f"beside {rate(slow)}"),
+    ]
+
+
+def cuda_training(setup: Setup, n_envs: int) -> list[Row]:
+    ours = bid_price_model(setup, n_envs)
+    learning(ours)()
+    with patch("agents.ppo.captured", lambda work, *_: work):
+        plain = bid_price_model(setup, n_envs)
+        learning(plain)()
+    fast, slow = alternated(setup.pairs, learning(ours), learning(plain))
+    n, replay_s = ours.n_steps * n_envs, replay_seconds(setup.device)
+    launches = ours.n_steps + ours.n_epochs * -(-n // ours.batch_size)
+    bound = n / (launches * replay_s)
+    note = f"{launches:,} replays of {replay_s * 1e6:.1f} us at least: {bound:,.0f} steps/s, {np.median(fast) / bound:.0%} reached"
+    what = f"GPU: PPO, default policy and settings, {n_envs:,} episodes"
+    return [
+        Row(what, fast, "steps/s", 5e6, f"{training_limit(ours, fast)}; {note}"),
+        Row(f"{what}: captured against not", fast / slow, "x", 1, f"beside {rate(slow)}"),
+    ]
+
+
+def alternated(pairs: int, *works: Callable[[], float]) -> np.ndarray:
+    """What each of the works returns, [works, pairs]: A B, B A, ... so that a machine that changes meets all alike."""
+    measured = np.zeros((len(works), pairs))
+    for pair in range(pairs):
+        for i in range(len(works)) if pair % 2 == 0 else reversed(range(len(works))):
+            measured[i, pair] = works[i]()
+    return measured
+
+
+def play(env: VectorEnv, steps: int, masked: bool = False) -> float:
+    """Steps a second of random actions, those that make sense where `masked`; choosing them does not count."""
+    rng, seconds = np.random.default_rng(0), 0.0
+    for _ in range(steps):
+        if masked:
+            mask = env.action_masks()  # type: ignore[attr-defined]
+            actions = (mask * (1 - rng.random(mask.shape))).argmax(axis=1)
+        else:
+            actions = rng.integers(env.single_action_space.n, size=env.num_envs)  # type: ignore[attr-defined]
+        began = time.perf_counter()
+        env.step(actions)
+        seconds += time.perf_counter() - began
+    return steps * env.num_envs / seconds
+
+
+def play_rows(rules: Rules, n_envs: int, episodes: int) -> float:
+    """Steps a second of whole episodes by `leeroo_env.dynamics`, for an agent that looks features up by rows."""
+    numbers, actions = torch.arange(n_envs), torch.randint(rules.n_actions, (rules.horizon, n_envs))
+    began = time.perf_counter()
+    for episode in range(episodes):
+        state = dynamics.begin(rules, dynamics.episode_keys(numbers, torch.full_like(numbers, episode)))
+        for chosen in actions:
+            dynamics.current_rows(state)
+            state, _ = dynamics.step(rules, state, chosen)
+    return episodes * actions.numel() / (time.perf_counter() - began)
+
+
+def captured_rows(rules: Rules, n_envs: int, capture: bool, episodes: int = 4) -> Callable[[], float]:
+    """`play_rows` on a GPU, in place, each expert asked all through an episode; its steps a second."""
+    device = rules.table.device
+    numbers = torch.arange(n_envs, device=device)
+    rows, actions = torch.zeros_like(numbers), numbers % rules.n_actions
+
+    def fresh(episode: int) -> State:
+        return dynamics.begin(rules, dynamics.episode_keys(numbers, torch.full_like(numbers, episode)))
+
+    state = State(**{name: value.clone() for name, value in vars(fresh(0)).items()})
+
+    def put(new: State) -> None:
+        for name, value in vars(new).items():
+            if value is not getattr(state, name):
+                getattr(state, name).copy_(value)
+
+    def step() -> None:
+        rows.copy_(dynamics.current_rows(state))
+        put(dynamics.step(rules, state, actions)[0])
+
+    go = captured(step, [rows, *vars(state).values()], device) if capture else step
+
+    def work() -> float:
+        began = now(device)
+        for episode in range(episodes):
+            put(fresh(episode))
+            for _ in range(rules.horizon):
+                go()
+        return episodes * rules.horizon * n_envs / (now(device) - began)
+
+    return work
+
+
+def learning(model: Any, iterations: int = 1) -> Callable[[], float]:
+    """So many iterations of training, which go on where the last ones ended; its steps a second."""
+
+    def work() -> float:
+        steps, began = iterations * model.n_steps * model.n_envs, now(model.device)
+        model.learn(steps, log_interval=None, reset_num_timesteps=False)
+        return steps / (now(model.device) - began)
+
+    return work
+
+
+def with_threads(threads: int, work: Callable[[], float]) -> float:
+    torch.set_num_threads(threads)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(1)
+
+
+def bid_price_model(setup: Setup, n_envs: int = 0) -> DevicePPO:
+    """As `train.py` makes it by default."""
+    model, _ = make_model(train.Config(n_envs=n_envs), "bid-price", setup.played_rules)
+    begin_as_plan(model.policy, setup.table, setup.predictor.rows, setup.predictor.out_of_fold)
+    return model
+
+
+def val_result(setup: Setup, rules: Rules, model: Any) -> Result:
+    val = make_rules(setup.table, "val", min(rules.horizon, len(setup.table.rows("val"))))
+    router = PolicyRouter(model.policy, describe_policy(rules, "ppo", MLP))
+    return evaluate(router, val, budget_grid(val), 8 if setup.quick else None)
+
+
+def run_train(setup: Setup, experts: Sequence[str]) -> tuple[float, float]:
+    """Wall and CPU seconds of train.py in a process of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        options = ["--table", setup.name, "--experts", ",".join(experts), "--run-dir", f"{directory}/run"]
+        options += ["--timesteps", "20000"] if setup.quick else []
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, ROOT / "train.py", *options], cwd=ROOT, capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - began, cpu_s
+
+
+def step_bytes(rules: Rules) -> int:
+    """What a step has to move at least for one episode: what it looks up, what of the state it changes, the outcome."""
+    before = dynamics.begin(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
+    after, outcome = dynamics.step(rules, before, torch.zeros_like(before.t))
+    old = {id(value) for value in vars(before).values()}
+    changed = {id(value): value.nbytes for value in vars(after).values() if id(value) not in old}
+    looked_up = before.t.nbytes * 2 + rules.table.scores.element_size() + rules.table.costs_usd.element_size()
+    return looked_up + 2 * sum(changed.values()) + sum(value.nbytes for value in vars(outcome).values())
+
+
+def observation_bytes(rules: Rules) -> int:
+    """An embedding read, an observation written."""
+    state = dynamics.begin(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
+    return rules.table.embeddings[0].nbytes + dynamics.observe(rules, state).nbytes
+
+
+def training_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
+    """By bytes: a step of the rollout, its storage written once and read once an epoch."""
+    rollout = model.rollout
+    assert rollout is not None
+    kept = rollout.digest if rollout.digest.shape[2] else rollout.tail
+    stored = 4 * kept.shape[2] + sum(x.element_size() for x in (rollout.rows, rollout.actions)) + 5 * 4
+    rules = rollout.env.rules
+    moved = step_bytes(rules) + observation_bytes(rules) + (1 + model.n_epochs) * stored
+    return limit(rates, moved, "B", copy_bytes_per_s(model.device, threads))
+
+
+def flop_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
+    """By matrix products: those of an iteration, counted, at the speed of the first layer's with a minibatch."""
+    with FlopCounterMode(display=False) as counter:
+        learning(model)()
+    first = next(m for m in model.policy.modules() if isinstance(m, torch.nn.Linear) and m.in_features > 2)
+    shape = model.batch_size, first.in_features, first.out_features
+    at = "x".join(map(str, shape))
+    per_step = counter.get_total_flops() / (model.n_steps * model.n_envs)
+    return limit(rates, per_step, "FLOP", product_flops_per_s(*shape, threads), f" ({at})")
+
+
+def limit(rates: np.ndarray, per_step: float, unit: str, per_s: float, how: str = "") -> str:
+    bound = per_s / per_step
+    reached = f"{bound:,.0f} steps/s, {np.median(rates) / bound:.0%} reached"
+    return f"{per_step:,.0f} {unit} a step at {per_s / 1e9:,.1f} G{unit}/s{how}: {reached}"
+
+
+@cache
+def copy_bytes_per_s(device: torch.device, threads: int = 1) -> float:
+    """Read and written by a copy far larger than any cache."""
+    source = torch.ones(2**27 if device.type == "cpu" else 2**30, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return with_threads(threads, lambda: 2 * source.nbytes / fastest(lambda: target.copy_(source), device))
+
+
+@cache
+def product_flops_per_s(rows: int, inner: int, columns: int, threads: int = 1) -> float:
+    a, b, times = torch.randn(rows, inner), torch.randn(inner, columns), 1 + 10**9 // (rows * inner * columns)
+
+    def work() -> None:
+        for _ in range(times):
+            a @ b
+
+    return with_threads(threads, lambda: 2 * times * rows * inner * columns / fastest(work, a.device))
+
+
+def replay_seconds(device: torch.device, times: int = 1000) -> float:
+    """Of a captured graph that does next to nothing."""
+    x = torch.zeros(1, device=device)
+
+    def touch() -> None:
+        x.zero_()
+
+    replay = captured(touch, [x], device)
+    return fastest(lambda: [replay() for _ in range(times)], device) / times
+
+
+def fastest(work: Callable[[], Any], device: torch.device, times: int = 5) -> float:
+    """Seconds, the least of some tries."""
+    seconds = []
+    for _ in range(times):
+        began = now(device)
+        work()
+        seconds.append(now(device) - began)
+    return min(seconds)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def rate(rates: np.ndarray) -> str:
+    return f"{np.median(rates):,.0f} steps/s"
+
+
+def shown(x: float) -> str:
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"## {cpu}, {len(os.sched_getaffinity(0))} cores, {memory_gb:.0f} GB, {gpu}"
+
+
+def versions() -> str:
+    packages = (f"{name} {version(name)}" for name in ("torch", "stable-baselines3", "gymnasium", "numpy"))
+    return ", ".join([f"Python {platform.python_version()}", *packages])
+
+
+def write_section(heading: str, text: str) -> None:
+    """Replaces the section of that heading, or adds it."""
+    head, *sections = (
+        RESULTS.read_text().split("\n## ")
+        if RESULTS.exists()
+        else ["# Speed\n\n`python benchmarks/speed.py` wrote this."]
+    )
+    kept = [section.rstrip() for section in sections if section.split("\n")[0] != heading.removeprefix("## ")]
+    RESULTS.write_text("\n\n## ".join([head.rstrip(), *kept, f"{heading.removeprefix('## ')}\n\n{text}"]) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
