@@ -387,6 +387,7 @@ def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -
     asked, answered, answer_ids = asked.T.contiguous(), answered.T.contiguous(), answer_ids.T
     weights = weights.T.double().contiguous()  # sums of float32 are exact in it: equal support is equal in any order
     place = torch.arange(m, device=asked.device)[:, None]
+    number = place.float()  # the least of whole numbers takes twenty times as long
     given = answered & (answer_ids >= 0)
     answer_ids = torch.where(given, answer_ids, -1 - place).contiguous()
     same = answer_ids[:, None] == answer_ids
@@ -397,8 +398,8 @@ def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -
     for strength in (support, strongest):
         strength = strength.masked_fill(~leads, -math.inf)
         leads = leads & (strength == strength.amax(dim=0))
-    first = torch.where(leads, place, m - 1).float().amin(dim=0, keepdim=True).long()
-    origin = torch.where(same, place[:, :, None], m).amin(dim=0)
+    first = torch.where(leads, number, m - 1).amin(dim=0, keepdim=True).long()
+    origin = torch.where(same, number[:, :, None], m).amin(dim=0).long()
     leading = support.gather(0, first)[0]
     return Poll(
         leader=asked.gather(0, first)[0].masked_fill(~answered.any(dim=0), -1),
