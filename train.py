@@ -28,7 +28,7 @@ from agents.report import compare, write_report
 from agents.routers import Router, calling_routers, other_routers
 from agents.run_dir import begin_run, latest_run, read_settings, resumed
 from agents.seeds import write_seeds_report
-from agents.threads import choose_threads
+from agents.threads import choose_threads, side_by_side
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT, resolve
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
@@ -104,8 +104,8 @@ def run(config: Config) -> int:
     table.rows("val"), table.rows("test")
     choose_policy(config)
     seeds = range(config.seed, config.seed + config.seeds)
-    predictors = fit_predictors(table, seeds)
-    routers = other_routers(table, config.horizon, config.seed)
+    fits = (lambda: fit_predictors(table, seeds), lambda: other_routers(table, config.horizon, config.seed))
+    predictors, routers = side_by_side(*fits)
     if config.seeds == 1:
         return train_agent(config, table, predictors[0], routers, run_dir)
     if run_dir is None:

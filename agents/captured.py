@@ -15,22 +15,24 @@ def captured(work: Callable[[], None], changed: Sequence[Tensor], device: torch.
 
     Args:
         work: reads and writes tensors in place and asks the host for nothing.
-        changed: the tensors that it changes; trying it out leaves no trace on them.
+        changed: the tensors that it changes; trying it out leaves no trace on them, nor on the random numbers to come.
         device: where they are.
     """
     if device.type != "cuda":
         return work
     before = [tensor.detach().clone() for tensor in changed]
+    generator = torch.cuda.get_rng_state(device)
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):  # a capture needs what libraries set up at first use
         for _ in range(WARM_UPS):
             work()
+            with torch.no_grad():  # at once: there may be room for one step only
+                for tensor, value in zip(changed, before, strict=True):
+                    tensor.copy_(value)
     torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.set_rng_state(generator, device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    with torch.no_grad():
-        for tensor, value in zip(changed, before, strict=True):
-            tensor.copy_(value)
     return graph.replay

@@ -24,7 +24,7 @@ from leeroo_env.sb3 import LeerooSB3VecEnv
 STATISTICS = ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "loss")
 
 
-_OWN = ("_works", "_places", "_clips", "_sums", "_parameters", "_moments", "_changed")
+_OWN = ("_works", "_places", "_clips", "_sums", "_parameters", "_moments", "_changed", "_where")
 
 
 class DevicePPO(PPO):
@@ -39,10 +39,7 @@ class DevicePPO(PPO):
     policy: ActorCriticPolicy
 
     def _setup_model(self) -> None:
-        if not isinstance(self.env, LeerooSB3VecEnv | None):
-            raise InputError(
-                f"{type(self.env).__name__}: DevicePPO plays on a LeerooSB3VecEnv; stable_baselines3.PPO plays on any"
-            )
+        self._check(self.env)
         self.rollout_buffer_class = _NoBuffer  # type: ignore[assignment]
         super()._setup_model()
         self.rollout: Rollout | None = None
@@ -50,14 +47,26 @@ class DevicePPO(PPO):
         self._places: dict[int, Tensor] = {}
         self._clips = torch.zeros(2, device=self.device)
         self._sums = torch.zeros(len(STATISTICS), device=self.device)
-        if type(self.policy.optimizer) is not torch.optim.Adam or len(self.policy.optimizer.param_groups) > 1:
-            raise InputError(f"optimizer {type(self.policy.optimizer).__name__}: DevicePPO learns by torch.optim.Adam")
-        if self.device.type == "cuda":  # a captured step sees only tensors change
-            group = self.policy.optimizer.param_groups[0]
-            group |= {"capturable": True, "lr": torch.tensor(float(group["lr"]), device=self.device)}
+        group, *more = self.policy.optimizer.param_groups
+        if type(self.policy.optimizer) is not torch.optim.Adam or more or group["amsgrad"] or group["maximize"]:
+            name = type(self.policy.optimizer).__name__
+            raise InputError(f"optimizer {name}: DevicePPO learns by plain torch.optim.Adam with one parameter group")
+        self._hold_learning_rate()
+
+    def _check(self, env: Any) -> None:
+        if not isinstance(env, LeerooSB3VecEnv | None):
+            raise InputError(
+                f"{type(env).__name__}: DevicePPO plays on a LeerooSB3VecEnv; stable_baselines3.PPO plays on any"
+            )
+        if env is not None and (at := env.env.rules.table.device).type != self.device.type:
+            raise InputError(f"device {self.device}: DevicePPO learns where the table is, on {at}")
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        self._check(env)
+        super().set_env(env, force_reset)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout", *_OWN]
+        return [*super()._excluded_save_params(), "rollout", "rollout_buffer_class", *_OWN]
 
     def collect_rollouts(self, env: Any, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Plays `n_rollout_steps` of every episode; False where a callback wants to stop."""
@@ -70,26 +79,36 @@ class DevicePPO(PPO):
             play()
             rollout.end_step(step)
             self.num_timesteps += env.num_envs
-            if step == n_rollout_steps - 1:
-                infos = rollout.hand_back()
-                self._update_info_buffer(infos)
+            last = step == n_rollout_steps - 1
+            if last:
+                infos = self._hand_back(step)
             callback.update_locals(locals())
             if not callback.on_step():
+                if not last:
+                    self._hand_back(step)
                 return False
         with torch.no_grad():
             _, last_values = judge(self.policy, look(self.policy, rollout.observe()))
         rollout.estimate_advantages(last_values, self.gamma, self.gae_lambda)
-        self._last_episode_starts = rollout.starts[-1].bool().cpu().numpy()
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
+    def _hand_back(self, step: int) -> list[dict[str, Any]]:
+        """Lets the environment stand where `step` has led; what is told of the episodes that have ended."""
+        assert self.rollout is not None
+        infos = self.rollout.hand_back()
+        self._update_info_buffer(infos)
+        self._last_episode_starts = self.rollout.starts[step + 1].bool().cpu().numpy()
+        return infos
+
     def _begin_rollout(self, env: LeerooSB3VecEnv, steps: int) -> Rollout:
-        if self.rollout is None or self.rollout.env is not env.env or self.rollout.steps != steps:
-            self.rollout = Rollout(env.env, steps, digest_width(self.policy))
+        rollout = self.rollout
+        if rollout is None or (rollout.env, rollout.steps) != (env.env, steps) or rollout.rules is not env.env.rules:
+            self.rollout = rollout = Rollout(env.env, steps, digest_width(self.policy))
             self._works.clear()
-        self.rollout.take_over(self._last_episode_starts)  # type: ignore[arg-type]
-        return self.rollout
+        rollout.take_over(self._last_episode_starts)  # type: ignore[arg-type]
+        return rollout
 
     @torch.no_grad()
     def _play(self) -> None:
@@ -135,7 +154,7 @@ class DevicePPO(PPO):
                 return False
             self._descend(gradients, statistics)
             return True
-        key = ("update", len(places), len(self._parameters))
+        key = ("update", len(places), self._where)
         self._captured(key, lambda: self._descend(*self._differentiate(mine)), self._changed)()
         return True
 
@@ -183,9 +202,19 @@ class DevicePPO(PPO):
         names = ("exp_avg", "exp_avg_sq", "step")
         self._moments = [[state[p][name] for p in self._parameters] for name in names]
         self._changed = [self._sums, *self._parameters, *(tensor for part in self._moments for tensor in part)]
+        rate = self.policy.optimizer.param_groups[0]["lr"]
+        seen = [*self._changed, rate] if isinstance(rate, Tensor) else self._changed
+        self._where = tuple(tensor.data_ptr() for tensor in seen)  # loading puts other tensors in their place
+
+    def _hold_learning_rate(self) -> None:
+        """On a GPU as a tensor: a captured step sees only tensors change."""
+        group = self.policy.optimizer.param_groups[0]
+        if self.device.type == "cuda" and not isinstance(group["lr"], Tensor):
+            group |= {"capturable": True, "lr": torch.tensor(float(group["lr"]), device=self.device)}
 
     def _set_learning_rate(self, rate: float) -> None:
         self.logger.record("train/learning_rate", rate)
+        self._hold_learning_rate()
         group = self.policy.optimizer.param_groups[0]
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)

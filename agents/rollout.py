@@ -32,7 +32,7 @@ class Rollout:
     """
 
     def __init__(self, env: LeerooVectorEnv, steps: int, digest_width: int):
-        self.env, self.steps, self.table = env, steps, env.rules.table
+        self.env, self.steps, self.rules, self.table = env, steps, env.rules, env.rules.table
         b, device = env.num_envs, self.table.device
         tail = 0 if digest_width else env.state.polled.shape[1] + 2
         self.rows, self.actions = torch.zeros(2, steps, b, dtype=torch.int64, device=device)
@@ -44,7 +44,7 @@ class Rollout:
         self.state = _own(env.state)
         self.earned = torch.zeros(b, dtype=torch.float64, device=device)
         self._at, self._begun = torch.zeros(1, device=device).long(), torch.zeros(b, device=device).long()
-        self._upcoming = env.upcoming(1 + (steps - 1) // env.rules.horizon)
+        self._upcoming = env.upcoming(1 + (steps - 1) // self.rules.horizon)
         self._last = {name: torch.stack([value] * steps) for name, value in self._shown().items()}
         self._clock = time.perf_counter()
 
@@ -57,7 +57,7 @@ class Rollout:
         self.starts.zero_()[0] = torch.as_tensor(starts, device=self.starts.device)
         self._at.zero_(), self._begun.zero_()
         t = self.state.t
-        self.in_step = self.env.rules.max_calls == 1 and bool((t == t[0]).all())
+        self.in_step = self.rules.max_calls == 1 and bool((t == t[0]).all())
         self._played = int(t[0])
 
     def tensors(self) -> list[Tensor]:
@@ -67,16 +67,16 @@ class Rollout:
 
     def observe(self) -> Tensor:
         """[B, D + ...], as the environment's observations."""
-        return dynamics.observe(self.env.rules, self.state)
+        return dynamics.observe(self.rules, self.state)
 
     def play(self, seen: Tensor, actions: Tensor, values: Tensor, log_probs: Tensor) -> None:
         """One step: takes `actions` [B] and stores what was `seen`, an observation or a digest of it, and came of it.
 
         Where episodes are not `in_step`, those that end are followed by their next.
         """
-        rules, state = self.env.rules, self.state
+        state = self.state
         rows = dynamics.current_rows(state)
-        after, outcome = dynamics.step(rules, state, actions)
+        after, outcome = dynamics.step(self.rules, state, actions)
         digests = self.digest.shape[2] > 0
         parts = (self.digest, seen) if digests else (self.tail, seen[:, self.table.embeddings.shape[1] :])
         self._store(parts, (self.rows, rows), (self.actions, actions), (self.rewards, outcome.reward))
@@ -90,15 +90,15 @@ class Rollout:
 
     def end_step(self, number: int) -> None:
         """What the host does after step `number`: it knows when episodes that are `in_step` end."""
-        if self.in_step and (self._played + number + 1) % self.env.rules.horizon == 0:
-            self._begin_next(self.state.t >= self.env.rules.horizon)
+        if self.in_step and (self._played + number + 1) % self.rules.horizon == 0:
+            self._begin_next(self.state.t >= self.rules.horizon)
 
     def _begin_next(self, ended: Tensor) -> None:
         """Tells of the episodes that have `ended` [B] with the last step and begins their next."""
         for name, value in self._shown().items():
             self._last[name].index_copy_(0, self._at - 1, value[None])
         rows, budget_usd = (part[self._begun.clamp(max=len(part) - 1), self._each()] for part in self._upcoming)
-        fresh = dynamics.start(self.env.rules, rows, budget_usd)
+        fresh = dynamics.start(self.rules, rows, budget_usd)
         _put(self.state, dynamics.renew(self.state, ended, fresh))
         self._begun += ended
         self.earned *= ~ended
@@ -124,7 +124,7 @@ class Rollout:
         earned = last.pop("earned").cpu().numpy()
         state = replace(self.state, **last)
         seconds = np.full(len(earned), time.perf_counter() - self._clock)
-        told = episode_statistics(self.env.rules, state, earned, seconds)
+        told = episode_statistics(self.rules, state, earned, seconds)
         infos = [{"episode": {name: values[i] for name, values in told.items()}} for i in range(len(earned))]
         return infos + [{} for _ in range(self.env.num_envs - len(infos))]
 

@@ -1,4 +1,4 @@
-"""How many threads torch works with: one, or all, by trying."""
+"""How many threads torch works with: one, or all, by trying; and pieces of work that run beside each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -23,6 +25,21 @@ def choose_threads(wanted: int = 0) -> int:
     chosen = wanted if wanted > 0 or most == 1 else _faster(most)
     torch.set_num_threads(max(1, chosen))
     return max(1, chosen)
+
+
+def side_by_side(*work: Callable[[], Any]) -> list[Any]:
+    """What each piece of work gives. They run at the same time, with one thread of torch each, so that their bits do
+    not depend on how many threads there are; they must not draw from the global generators."""
+    before = torch.get_num_threads()
+
+    def alone(piece: Callable[[], Any]) -> Any:
+        torch.set_num_threads(1)
+        return piece()
+
+    with ThreadPoolExecutor(len(work)) as pool:
+        results = list(pool.map(alone, work))
+    torch.set_num_threads(before)
+    return results
 
 
 def _faster(most: int) -> int:
