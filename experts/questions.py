@@ -81,15 +81,17 @@ class TaskWriter:
 
     def write(self, n: int, domain: str | None, rng: np.random.Generator) -> Written:
         """As `Writer.write`; "used up" counts what a family of few texts could not give."""
-        written = Written()
+        written, seen, used_up = Written(), set[str](), set[str]()
         for chosen in _domains(self, n, domain, rng):
-            seen = {query.text for query in written.queries}
-            try:
-                task = draw(rng, [chosen], held_out=True, seen=seen, difficulties=self.difficulties)
-            except ValueError:
-                written.dropped["used up"] += 1
-            else:
-                written.queries.append(Query(text_id(task.text), task.text, chosen, task.reference))
+            if chosen not in used_up:
+                try:
+                    task = draw(rng, [chosen], held_out=True, seen=seen, difficulties=self.difficulties)
+                except ValueError:
+                    used_up.add(chosen)
+                else:
+                    seen.add(task.text)
+                    written.queries.append(Query(text_id(task.text), task.text, chosen, task.reference))
+            written.dropped.update(["used up"] if chosen in used_up else [])
         return written
 
 

@@ -45,8 +45,8 @@ def agreed_references(
     Failed calls, and outputs without an answer in normal form, do not vote. Queries are dropped for "no answers" (fewer
     than 2, or none of the teacher), "tie" and "low agreement"; a teacher's answer stands whatever the others say.
 
-    Agreement is no proof: of the tiny table's questions 38% get a reference, from three of five experts or more, and 87%
-    of these are right, but of count, where the experts share a mistake, 32%. The best expert as teacher: 75% of all.
+    Agreement is no proof: of the tiny table's questions 38% get a reference, from three of five experts or more. Of
+    these 87% are right, but of count, where the experts share a mistake, 32%. The best expert as teacher: 75% of all.
 
     Args:
         answers: of each expert, its answers in the queries' order.

@@ -27,12 +27,12 @@ class TextEncoder(Protocol):
 class Limits:
     """From which cosine similarity on two queries count as one.
 
-    No similarity tells another question of a template from the same question in other words. With all-MiniLM-L6-v2 "What
-    is 12 + 47?" has 0.89 with "What is 13 + 47?" but 0.75 with "Add 12 and 47.", two sortings of unlike digits have up
-    to 0.99, two ways to ask for the capital of France 0.96. So numbers and names decide with it. Against val and test
-    the limits are strict all the same, and drop 18% of the tiny tasks' new questions (6% are there word for word; of
-    sort it is 36%, of weekday, which has few texts, 62%), and 3.5% of MMLU-Pro's own training questions (1.3%). What
-    was seen costs the tiny tasks another 8%, nearly all word for word, and MMLU-Pro 1.3%.
+    No similarity tells a template's next question from the same question in other words. With all-MiniLM-L6-v2 "What is
+    12 + 47?" has 0.89 with "What is 13 + 47?" but 0.75 with "Add 12 and 47.", two sortings of unlike digits have up to
+    0.99, two ways to ask for the capital of France 0.96. So numbers and names decide with it. Against val and test the
+    limits are strict all the same, and drop 18% of the tiny tasks' new questions (6% are there word for word; of sort
+    it is 36%, of weekday, which has few texts, 62%), and 3.5% of MMLU-Pro's own training questions (1.3%). What was
+    seen costs the tiny tasks another 8%, nearly all word for word, and MMLU-Pro 1.3%.
 
     Attributes:
         reserved: between a new query and one of val or test, whatever they say.
