@@ -1,9 +1,9 @@
 """What to ask next: answers that the agent's choices hang on, and of which least is known for the money.
 
-An answer is worth asking for where the expert is neither sure to be chosen nor sure to be passed over, where its score is
-uncertain, and where it is cheap: queries and experts are drawn with probabilities in proportion to
-sqrt(contention x variance / cost), the shape of Neyman's allocation (On the two different aspects of the representative
-method, 1934), whose sample sizes go with standard deviation over the root of cost.
+An answer is worth asking for where the expert is neither sure to be chosen nor sure to be passed over, where its score
+is uncertain, and where it is cheap: queries and experts are drawn with probabilities in proportion to
+sqrt(contention x variance / cost), the shape of Neyman's allocation (On the two different aspects of the
+representative method, 1934), whose sample sizes go with standard deviation over the root of cost.
 
 B queries, K experts.
 """

@@ -56,7 +56,7 @@ from experts.sieve import Sieve
 from experts.store import StoredExpert, open_store
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import DEFAULT, resolve
-from leeroo_env.dynamics import COST_WEIGHT, HORIZON, budget_grid, make_rules
+from leeroo_env.dynamics import COST_WEIGHT, HORIZON, budget_grid, make_rules, price_range
 from leeroo_env.table import TableInfo, hash_split, write_table
 
 TINY_POOL = Path(experts.tiny.__file__).parent / "pool.yaml"
@@ -191,7 +191,10 @@ def play_round(game: Game, number: int) -> None:
     changed = [name for name, found in drift.items() if found["changed"]]
     game.asker.era |= {name: number for name in changed}
     left_usd = game.config.usd_to_begin - (0 if number else spent_usd)
-    measured_usd = game.asker.ask(everyone(game, part(game.held_out, "val")), left_usd)
+    again = changed if number else list(game.asker.specs)  # whose answers on val there are none of, or old ones
+    measured_usd = game.asker.ask(
+        [pair for pair in everyone(game, part(game.held_out, "val")) if pair[1] in again], left_usd
+    )
     parts = answers_so_far(game, number, changed, part(game.held_out, "val"))
     write_table(directory / "table", *parts, checked=True)
     table, seen = partial_table(*parts)
@@ -451,8 +454,8 @@ def answers_so_far(
 ) -> tuple[TableInfo, pa.Table, pa.Table, np.ndarray]:
     """What a table directory holds of all answers up to this round: on held-out queries, then on training queries.
 
-    Of an expert that changed only what it has answered since is left. Training queries that nobody has answered are left
-    out, and held-out ones that not everybody has.
+    Of an expert that changed only what it has answered since is left. Training queries that nobody has answered, and
+    held-out ones that not everybody has, are left out.
     """
     since = eras(game, number) | {name: number for name in changed}
     answers: dict[tuple[str, str], Answer] = {}
@@ -506,7 +509,8 @@ def learn(game: Game, number: int, table: ExpertTable) -> dict[str, Any]:
     played = table_of_estimates(table, estimates_of(table, predictor), mean_cost_usd)
     rules = make_rules(played, "train", horizon)
     val_rules = make_rules(played, "val", horizon)
-    budgets = read_json(game.directory(0) / "round.json")["budgets_usd"] if number else budget_grid(val_rules)
+    priced = replace(val_rules, price_range_usd=price_range(table.mean_cost_usd("val")))
+    budgets = read_json(game.directory(0) / "round.json")["budgets_usd"] if number else budget_grid(priced)
     settings = {"algo": "ppo", "n_envs": 0, "horizon": horizon, "cost_weight": COST_WEIGHT, "max_calls": 1}
     model, made = make_model(SimpleNamespace(**settings, hide_budget=False, seed=config.seed), "bid-price", rules)
     policy: Any = model.policy

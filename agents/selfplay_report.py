@@ -58,8 +58,8 @@ def write_selfplay_report(run_dir: Path, rounds: list[dict[str, Any]], test: dic
         "",
         "## Held-out score by round",
         "",
-        f"Mean score per query on the {split} split at each budget, dollars a query. Dollars are for training answers and "
-        "writing, summed up; what val and test cost stands below.",
+        f"Mean score per query on the {split} split at each budget, dollars a query. The other dollars are for "
+        "training answers and writing, summed up; what val and test cost stands below.",
         "",
         *_scores(rounds, held_out, total_usd),
         "",
@@ -73,7 +73,7 @@ def write_selfplay_report(run_dir: Path, rounds: list[dict[str, Any]], test: dic
         "",
         *_drift(rounds),
         "",
-        f"Measuring cost ${sum(one['measured_usd'] for one in rounds[:1]) + test.get('measured_usd', 0.0):.4g} besides: "
+        f"Measuring cost ${sum(one['measured_usd'] for one in rounds) + test.get('measured_usd', 0.0):.4g} besides: "
         "every expert's answers on val and test.",
         "",
         notes,
@@ -111,8 +111,8 @@ def _headline(mean: list[float], usd: list[float], split: str) -> str:
     if len(mean) == 1:
         return f"The agent that the first answers make scores {mean[0]:.4f} on {split}, for ${usd[0]:.4g}."
     return (
-        f"The agent's mean score over the budgets went from {mean[0]:.4f} to {mean[-1]:.4f} on {split}: {gain:+.2f} points "
-        f"for ${more_usd:.4g} more."
+        f"The agent's mean score over the budgets went from {mean[0]:.4f} to {mean[-1]:.4f} on {split}: {gain:+.2f} "
+        f"points for ${more_usd:.4g} more."
     )
 
 
@@ -154,8 +154,8 @@ def _drift(rounds: list[dict[str, Any]]) -> list[str]:
     if len(rounds) == 1:
         return ["No round has been played yet."]
     lines = [
-        "Fresh answers against what the last agent foretold: mean score above it, mean cost over it, each with its number "
-        "of standard errors. An expert that changed loses its earlier answers.",
+        "Fresh answers against what the last agent foretold: mean score above it, mean cost over it, each with its "
+        "number of standard errors. An expert that changed loses its earlier answers.",
         "",
         *_header(["round", "expert", "answers", "score", "cost", "changed"]),
     ]
