@@ -23,6 +23,9 @@ def log_round(run_dir: Path, numbers: dict[str, Any], total_usd: float) -> None:
         for budget, score in zip(numbers["budgets_usd"], numbers["val"]["score"], strict=True):
             writer.add_scalar(f"held_out/score_at_usd_{budget:.3g}", score, step)
         writer.add_scalar("money/round_usd", numbers["spent_usd"], step)
+        if numbers["explored"]["answers"]:
+            writer.add_scalar("live/score", numbers["explored"]["score"], step)
+            writer.add_scalar("live/cost_usd", numbers["explored"]["cost_usd"], step)
         writer.add_scalar("queries/kept", numbers["written"]["kept"], step)
         for reason, count in numbers["written"]["dropped"].items():
             writer.add_scalar(f"queries/dropped/{reason}", count, step)
@@ -133,12 +136,19 @@ def _queries(rounds: list[dict[str, Any]]) -> list[str]:
     for one in rounds:
         dropped.update(one["written"]["dropped"])
     reasons = [reason for reason, count in sorted(dropped.items()) if count]
-    lines = _header(["round", "dollars", "queries kept", *(f"dropped: {r}" for r in reasons), "answers"])
+    lines = _header(["round", "dollars", "queries kept", *(f"dropped: {r}" for r in reasons), "answers", "live score"])
     for one in rounds:
         counts = [str(one["written"]["dropped"].get(reason, 0)) for reason in reasons]
         kept = str(one["written"]["kept"])
-        lines.append(_line([str(one["round"]), f"{one['spent_usd']:.4g}", kept, *counts, str(one["answered"])]))
-    return lines
+        lines.append(
+            _line([str(one["round"]), f"{one['spent_usd']:.4g}", kept, *counts, str(one["answered"]), _live(one)])
+        )
+    return [*lines, "", "The live score is that of the agent's own choices on new queries, at budgets of all sizes."]
+
+
+def _live(one: dict[str, Any]) -> str:
+    found = one["explored"]
+    return f"{found['score']:.3f} ({found['answers']} answers)" if found["answers"] else ""
 
 
 def _coverage(last: dict[str, Any]) -> list[str]:
