@@ -17,7 +17,7 @@ from experts.expert import Answer, Expert, Query
 from experts.grading import GRADERS
 from experts.lanes import ask_all
 from experts.openai_api import most_tokens
-from experts.pool import ExpertSpec, Pool, keys_for, make_experts
+from experts.pool import ExpertSpec, OpenAISpec, Pool, keys_for, make_experts
 from experts.spending import Purse
 from experts.store import Store, StoredExpert
 from leeroo_env.table import TableInfo
@@ -55,10 +55,11 @@ class Asker:
         return self.store.found.get(self.key(expert)(query))
 
     def worst_usd(self, pair: Pair) -> float:
-        """The most that a call can cost."""
+        """The most that a call can cost, every retry billed."""
         query, expert = pair
         spec = self.specs[expert]
-        return spec.price.worst_usd(most_tokens(spec.render(query), spec.system), spec.max_tokens)
+        attempts = 1 + spec.max_retries if isinstance(spec, OpenAISpec) else 1
+        return attempts * spec.price.worst_usd(most_tokens(spec.render(query), spec.system), spec.max_tokens)
 
     def ask(self, pairs: Sequence[Pair], max_usd: float) -> float:
         """Asks the pairs in order as far as the money goes, and returns what their answers cost, in dollars.

@@ -50,7 +50,8 @@ class Config:
     rounds: int = 3
     """rounds to play; a run that has ended goes on when there are more"""
     usd_per_round: float = 0.012
-    """the most that a round's writing and answers may cost, in dollars"""
+    """the most that a round's writing and answers may cost, in dollars; what cannot pay for the next call at its worst
+    is left over"""
     usd_to_begin: float = math.inf
     """the most that the first answers may cost: the start, and val and test, with which the agents are compared"""
     queries_per_round: int = 600

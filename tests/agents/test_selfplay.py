@@ -74,9 +74,9 @@ def server(monkeypatch) -> Iterator[OpenAIServer]:
 def made(directory: Path, **options) -> Config:
     """The configuration of a small run; its pool and seed queries are written."""
     pool = "experts:\n"
-    for name, price in (("poor", 10), ("good", 100)):
+    for name, price, retries in (("poor", 10, 1), ("good", 100, 0)):
         pool += f"  - {{name: {name}, backend: openai, model: m, usd_per_mtok_in: {price}, usd_per_mtok_out: {price},\n"
-        pool += f'     max_tokens: 40, concurrency: 3, max_retries: 0, prompt: "{name}: {{text}}",\n'
+        pool += f'     max_tokens: 40, concurrency: 3, max_retries: {retries}, prompt: "{name}: {{text}}",\n'
         pool += "     base_url_env: TEST_URL, api_key_env: TEST_KEY}\n"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "pool.yaml").write_text(pool)
