@@ -121,7 +121,8 @@ def collect(
         keys = {spec.name: keys_for(spec) for spec in (*specs, *judges)}
         stored = [StoredExpert(expert, keys[expert.name], store) for expert in asked]
         lanes = [
-            _lane(e, spec, _missing(keys[e.name], queries, store.found)) for e, spec in zip(stored, specs, strict=True)
+            lane_of(e, spec, _missing(keys[e.name], queries, store.found))
+            for e, spec in zip(stored, specs, strict=True)
         ]
         ask_all(lanes, show_progress)
         rows = [Row(e.name, q, store.found[k]) for e in asked for q in queries if (k := keys[e.name](q)) in store.found]
@@ -181,7 +182,8 @@ def _missing(key: Callable[[Query], str], queries: Sequence[Query], found: Colle
     return list({k: query for query in queries if (k := key(query)) not in found}.values())
 
 
-def _lane(expert: Expert, spec: ExpertSpec, queries: Sequence[Query]) -> Lane:
+def lane_of(expert: Expert, spec: ExpertSpec, queries: Sequence[Query]) -> Lane:
+    """The work of asking an expert of a pool these queries."""
     if isinstance(spec, OpenAISpec):
         return make_lane(expert, queries, spec.concurrency, remote=True)
     return make_lane(expert, queries, getattr(spec, "batch_size", 1), remote=False)
@@ -226,17 +228,18 @@ def _write(
         name=out.name,
         description=f"{len(queries)} queries asked of {len(specs)} experts, {remark}",
         encoder=encoder.info,
-        experts=tuple(_info(spec) for spec in specs),
+        experts=tuple(expert_info(spec) for spec in specs),
     )
-    query_rows, answer_rows = _query_rows(queries), _answer_rows(graded)
+    asked, answered_rows = query_rows(queries), answer_rows(graded)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # queries that lack an answer are counted in the report
-        table = ExpertTable.from_arrow(info, query_rows, answer_rows, embeddings, source=out)
-    write_table(out, info, query_rows, answer_rows, embeddings, checked=True)
+        table = ExpertTable.from_arrow(info, asked, answered_rows, embeddings, source=out)
+    write_table(out, info, asked, answered_rows, embeddings, checked=True)
     return table
 
 
-def _info(spec: ExpertSpec) -> ExpertInfo:
+def expert_info(spec: ExpertSpec) -> ExpertInfo:
+    """An expert as `table.json` describes it."""
     fields = {
         "name": spec.name,
         "usd_per_mtok_in": spec.usd_per_mtok_in,
@@ -248,12 +251,14 @@ def _info(spec: ExpertSpec) -> ExpertInfo:
     return ExpertInfo.model_validate({name: value for name, value in fields.items() if value is not None})
 
 
-def _query_rows(queries: Sequence[Query]) -> pa.Table:
+def query_rows(queries: Sequence[Query]) -> pa.Table:
+    """`queries.parquet`."""
     names = ("query_id", "text", "domain", "reference", "split")
     return pa.table({name: pa.array([getattr(query, name) for query in queries], pa.string()) for name in names})
 
 
-def _answer_rows(graded: Sequence[Row]) -> pa.Table:
+def answer_rows(graded: Sequence[Row]) -> pa.Table:
+    """`answers.parquet`."""
     columns = {
         "query_id": (pa.string(), [row.query.query_id for row in graded]),
         "expert": (pa.string(), [row.expert for row in graded]),

@@ -1,0 +1,179 @@
+"""The self-play loop: write queries, let the agent and the aim choose whom to ask, grade, learn; round after round.
+
+    python -m agents.selfplay --rounds 3 --usd-per-round 0.012 --run-dir runs/mine
+
+The same command goes on with a run that was stopped at any point, and pays for no answer twice. The method follows the
+Leeroo Orchestrator (arXiv 2401.13979), whose generation, orchestration and evaluation make its own training data.
+
+    RUN_DIR/store/              every answer that was paid for, see `experts.store`
+    RUN_DIR/rounds/NNN/         queries.jsonl and asks.json, written before asking; table/ (all answers so far), policy/
+                                (for `Orchestrator.load`), and round.json, with which a round has ended
+    RUN_DIR/report.md           how much was learnt for how much money
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import tyro
+
+from agents.ask_pairs import Asker
+from agents.evaluate import evaluate, lead
+from agents.files import read_json, write_json
+from agents.missing import fill_missing, partial_table
+from agents.orchestrator import Orchestrator
+from agents.selfplay_ask import chosen_pairs, new_queries
+from agents.selfplay_game import (
+    PROGRAMS,
+    Config,
+    Game,
+    begin_or_go_on,
+    check,
+    ended_rounds,
+    eras,
+    everyone,
+    make_encoder,
+    make_writer,
+    pairs_of,
+    part,
+    seed_queries,
+)
+from agents.selfplay_learn import answers_so_far, coverage, drifts, learn, live_score
+from agents.selfplay_report import log_round, total, write_selfplay_report
+from experts.collect import QueryEncoder
+from experts.pool import load_pool
+from experts.store import open_store
+from leeroo_env import InputError
+from leeroo_env.dynamics import make_rules
+from leeroo_env.table import write_table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    config = tyro.cli(Config, args=arguments, description=__doc__)
+    try:
+        run(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(config: Config, encoder: QueryEncoder | None = None) -> list[dict[str, Any]]:
+    """Plays the rounds that are still to be played, writes the report, and returns the rounds' numbers.
+
+    Args:
+        encoder: embeds the queries; None: the one that the configuration names.
+
+    Raises:
+        InputError: before anything is written where the settings make no sense; also, for lack of answers, later.
+    """
+    check(config)
+    torch.set_num_threads(max(1, config.threads))
+    held_out, start = seed_queries(config)
+    pool = load_pool(config.pool)
+    if config.writer not in PROGRAMS:
+        pool.select([config.writer])
+    begin_or_go_on(config)
+    with ExitStack() as stack:
+        asker = Asker(pool, stack.enter_context(open_store(config.run_dir / "store")))
+        game = Game(config, asker, make_writer(config, asker, start), encoder or make_encoder(config), held_out, start)
+        for number in range(config.rounds + 1):
+            if not (game.directory(number) / "round.json").exists():
+                play_round(game, number)
+                rounds = ended_rounds(game, number + 1)
+                log_round(config.run_dir, rounds[-1], total(rounds)[-1])
+                print(describe(rounds[-1]), flush=True)
+        rounds = ended_rounds(game, config.rounds + 1)
+        test = examine(game, rounds)
+    notes = f"Answers were chosen by `--ask {config.ask}`, seed {config.seed}; `config.yaml` has all settings."
+    write_selfplay_report(config.run_dir, rounds, test, notes)
+    print(f"report: {config.run_dir / 'report.md'}")
+    return rounds
+
+
+def play_round(game: Game, number: int) -> None:
+    """One round: write, choose, ask, learn. What was done of it before the process was stopped is not done again."""
+    directory = game.directory(number)
+    game.asker.era = eras(game, number)
+    queries, written = new_queries(game, number)
+    asks = chosen_pairs(game, number, queries, written)
+    limit_usd = game.config.usd_per_round - written["cost_usd"] if number else game.config.usd_to_begin
+    pairs = pairs_of(game, number, asks["explore"] + asks["aim"])
+    spent_usd = game.asker.ask(pairs, max(limit_usd, 0.0))
+    answered = sum(game.asker.found(pair) is not None for pair in pairs)
+    explored = live_score(game, pairs[: len(asks["explore"])])
+    drift = drifts(game, number, pairs)
+    changed = [name for name, found in drift.items() if found["changed"]]
+    game.asker.era |= {name: number for name in changed}
+    again = changed if number else list(game.asker.specs)  # those without answers on val, or with old ones
+    on_val = [pair for pair in everyone(game, part(game.held_out, "val")) if pair[1] in again]
+    measured_usd = game.asker.ask(on_val, game.config.usd_to_begin - (0 if number else spent_usd))
+    parts = answers_so_far(game, number, changed, part(game.held_out, "val"))
+    write_table(directory / "table", *parts, checked=True)
+    table, seen = partial_table(*parts)
+    outcome = learn(game, number, fill_missing(table, seen, game.config.seed))
+    numbers = {
+        "round": number,
+        "spent_usd": spent_usd + written["cost_usd"],
+        "writing_usd": written["cost_usd"],
+        "measured_usd": measured_usd,
+        "written": written,
+        "answered": answered,
+        "explored": explored,
+        "answers": dict(zip(table.experts, seen[table.split == 0].sum(dim=0).tolist(), strict=True)),
+        "coverage": coverage(table, seen),
+        "drift": drift,
+        "changed": changed,
+        **outcome,
+    }
+    write_json(directory / "round.json", numbers)
+
+
+def examine(game: Game, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """How the agent of every round does on test, after all choices were made; empty where there is no test split."""
+    if not part(game.held_out, "test"):
+        return {}
+    path = game.config.run_dir / "test.json"
+    if path.exists() and len(read_json(path)["score"]) == len(rounds):
+        return read_json(path)
+    number = len(rounds) - 1
+    game.asker.era = eras(game, len(rounds))
+    measured_usd = game.asker.ask(everyone(game, part(game.held_out, "test")), game.config.usd_to_begin)
+    table, seen = partial_table(*answers_so_far(game, number, rounds[-1]["changed"], part(game.held_out, "test")))
+    table = fill_missing(table, seen, game.config.seed)
+    rules = make_rules(table, "test", min(game.config.horizon, len(table.rows("test"))))
+    results = []
+    for earlier in range(len(rounds)):
+        router = Orchestrator.load(game.directory(earlier)).router(table)
+        results.append(evaluate(router, rules, rounds[0]["budgets_usd"], seed=game.config.seed))
+    told = {
+        "measured_usd": measured_usd,
+        "score": [result.score.tolist() for result in results],
+        "mean": [result.mean_score for result in results],
+        "stderr": [lead(result, results[0])[3] for result in results],
+    }
+    write_json(path, told)
+    return told
+
+
+def describe(numbers: dict[str, Any]) -> str:
+    """One line for people."""
+    changed = f", changed: {', '.join(numbers['changed'])}" if numbers["changed"] else ""
+    return (
+        f"round {numbers['round']}: ${numbers['spent_usd']:.6f} for {numbers['answered']} answers, "
+        f"val {numbers['val']['mean']:.4f}{'' if numbers['kept'] else ' (last agent kept)'}{changed}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What a round of self-play writes and asks.
+
+n queries, K experts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.aim import draw_domains, draw_pairs, worth_asking
+from agents.bid_price import BidPricePolicy
+from agents.files import read_json, write_json, write_text
+from agents.orchestrator import Orchestrator
+from agents.selfplay_game import PROGRAMS, Game, foretell, read_queries, training_queries
+from experts.expert import Query
+from experts.questions import Written
+from experts.sieve import Sieve
+
+WRITTEN_AT_ONCE = 20  # by a model: the replies to these are all that a kill can lose
+MAX_WRITING = 3  # times that the writer is asked for what the sieve has left too few of
+
+
+def new_queries(game: Game, number: int) -> tuple[list[Query], dict[str, Any]]:
+    """The queries of a round, and what became of those written: kept, dropped by reason, dollars."""
+    directory = game.directory(number)
+    if (directory / "queries.jsonl").exists():
+        return read_queries(game, number), read_json(directory / "written.json")
+    queries, written = (game.start, Written()) if number == 0 else write_queries(game, number)
+    told = {"kept": len(queries), "dropped": dict(written.dropped), "cost_usd": written.cost_usd}
+    write_json(directory / "written.json", told)
+    lines = [json.dumps(asdict(query), ensure_ascii=False) for query in queries]
+    write_text(directory / "queries.jsonl", "".join(f"{line}\n" for line in lines))
+    return queries, told
+
+
+def write_queries(game: Game, number: int) -> tuple[list[Query], Written]:
+    """Has queries written, more for domains whose answers are worth asking for, until enough of each pass the sieve."""
+    rng, total = game.rng(number, 1), Written()
+    known = training_queries(game, number)
+    sieve = Sieve(game.encoder, [q.text for q in game.held_out], [q.text for q in known])
+    worth = torch.ones(len(known), 1)
+    if game.config.ask == "aimed":
+        agent = Orchestrator.load(game.directory(number - 1))
+        worth = worth_asking(foretell(game, agent, known), plan_of(agent), middle(game))
+    domains = game.writer.domains
+    wanted = draw_domains(domains, [q.domain for q in known], worth, game.config.queries_per_round, rng)
+    for _ in range(MAX_WRITING):
+        kept = Counter(query.domain for query in total.queries)
+        for domain, n in wanted.items():
+            missing = n - kept[domain]
+            at_once = WRITTEN_AT_ONCE if game.config.writer not in PROGRAMS else max(missing, 1)
+            for done in range(0, missing, at_once):
+                game.asker.purse.max_usd = game.asker.purse.spent_usd + game.config.usd_per_round - total.cost_usd
+                written = game.writer.write(min(at_once, missing - done), domain, rng)
+                graded = [query for query in written.queries if query.reference]
+                sifted = sieve.sift(graded)
+                total.queries += [replace(query, split="train") for query in sifted.queries]
+                total.dropped += written.dropped + sifted.dropped
+                total.dropped["no reference"] += len(written.queries) - len(graded)
+                total.cost_usd += written.cost_usd
+    return total.queries, total
+
+
+def chosen_pairs(game: Game, number: int, queries: list[Query], written: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """Whom to ask what, in order, by query_id and name: where the agent explores, and where answers are worth it."""
+    path = game.directory(number) / "asks.json"
+    if not path.exists():
+        write_json(path, choose_pairs(game, number, queries, game.config.usd_per_round - written["cost_usd"]))
+    return read_json(path)
+
+
+def choose_pairs(game: Game, number: int, queries: list[Query], limit_usd: float) -> dict[str, list[list[str]]]:
+    rng, names = game.rng(number, 2), list(game.asker.specs)
+    if number == 0:
+        return {"explore": [], "aim": [[query.query_id, name] for query in queries for name in names]}
+    if game.config.ask == "all":
+        order = rng.permutation(len(queries))
+        return {"explore": [], "aim": [[queries[i].query_id, name] for i in order for name in names]}
+    agent = Orchestrator.load(game.directory(number - 1))
+    known = training_queries(game, number)
+    candidates = known + queries
+    estimates = foretell(game, agent, candidates)
+    costs_usd = estimates.chunk(2, dim=1)[1].numpy()
+    free = torch.tensor([[game.asker.found((query, name)) is None for name in names] for query in candidates])
+    row, choice = explore(game, agent, queries, rng)
+    spend = np.cumsum(costs_usd[len(known) + row, choice])
+    explored = [(len(known) + int(i), int(k)) for i, k in zip(row, choice, strict=True)]
+    explored = explored[: int((spend < game.config.explore * limit_usd).sum())]
+    free[tuple(np.array(explored, dtype=np.int64).reshape(-1, 2).T)] = False
+    aimed = draw_pairs(worth_asking(estimates, plan_of(agent), middle(game)), free, rng)
+    told = ([[candidates[i].query_id, names[k]] for i, k in pairs] for pairs in (explored, aimed))
+    return dict(zip(("explore", "aim"), told, strict=True))
+
+
+def explore(game: Game, agent: Orchestrator, queries: list[Query], rng: np.random.Generator) -> tuple[Any, Any]:
+    """Queries in random order and whom the agent would ask, [n] and [n] int64, in mid-episode at budgets drawn
+    log-uniformly; now and then someone else."""
+    row, n = rng.permutation(len(queries)), len(queries)
+    low, high = agent.description["price_range_usd"]
+    budget = low * (high / low) ** rng.random(n)
+    left = rng.integers(1, game.config.horizon + 1, size=n)
+    texts = [queries[i].text for i in row]
+    choice = agent.choose(game.encoder.encode(texts), budget * left, left, texts)
+    other = rng.random(n) < game.config.epsilon
+    return row, np.where(other, rng.integers(len(agent.experts), size=n), choice)
+
+
+def plan_of(agent: Orchestrator) -> Any:
+    assert isinstance(agent.policy, BidPricePolicy)
+    return agent.policy.network.plan
+
+
+def middle(game: Game) -> int:
+    return max(1, game.config.horizon // 2)

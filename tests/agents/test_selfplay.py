@@ -1,0 +1,258 @@
+"""Self-play against a server on loopback: the loop, kills, limits, drift, missing answers, bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from agents import Orchestrator
+from agents.aim import draw_pairs
+from agents.drift import find_drift
+from agents.files import read_json, read_tensors
+from agents.missing import fill_missing
+from agents.predictor import fit_predictor, predict_all
+from agents.selfplay import Config, main, run
+from experts.store import read_parts
+from leeroo_env import ExpertTable, InputError
+from tests.experts.collecting import processes
+from tests.experts.openai_server import OpenAIServer
+
+USD = 0.3
+
+
+class Encoder:
+    """Embeds a text as its domain and noise."""
+
+    info = {"model": "fake", "dim": 32}
+
+    def encode(self, texts) -> np.ndarray:
+        rows = [np.random.default_rng(_hash(text)).normal(size=32) for text in texts]
+        sides = [[6.0 * ("east" in text), *[0.0] * 31] for text in texts]
+        return np.array(rows, np.float32).reshape(-1, 32) + np.array(sides, np.float32).reshape(-1, 32)
+
+
+def _hash(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+
+
+def text_of(domain: str, seed: str) -> str:
+    """A question of one-letter words: this server counts a token a word, and the spend cap at most one a byte."""
+    return f"{domain} {' '.join(hashlib.sha256(seed.encode()).hexdigest()[:30])}"
+
+
+def reply(prompt: str) -> str:
+    """`good` says a text backwards, `poor` does so of eastern ones; asked to write, both give new questions."""
+    if prompt.startswith("Write"):
+        domain = re.findall(r'subject "(\w+)"', prompt)[0]
+        n = int(re.findall(r"Write (\d+)", prompt)[0])
+        texts = [text_of(domain, prompt + str(i)) for i in range(n)]
+        return json.dumps([{"question": text, "answer": text[::-1]} for text in texts])
+    name, text = prompt.split(": ")
+    return text[::-1] if name == "good" or "east" in text else "no idea"
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[OpenAIServer]:
+    with OpenAIServer() as one:
+        one.reply = reply
+        monkeypatch.setenv("TEST_URL", one.url)
+        monkeypatch.setenv("TEST_KEY", "k")
+        yield one
+
+
+def made(directory: Path, **options) -> Config:
+    """The configuration of a small run; its pool and seed queries are written."""
+    pool = "experts:\n"
+    for name, price, retries in (("poor", 10, 1), ("good", 100, 0)):
+        pool += f"  - {{name: {name}, backend: openai, model: m, usd_per_mtok_in: {price}, usd_per_mtok_out: {price},\n"
+        pool += f'     max_tokens: 40, concurrency: 3, max_retries: {retries}, prompt: "{name}: {{text}}",\n'
+        pool += "     base_url_env: TEST_URL, api_key_env: TEST_KEY}\n"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "pool.yaml").write_text(pool)
+    lines = []
+    for i in range(100):
+        text = text_of(("east", "west")[i % 2], f"seed {i}")
+        split = "train" if i < 50 else "val" if i < 76 else "test"
+        row = {"query_id": f"s{i}", "text": text, "domain": text[:4], "reference": text[::-1], "split": split}
+        lines.append(json.dumps(row))
+    (directory / "seeds.jsonl").write_text("\n".join(lines))
+    settings = {"start": 40, "rounds": 2, "usd_per_round": USD, "queries_per_round": 60, "timesteps": 0, "horizon": 8}
+    paths = {
+        "pool": directory / "pool.yaml",
+        "seed_queries": str(directory / "seeds.jsonl"),
+        "run_dir": directory / "run",
+    }
+    return Config(**{**settings, **paths, "writer": "poor", **options})
+
+
+def play_in_process(config: Config, url: str) -> None:
+    os.environ |= {"TEST_URL": url, "TEST_KEY": "k"}
+    run(config, Encoder())
+
+
+def prompts_of(run_dir: Path) -> set[str]:
+    """Prompts whose answers are stored."""
+    texts = {}
+    for path in run_dir.glob("rounds/*/queries.jsonl"):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            texts[row["query_id"]] = row["text"]
+    rows = read_parts(run_dir / "store").to_pylist()
+    return {f"{row['expert']}: {texts[row['query_id']]}" for row in rows if row["query_id"] in texts}
+
+
+def test_two_rounds(server, tmp_path):
+    config = made(tmp_path, timesteps=1)
+    rounds = run(config, Encoder())
+    for one in rounds[1:]:
+        assert 0 < one["spent_usd"] <= USD and one["answered"] > 40
+        assert one["written"]["kept"] > 30 and one["writing_usd"] > 0
+        assert not one["changed"]
+    stored = read_parts(config.run_dir / "store")
+    assert max(server.requests.values()) == 1
+    paid = sum(one["spent_usd"] + one["measured_usd"] for one in rounds)
+    paid += read_json(config.run_dir / "test.json")["measured_usd"]
+    assert paid == pytest.approx(sum(stored["cost_usd"].to_pylist()))
+    assert rounds[-1]["answers"]["poor"] > rounds[-1]["answers"]["good"]
+    for number in range(3):
+        directory = config.run_dir / "rounds" / f"{number:03d}"
+        agent = Orchestrator.load(directory)
+        assert agent.experts == ["poor", "good"]
+        queries = pq.read_table(directory / "table" / "queries.parquet").to_pylist()
+        trained = read_tensors(directory / "policy" / "predictor.safetensors")["rows"].tolist()
+        assert {queries[i]["split"] for i in trained} == {"train"}
+        assert {query["query_id"] for query in queries if query["split"] == "val"} == {f"s{i}" for i in range(50, 76)}
+    report = (config.run_dir / "report.md").read_text()
+    assert "| west |" in report and "Held-out score by round" in report
+    assert list(config.run_dir.glob("events.*")) and (config.run_dir / "learning.png").exists()
+
+
+def killed(config: Config, server: OpenAIServer, after: int) -> None:
+    """Plays in another process, which is killed when the server has had so many requests."""
+    process = processes().Process(target=play_in_process, args=(config, server.url))
+    process.start()
+    deadline = time.monotonic() + 60
+    while server.requests.total() < after and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def test_killed_anywhere_it_goes_on(server, tmp_path):
+    whole = made(tmp_path / "whole", rounds=1)
+    expected = run(whole, Encoder())
+    total = server.requests.total()
+    server.requests.clear()
+    server.delay_s = 0.02
+    config = made(tmp_path / "killed", rounds=1)
+    killed(config, server, 30)  # asking the start
+    first = prompts_of(config.run_dir)
+    once = server.requests.copy()
+    killed(config, server, total - 90)  # asking what round 1 chose; 48 answers on test are asked at the end
+    second = prompts_of(config.run_dir)
+    assert not (config.run_dir / "rounds" / "001" / "round.json").exists()
+    assert (config.run_dir / "rounds" / "001" / "asks.json").exists()
+    before, server.delay_s = server.requests.copy(), 0.0
+    assert run(config, Encoder()) == expected
+    assert all(before[prompt] == once[prompt] for prompt in first)  # what was stored is not asked again
+    assert all(server.requests[prompt] == before[prompt] for prompt in second)
+    twice = {prompt for prompt, times in server.requests.items() if times > 1}
+    assert first < second
+    assert len(twice) <= 2 * 2 * 2 * 3  # those under way: twice, of two experts, two batches of three
+    for name in ("policy.safetensors", "predictor.safetensors"):
+        ours, theirs = (read_tensors(c.run_dir / "rounds/001/policy" / name) for c in (config, whole))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_everyone_is_asked_for_the_same_money(server, tmp_path):
+    rounds = run(made(tmp_path, ask="all", rounds=1), Encoder())
+    assert 0 < rounds[1]["spent_usd"] <= USD
+    gained = {name: rounds[1]["answers"][name] - rounds[0]["answers"][name] for name in ("poor", "good")}
+    assert abs(gained["poor"] - gained["good"]) <= 1
+
+
+def test_an_expert_that_changes_is_noticed(server, tmp_path):
+    config = made(tmp_path)
+    before = run(made(tmp_path, rounds=1), Encoder())
+    old = Orchestrator.load(config.run_dir / "rounds/001")
+    server.reply = lambda prompt: "no idea at all" if prompt.startswith("good") else reply(prompt)
+    rounds = run(config, Encoder())
+    assert rounds[2]["changed"] == ["good"] and not before[1]["changed"]
+    assert rounds[2]["drift"]["good"]["score"] < -0.5 and rounds[2]["drift"]["good"]["cost"] < -0.3
+    assert rounds[2]["measured_usd"] > 0  # what it does on val is measured anew
+    new = Orchestrator.load(config.run_dir / "rounds/002")
+    texts = [text_of("west", str(i)) for i in range(40)]
+    told = [agent.predictor.predict(torch.from_numpy(Encoder().encode(texts)), texts)[:, 1] for agent in (old, new)]
+    assert told[0].mean() > 0.8 and told[1].mean() < 0.3
+    assert "| 2 | good |" in (config.run_dir / "report.md").read_text()
+
+
+def test_estimates_from_partial_answers():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(900, 8)).astype(np.float32)
+    chance = 1 / (1 + np.exp(-2 * x[:, :3]))
+    costs = np.array([1.0, 2.0, 4.0]) * (1 + 0.1 * rng.random((900, 3)))
+    split = ["train"] * 600 + ["val"] * 300
+    table = ExpertTable.from_arrays("x", ["a", "b", "c"], x, (rng.random((900, 3)) < chance) * 1.0, costs, split=split)
+    seen = torch.from_numpy(rng.random((900, 3)) < 0.6) | (table.split == 1)[:, None]
+    hidden = table.__class__(**{**vars(table), "scores": torch.where(seen, table.scores, 0.0)})
+    errors = []
+    for known in (table, fill_missing(hidden, seen)):
+        told = predict_all(fit_predictor(known), table)[600:, :3].numpy()
+        errors.append(float(np.sqrt(np.square(told - chance[600:]).mean())))
+    assert errors[1] < 1.25 * errors[0] and errors[1] < 0.6 * chance.std()
+    with pytest.raises(InputError, match="expert b: has answered 0"):
+        fill_missing(table, seen & torch.tensor([True, False, True]))
+
+
+def test_pairs_are_drawn_by_worth():
+    worth = torch.tensor([[1.0, 3.0], [0.0, 6.0]])
+    free = torch.tensor([[True, True], [True, True]])
+    first = [tuple(draw_pairs(worth, free, np.random.default_rng(s))[0]) for s in range(1000)]
+    assert first.count((1, 1)) == pytest.approx(600, abs=60) and first.count((0, 1)) == pytest.approx(300, abs=60)
+    assert len(draw_pairs(worth, free & torch.tensor([True, False]), np.random.default_rng(0))) == 1
+
+
+def test_chance_is_no_drift():
+    rng = np.random.default_rng(0)
+    changed = []
+    for _ in range(200):
+        chance, cost = rng.random(60), np.exp(rng.normal(size=60))
+        came = (rng.random(60) < chance) * 1.0, cost * np.exp(0.2 * rng.normal(size=60))
+        changed.append(find_drift((chance, cost), came, 5).changed)
+    assert sum(changed) == 0
+    assert find_drift((chance, cost), (came[0], 2 * cost), 5).changed
+    assert find_drift((chance, cost), (0 * chance, cost), 5).changed
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--usd-per-round", "0"], "dollars must be above 0"),
+        (["--grader", "luck"], "grader: 'luck'"),
+        (["--seed-queries", "none.jsonl"], "none.jsonl: no such file"),
+        (["--pool", "none.yaml"], "none.yaml: cannot be read"),
+        (["--writer", "nobody"], "no expert named 'nobody'"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
+    assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_other_settings_are_refused(server, tmp_path):
+    run(made(tmp_path, rounds=0), Encoder())
+    with pytest.raises(InputError, match="began with usd_per_round"):
+        run(made(tmp_path, rounds=0, usd_per_round=9.0), Encoder())
