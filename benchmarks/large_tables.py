@@ -1,4 +1,4 @@
-"""What a table's size costs: memory and steps per second, played and trained on, from 10 thousand to 10 million queries.
+"""What a table's size costs, from 10 thousand to 10 million queries: memory, and steps per second of play and training.
 
 python benchmarks/large_tables.py --queries 10000 100000 1000000 10000000
 

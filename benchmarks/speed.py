@@ -1,7 +1,7 @@
 """What the speed claims come from: one command measures everything and writes benchmarks/RESULTS.md.
 
-python benchmarks/speed.py                              all of it, the file's section of this machine is replaced
-python benchmarks/speed.py --quick --only env calls     a look at some of it, the file stays as it is
+python benchmarks/speed.py                              all of it; replaces this machine's section of the file
+python benchmarks/speed.py --quick --only env calls     a look at some of it; the file stays as it is
 
 What is compared runs in turn, A B B A, on one thread of torch unless a row says otherwise; a ratio is that of one turn,
 and rows show medians and, in brackets, ranges. Limits are counted: the bytes that a step has to move at least or the
@@ -48,17 +48,13 @@ from agents.model import make_model  # noqa: E402
 from agents.policy import PolicyRouter, describe_policy  # noqa: E402
 from agents.ppo import DevicePPO  # noqa: E402
 from agents.predictor import Predictor, estimates_of, fit_predictor  # noqa: E402
-from leeroo_env import (  # noqa: E402
-    ExpertTable,
-    LeerooEnv,
-    LeerooVectorEnv,
-    dynamics,
-)
+from leeroo_env import ExpertTable, LeerooEnv, LeerooVectorEnv, dynamics  # noqa: E402
 from leeroo_env.builtin import DEFAULT, resolve  # noqa: E402
 from leeroo_env.dynamics import Rules, State, budget_grid, make_rules  # noqa: E402
 from leeroo_env.sb3 import LeerooSB3VecEnv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MLP = {"net_arch": [64, 64]}
 TWELVE = (
     "Llama-2-7b-hf", "Yi-6B-Chat", "Mistral-7B-Instruct-v0.1", "Qwen1.5-7B-Chat", "mathstral-7B", "Meta-Llama-3.1-8B",
@@ -69,13 +65,12 @@ TWELVE = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured on: the table, on the CPU but for the rows of a GPU, and how thoroughly."""
+    """What is measured on, and how thoroughly. The table is on the CPU but for the rows of a GPU, `device`."""
 
     name: str
     table: ExpertTable
     device: torch.device
     pairs: int
-    train_runs: int
     quick: bool
 
     @cached_property
@@ -102,14 +97,14 @@ class Row:
     """
 
     what: str
-    values: Sequence[float]
+    values: Sequence[float] | np.ndarray
     unit: str
     target: float | None
     limit: str
     at_most: bool = False
 
     def markdown(self) -> str:
-        goal = "" if self.target is None else f"{'≤' if self.at_most else '≥'} {shown(self.target)} {self.unit}"
+        goal = "" if self.target is None else f"{'≤' if self.at_most else '≥'} {shown(self.target)} {self.unit}".strip()
         if len(self.values) == 0:
             return f"| {self.what} | | {goal} | not measured | {self.limit} |"
         median, low, high = (shown(f(self.values)) for f in (np.median, np.min, np.max))
@@ -129,7 +124,6 @@ class Row:
 def main(
     table: Path = Path("../shared/data/mmlu_pro"),
     pairs: int = 5,
-    train_runs: int = 3,
     quick: bool = False,
     only: tuple[Literal["env", "calls", "sb3_defaults", "batched", "default", "train_py", "large", "cuda"], ...] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -140,8 +134,7 @@ def main(
     Args:
         table: table directory, seen from the repository; where there is none, the built-in `tiny`.
         pairs: turns of what is compared.
-        train_runs: whole runs of train.py for each set of experts.
-        quick: sizes at which numbers mean little, to see that everything runs.
+        quick: two pairs, of sizes at which numbers mean little: to see that everything runs.
         only: names of what to measure; all if empty.
         device: cpu leaves out the rows of a GPU.
         write: write the file even where not everything is measured in full.
@@ -149,25 +142,26 @@ def main(
     torch.set_num_threads(1)
     directory = (ROOT / table).resolve()
     name = str(directory) if directory.is_dir() else DEFAULT
-    setup = Setup(name, resolve(name, None, "cpu"), choose_device(device), pairs, train_runs, quick)
-    measures = [env, calls, sb3_defaults, batched, default, train_py, large, cuda]
-    lines = [
-        f"Load at the start {os.getloadavg()[0]:.1f}; {setup.table!r}; {pairs} pairs{', quick' * quick}.",
+    pairs = min(pairs, 2) if quick else pairs
+    setup = Setup(name, resolve(name, None, "cpu"), choose_device(device), pairs, quick)
+    heading, lines = (
+        machine(),
+        [f"{versions()}. Load at the start {os.getloadavg()[0]:.1f}, {pairs} pairs, {CORES} cores."],
+    )
+    lines += [
+        f"`{setup.table!r}`{'; quick, which proves nothing' * quick}.",
         "",
-        *HEAD,
+        "| what | measured | target | | limit |",
     ]
-    print("\n".join([machine(), versions(), *lines]), flush=True)
-    for measure in measures:
-        if only and measure.__name__ not in only:
-            continue
-        for row in measure(setup):
-            lines.append(row.markdown())
-            print(lines[-1], flush=True)
+    lines += ["|---" * 5 + "|"]
+    print("\n".join([heading, *lines]), flush=True)
+    for measure in (env, calls, sb3_defaults, batched, default, train_py, large, cuda):
+        if not only or measure.__name__ in only:
+            for row in measure(setup):
+                lines.append(row.markdown())
+                print(lines[-1], flush=True)
     if write or not (quick or only):
-        write_section(machine(), "\n".join([versions(), "", *lines]))
-
-
-HEAD = ("| what | measured | target | | limit |", "|---|---|---|---|---|")
+        write_section(heading, "\n".join(lines))
 
 
 def env(setup: Setup) -> list[Row]:
@@ -176,39 +170,32 @@ def env(setup: Setup) -> list[Row]:
     rules = make_rules(setup.table)
     ours = LeerooVectorEnv(n_envs, setup.table)
     theirs = SyncVectorEnv([lambda: LeerooEnv(setup.table)] * 64, autoreset_mode=AutoresetMode.SAME_STEP)
-    for each in (ours, theirs):
-        each.reset(seed=0)
-        play(each, 16)
+    ours.reset(seed=0), theirs.reset(seed=0)
     works = (lambda: play(ours, steps), lambda: play(theirs, steps // 4), lambda: play_rows(rules, n_envs, episodes))
     fast, slow, bare = alternated(setup.pairs, *works)
-    copied = copy_bytes_per_s(rules.table.device)
+    copied, what = copy_bytes_per_s(rules.table.device), f"environment, {n_envs:,} episodes"
+    written = limit(fast, step_bytes(rules) + observation_bytes(rules), "B", copied)
     return [
-        Row(
-            f"environment, {n_envs:,} episodes, observations written", fast, "steps/s", 1.5e6,
-            limit(fast, step_bytes(rules) + observation_bytes(rules), "B", copied),
-        ),
+        Row(f"{what}, observations written", fast, "steps/s", 1.5e6, written),
         Row("the same against SyncVectorEnv of 64", fast / slow, "x", 15, f"beside {rate(slow)}"),
-        Row(
-            f"environment, {n_envs:,} episodes, rows in place of observations", bare, "steps/s", 10e6,
-            limit(bare, step_bytes(rules), "B", copied),
-        ),
-    ]  # fmt: skip
+        Row(f"{what}, rows, no observations", bare, "steps/s", 10e6, limit(bare, step_bytes(rules), "B", copied)),
+    ]
 
 
 def calls(setup: Setup) -> list[Row]:
     """What a step costs with four calls a query, against one."""
+    what = "time of a step, 4 calls a query against 1"
+    if not setup.table.has_answers():
+        return [Row(what, [], "x", 2, "the table has no answers", at_most=True)]
     n_envs, steps = (64, 64) if setup.quick else (1024, 512)
-    one, four = (LeerooVectorEnv(n_envs, setup.table, max_calls=m) for m in (1, 4))
-    for each in (one, four):
+    envs = [LeerooVectorEnv(n_envs, setup.table, max_calls=m) for m in (1, 4)]
+    for each in envs:
         each.reset(seed=0)
-        play(each, 16, masked=True)
-    single, several = alternated(
-        setup.pairs, lambda: play(one, steps, masked=True), lambda: play(four, steps, masked=True)
-    )
-    moved = [step_bytes(e.rules) + observation_bytes(e.rules) for e in (one, four)]
+    single, several = alternated(setup.pairs, *(lambda e=e: play(e, steps, masked=True) for e in envs))
+    moved = [step_bytes(e.rules) + observation_bytes(e.rules) for e in envs]
     reached = limit(several, moved[1], "B", copy_bytes_per_s(setup.table.device))
     note = f"{rate(several)}; {reached}; bytes alone: {moved[1] / moved[0]:.2f} x"
-    return [Row("a step with 4 calls a query against 1", single / several, "x", 2, note, at_most=True)]
+    return [Row(what, single / several, "x", 2, note, at_most=True)]
 
 
 def sb3_defaults(setup: Setup) -> list[Row]:
@@ -226,73 +213,60 @@ def sb3_defaults(setup: Setup) -> list[Row]:
         gains.append(lead(results[2], results[0]))
         scores.append([result.mean_score for result in results])
     slow, alike, fast = np.concatenate(rates, axis=1)
-    reached = "; scores {:.4f}, {:.4f} (same settings), {:.4f} (ours)".format(*np.mean(scores, axis=0))
     points, stderr = [100 * gain[2] for gain in gains], 100 * np.mean([gain[3] for gain in gains])
-    steps = turns * n_steps * 8
+    mean_scores = "{:.4f}, {:.4f} with the same settings, {:.4f} with ours".format(*np.mean(scores, axis=0))
+    what, steps = "PPO, MLP 64x64, against stable-baselines3's defaults with 8 DummyVecEnvs", turns * n_steps * 8
+    note = f"standard error {stderr:.2f} a seed; theirs scores {mean_scores}"
     return [
-        Row(
-            "PPO, MLP 64x64, against stable-baselines3 with 8 DummyVecEnvs, its defaults on both", alike / slow, "x", 4,
-            f"{rate(alike)} beside {rate(slow)}; {flop_limit(same, alike)}",
-        ),
-        Row(
-            "PPO, MLP 64x64, our settings, against the same", fast / slow, "x", 15, f"{rate(fast)}; {flop_limit(own, fast)}"
-        ),
-        Row(
-            f"its mean score on val less theirs, {steps:,} steps each, 2 seeds", points, "points", 0,
-            f"standard error {stderr:.2f} a seed{reached}",
-        ),
-    ]  # fmt: skip
+        Row(f"{what}, the same", alike / slow, "x", 4, f"{rate(alike)} beside {rate(slow)}; {flop_limit(same, alike)}"),
+        Row(f"{what}, our settings", fast / slow, "x", 15, f"{rate(fast)}; {flop_limit(own, fast)}"),
+        Row(f"score on val less theirs, {steps:,} steps each, 2 seeds, our settings", points, "points", 0, note),
+    ]
 
 
 def batched(setup: Setup) -> list[Row]:
     """PPO on the device against stable-baselines3's on the same batched environment: speed, and equal parameters."""
     n_envs = 128 if setup.quick else 1024
     settings: dict[str, Any] = {"n_steps": 64, "batch_size": 1024, "n_epochs": 4, "seed": 0, "device": "cpu"}
-    ours, theirs = (
-        kind("MlpPolicy", LeerooSB3VecEnv(LeerooVectorEnv(n_envs, setup.table)), policy_kwargs=MLP, **settings)
-        for kind in (DevicePPO, PPO)
-    )
-    learning(ours)(), learning(theirs)()
-    pairs = zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True)
-    apart = max(float((a - b).detach().abs().max()) for a, b in pairs)
-    moved = 64 * n_envs * 4 // 1024
-    fast, slow = alternated(setup.pairs, learning(ours), learning(theirs))
-    note = f"{rate(fast)} beside {rate(slow)}; {flop_limit(ours, fast)}"
+    models = []
+    for kind in (DevicePPO, PPO):
+        env = LeerooSB3VecEnv(LeerooVectorEnv(n_envs, setup.table))
+        models.append(kind("MlpPolicy", env, policy_kwargs=MLP, **settings))
+        learning(models[-1])()  # at once: making a model seeds the generators, which all share
+    parameters = zip(*(model.policy.parameters() for model in models), strict=True)
+    apart = max(float((a - b).detach().abs().max()) for a, b in parameters)
+    fast, slow = alternated(setup.pairs, *(learning(model) for model in models))
+    what = f"PPO, MLP 64x64, {n_envs:,} episodes, against stable-baselines3 on the same"
+    note = f"{rate(fast)} beside {rate(slow)}; {flop_limit(models[0], fast)}"
+    rounding = f"after {64 * n_envs * 4 // 1024:,} minibatches in single precision"
     return [
-        Row(f"PPO, MLP 64x64, {n_envs:,} episodes, against stable-baselines3 on them", fast / slow, "x", 1.2, note),
-        Row(
-            "largest difference of a parameter after the first iteration", [apart], "", 1e-4,
-            f"after {moved:,} minibatches, in single precision", at_most=True,
-        ),
-    ]  # fmt: skip
+        Row(what, fast / slow, "x", 1.2, note),
+        Row("largest difference of a parameter, one iteration", [apart], "", 1e-5, rounding, at_most=True),
+    ]
 
 
 def default(setup: Setup) -> list[Row]:
     """Training as `train.py` does by default, estimates given, with one and with two threads."""
     model = bid_price_model(setup, 64 if setup.quick else 0)
-    work = learning(model, 1 if setup.quick else 3)
+    work = learning(model)
     work()
     rates = alternated(setup.pairs, *(lambda n=n: with_threads(n, work) for n in (1, 2)))
-    return [
-        Row(
-            f"PPO, default policy and settings, {threads} thread{'s' * (threads > 1)}", rates[threads - 1], "steps/s", 1e5,
-            f"{flop_limit(model, rates[threads - 1], threads)}; {training_limit(model, rates[threads - 1], threads)}",
-        )
-        for threads in (1, 2)
-    ]  # fmt: skip
+    rows = []
+    for n, measured in zip((1, 2), rates, strict=True):
+        note = f"{byte_limit(model, measured, n)}; {flop_limit(model, measured, n)}"
+        rows.append(Row(f"PPO, default policy and settings, threads: {n}", measured, "steps/s", 1e5, note))
+    return rows
 
 
 def train_py(setup: Setup) -> list[Row]:
-    """`train.py` from its start to its report."""
-    every = setup.table.experts
-    pools = [every, TWELVE] if set(TWELVE) < set(every) else [every]
-    seconds = np.array(
-        [[run_train(setup, pool) for pool in pools] for _ in range(1 if setup.quick else setup.train_runs)]
-    )
-    rows, cores = [], len(os.sched_getaffinity(0))
-    for pool, (wall_s, cpu_s) in zip(pools, seconds.transpose(1, 2, 0), strict=True):
-        least = np.median(cpu_s) / cores
-        note = f"{np.median(cpu_s):.0f} CPU s: {least:.0f} s with {cores} cores always busy, {least / np.median(wall_s):.0%}"
+    """`train.py` from its start to its report, half as many times as there are pairs."""
+    experts, rows = setup.table.experts, []
+    pools = [experts, TWELVE] if set(TWELVE) < set(experts) else [experts]
+    runs = np.array([[run_train(setup, pool) for pool in pools] for _ in range(-(-setup.pairs // 2))])
+    for pool, (wall_s, cpu_s) in zip(pools, runs.transpose(1, 2, 0), strict=True):
+        least_s = np.median(cpu_s) / CORES
+        reached = f"{least_s:.0f} s were {CORES} cores always busy, {least_s / np.median(wall_s):.0%} reached"
+        note = f"{np.median(cpu_s):.0f} CPU seconds: {reached}"
         rows.append(Row(f"train.py to its report, {len(pool)} experts", wall_s, "s", 60, note, at_most=True))
     return rows
 
@@ -300,51 +274,42 @@ def train_py(setup: Setup) -> list[Row]:
 def large(setup: Setup) -> list[Row]:
     """What the size of a table costs."""
     sizes, steps, rounds = ((1_000, 10_000), 8, 2) if setup.quick else ((10**4, 10**5, 10**6, 10**7), 256, setup.pairs)
-    measured = large_tables.measure(sizes, steps=steps, rounds=rounds)
-    print(large_tables.markdown(measured), flush=True)
-    rows = []
-    for at in measured:
-        played, learnt = at.played, at.trained
-        memory = f"{played.anonymous_mb:.0f} MB of its own and {played.files_mb:,.0f} of files"
-        memory_ppo = f"{learnt.anonymous_mb:.0f} MB of its own and {learnt.files_mb:,.0f} of files"
-        rows += [
-            Row(f"environment, {at.queries:,} queries", at.speeds, "steps/s", None, memory),
-            Row(f"PPO, {at.queries:,} queries", at.training_speeds, "steps/s", None, memory_ppo),
-        ]
-    first, last = measured[0], measured[-1]
-    grown = f"time of a step, {last.queries:,} queries against {first.queries:,}"
-    note = "bytes and FLOPs are the same: what differs is how many of a step's cache lines come from memory"
-    return rows + [
-        Row(f"environment, {grown}", np.divide(first.speeds, last.speeds), "x", 1.25, note, at_most=True),
-        Row(f"PPO, {grown}", np.divide(first.training_speeds, last.training_speeds), "x", 1.25, note, at_most=True),
-    ]
+    measured, rows = large_tables.measure(sizes, steps=steps, rounds=rounds), []
+    same = "bytes and FLOPs of a step are equal; of a large table more of its cache lines come from memory"
+    for what, speeds, memory in (("environment", "speeds", "played"), ("PPO", "training_speeds", "trained")):
+        for size in measured:
+            used = getattr(size, memory)
+            note = f"memory: {used.anonymous_mb:,.0f} MB of its own, {used.files_mb:,.0f} MB of files"
+            rows.append(Row(f"{what}, {size.queries:,} queries", getattr(size, speeds), "steps/s", None, note))
+        slower = np.divide(getattr(measured[0], speeds), getattr(measured[-1], speeds))
+        rows.append(Row(f"{what}, time of a step, largest against smallest", slower, "x", 1.25, same, at_most=True))
+    return rows
 
 
 def cuda(setup: Setup) -> list[Row]:
-    """The environment and the training on a GPU, where one launch of a captured step is what is left of the host."""
+    """The environment and the training on a GPU."""
     if setup.device.type != "cuda":
-        why = "torch finds no usable GPU here" if not torch.cuda.is_available() else "left out by --device cpu"
+        why = "left out by --device cpu" if torch.cuda.is_available() else "torch finds no usable GPU here"
         return [Row("on a GPU", [], "", None, why)]
-    setup = replace(setup, table=resolve(setup.name, None, setup.device))
-    rows = []
+    setup, rows = replace(setup, table=resolve(setup.name, None, setup.device)), []
     for n_envs in (256,) if setup.quick else (4_096, 16_384, 65_536):
         rows += [*cuda_env(setup, n_envs), *cuda_training(setup, n_envs)]
     return rows
 
 
 def cuda_env(setup: Setup, n_envs: int, few: int = 32) -> list[Row]:
+    """Rows in place of observations; so few episodes that moving them costs nothing show what launching costs."""
     rules = make_rules(setup.table)
     works = [captured_rows(rules, n, capture) for n, capture in ((n_envs, True), (n_envs, False), (few, True))]
     for work in works:
         work()
-    fast, slow, launches = alternated(setup.pairs, *works)
-    bound = np.median(launches) * n_envs / few
-    note = f"launches alone, as of {few} episodes: {bound:,.0f} steps/s, {np.median(fast) / bound:.0%} reached"
-    moved = limit(fast, step_bytes(rules), "B", copy_bytes_per_s(setup.device))
-    what = f"GPU: environment, {n_envs:,} episodes, rows in place of observations"
+    fast, slow, launching = alternated(setup.pairs, *works)
+    launches = bound(fast, float(np.median(launching)) * n_envs / few)
+    note = f"{limit(fast, step_bytes(rules), 'B', copy_bytes_per_s(setup.device))}; launches alone: {launches}"
+    what = f"GPU: environment, {n_envs:,} episodes, rows, no observations"
     return [
-        Row(what, fast, "steps/s", 500e6, f"{moved}; {note}"),
-        Row(f"{what}: captured against not", fast / slow, "x", 1, f"beside {rate(slow)}"),
+        Row(what, fast, "steps/s", 500e6, note),
+        Row(f"{what}, captured against not", fast / slow, "x", 1, f"beside {rate(slow)}"),
     ]
 
 
@@ -355,14 +320,13 @@ def cuda_training(setup: Setup, n_envs: int) -> list[Row]:
         plain = bid_price_model(setup, n_envs)
         learning(plain)()
     fast, slow = alternated(setup.pairs, learning(ours), learning(plain))
-    n, replay_s = ours.n_steps * n_envs, replay_seconds(setup.device)
-    launches = ours.n_steps + ours.n_epochs * -(-n // ours.batch_size)
-    bound = n / (launches * replay_s)
-    note = f"{launches:,} replays of {replay_s * 1e6:.1f} us at least: {bound:,.0f} steps/s, {np.median(fast) / bound:.0%} reached"
+    steps, replay_s = ours.n_steps * n_envs, replay_seconds(setup.device)
+    replays = ours.n_steps + ours.n_epochs * -(-steps // ours.batch_size)
+    note = f"{replays:,} replays of {replay_s * 1e6:.1f} us or more: {bound(fast, steps / (replays * replay_s))}"
     what = f"GPU: PPO, default policy and settings, {n_envs:,} episodes"
     return [
-        Row(what, fast, "steps/s", 5e6, f"{training_limit(ours, fast)}; {note}"),
-        Row(f"{what}: captured against not", fast / slow, "x", 1, f"beside {rate(slow)}"),
+        Row(what, fast, "steps/s", 5e6, f"{byte_limit(ours, fast)}; {note}"),
+        Row(f"{what}, captured against not", fast / slow, "x", 1, f"beside {rate(slow)}"),
     ]
 
 
@@ -379,11 +343,10 @@ def play(env: VectorEnv, steps: int, masked: bool = False) -> float:
     """Steps a second of random actions, those that make sense where `masked`; choosing them does not count."""
     rng, seconds = np.random.default_rng(0), 0.0
     for _ in range(steps):
+        actions = rng.integers(env.single_action_space.n, size=env.num_envs)  # type: ignore[attr-defined]
         if masked:
             mask = env.action_masks()  # type: ignore[attr-defined]
             actions = (mask * (1 - rng.random(mask.shape))).argmax(axis=1)
-        else:
-            actions = rng.integers(env.single_action_space.n, size=env.num_envs)  # type: ignore[attr-defined]
         began = time.perf_counter()
         env.step(actions)
         seconds += time.perf_counter() - began
@@ -403,7 +366,7 @@ def play_rows(rules: Rules, n_envs: int, episodes: int) -> float:
 
 
 def captured_rows(rules: Rules, n_envs: int, capture: bool, episodes: int = 4) -> Callable[[], float]:
-    """`play_rows` on a GPU, in place, each expert asked all through an episode; its steps a second."""
+    """`play_rows` on a GPU, in place, with one expert all through an episode; its steps a second."""
     device = rules.table.device
     numbers = torch.arange(n_envs, device=device)
     rows, actions = torch.zeros_like(numbers), numbers % rules.n_actions
@@ -435,11 +398,11 @@ def captured_rows(rules: Rules, n_envs: int, capture: bool, episodes: int = 4) -
     return work
 
 
-def learning(model: Any, iterations: int = 1) -> Callable[[], float]:
-    """So many iterations of training, which go on where the last ones ended; its steps a second."""
+def learning(model: Any) -> Callable[[], float]:
+    """An iteration of training, which goes on where the last one ended; its steps a second."""
 
     def work() -> float:
-        steps, began = iterations * model.n_steps * model.n_envs, now(model.device)
+        steps, began = model.n_steps * model.n_envs, now(model.device)
         model.learn(steps, log_interval=None, reset_num_timesteps=False)
         return steps / (now(model.device) - began)
 
@@ -470,15 +433,14 @@ def val_result(setup: Setup, rules: Rules, model: Any) -> Result:
 def run_train(setup: Setup, experts: Sequence[str]) -> tuple[float, float]:
     """Wall and CPU seconds of train.py in a process of its own."""
     with tempfile.TemporaryDirectory() as directory:
-        options = ["--table", setup.name, "--experts", ",".join(experts), "--run-dir", f"{directory}/run"]
-        options += ["--timesteps", "20000"] if setup.quick else []
+        command = [sys.executable, "train.py", "--table", setup.name, "--experts", ",".join(experts)]
+        command += ["--run-dir", f"{directory}/run", *(["--timesteps", "20000"] if setup.quick else [])]
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, ROOT / "train.py", *options], cwd=ROOT, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        wall_s, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(done.stderr)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.perf_counter() - began, cpu_s
+    return wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def step_bytes(rules: Rules) -> int:
@@ -497,62 +459,55 @@ def observation_bytes(rules: Rules) -> int:
     return rules.table.embeddings[0].nbytes + dynamics.observe(rules, state).nbytes
 
 
-def training_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
-    """By bytes: a step of the rollout, its storage written once and read once an epoch."""
+def byte_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
+    """Of training: a step of the environment, and what is kept of it written once and read once an epoch."""
     rollout = model.rollout
     assert rollout is not None
-    kept = rollout.digest if rollout.digest.shape[2] else rollout.tail
-    stored = 4 * kept.shape[2] + sum(x.element_size() for x in (rollout.rows, rollout.actions)) + 5 * 4
+    seen = (rollout.digest if rollout.digest.shape[2] else rollout.tail)[0, 0]
+    others = (rollout.rows, rollout.actions, rollout.log_probs, rollout.values, rollout.advantages, rollout.returns)
+    kept = seen.nbytes + sum(tensor.element_size() for tensor in others)
     rules = rollout.env.rules
-    moved = step_bytes(rules) + observation_bytes(rules) + (1 + model.n_epochs) * stored
+    moved = step_bytes(rules) + observation_bytes(rules) + (1 + model.n_epochs) * kept
     return limit(rates, moved, "B", copy_bytes_per_s(model.device, threads))
 
 
 def flop_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
-    """By matrix products: those of an iteration, counted, at the speed of the first layer's with a minibatch."""
+    """Of training: the matrix products of an iteration, at the speed of the widest layer's with a minibatch."""
     with FlopCounterMode(display=False) as counter:
         learning(model)()
-    first = next(m for m in model.policy.modules() if isinstance(m, torch.nn.Linear) and m.in_features > 2)
-    shape = model.batch_size, first.in_features, first.out_features
-    at = "x".join(map(str, shape))
+    wide = max((m for m in model.policy.modules() if isinstance(m, torch.nn.Linear)), key=lambda m: m.weight.numel())
+    shape = model.batch_size, wide.in_features, wide.out_features
     per_step = counter.get_total_flops() / (model.n_steps * model.n_envs)
-    return limit(rates, per_step, "FLOP", product_flops_per_s(*shape, threads), f" ({at})")
+    return limit(rates, per_step, "FLOP", product_flops_per_s(*shape, threads), f" ({'x'.join(map(str, shape))})")
 
 
 def limit(rates: np.ndarray, per_step: float, unit: str, per_s: float, how: str = "") -> str:
-    bound = per_s / per_step
-    reached = f"{bound:,.0f} steps/s, {np.median(rates) / bound:.0%} reached"
-    return f"{per_step:,.0f} {unit} a step at {per_s / 1e9:,.1f} G{unit}/s{how}: {reached}"
+    return f"{per_step:,.0f} {unit} a step at {per_s / 1e9:,.1f} G{unit}/s{how}: {bound(rates, per_s / per_step)}"
+
+
+def bound(rates: np.ndarray, most: float) -> str:
+    return f"{most:,.0f} steps/s, {np.median(rates) / most:.0%} reached"
 
 
 @cache
 def copy_bytes_per_s(device: torch.device, threads: int = 1) -> float:
     """Read and written by a copy far larger than any cache."""
-    source = torch.ones(2**27 if device.type == "cpu" else 2**30, device=device)
+    source = torch.ones(2**26 if device.type == "cpu" else 2**30, device=device)
     target = torch.empty_like(source)
-    target.copy_(source)
     return with_threads(threads, lambda: 2 * source.nbytes / fastest(lambda: target.copy_(source), device))
 
 
 @cache
 def product_flops_per_s(rows: int, inner: int, columns: int, threads: int = 1) -> float:
-    a, b, times = torch.randn(rows, inner), torch.randn(inner, columns), 1 + 10**9 // (rows * inner * columns)
-
-    def work() -> None:
-        for _ in range(times):
-            a @ b
-
+    a, b, times = torch.randn(rows, inner), torch.randn(inner, columns), 1 + 10**8 // (rows * inner * columns)
+    work = lambda: [a @ b for _ in range(times)]  # noqa: E731
     return with_threads(threads, lambda: 2 * times * rows * inner * columns / fastest(work, a.device))
 
 
 def replay_seconds(device: torch.device, times: int = 1000) -> float:
     """Of a captured graph that does next to nothing."""
     x = torch.zeros(1, device=device)
-
-    def touch() -> None:
-        x.zero_()
-
-    replay = captured(touch, [x], device)
+    replay = captured(lambda: x.zero_(), [x], device)  # type: ignore[arg-type, return-value]
     return fastest(lambda: [replay() for _ in range(times)], device) / times
 
 
@@ -586,7 +541,7 @@ def machine() -> str:
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"## {cpu}, {len(os.sched_getaffinity(0))} cores, {memory_gb:.0f} GB, {gpu}"
+    return f"## {cpu}, {CORES} cores, {memory_gb:.0f} GB, {gpu}"
 
 
 def versions() -> str:
@@ -596,13 +551,10 @@ def versions() -> str:
 
 def write_section(heading: str, text: str) -> None:
     """Replaces the section of that heading, or adds it."""
-    head, *sections = (
-        RESULTS.read_text().split("\n## ")
-        if RESULTS.exists()
-        else ["# Speed\n\n`python benchmarks/speed.py` wrote this."]
-    )
-    kept = [section.rstrip() for section in sections if section.split("\n")[0] != heading.removeprefix("## ")]
-    RESULTS.write_text("\n\n## ".join([head.rstrip(), *kept, f"{heading.removeprefix('## ')}\n\n{text}"]) + "\n")
+    told = RESULTS.read_text() if RESULTS.exists() else "# Speed\n\nWritten by `python benchmarks/speed.py`."
+    head, *sections = told.split("\n## ")
+    kept = ["## " + section.strip() for section in sections if "## " + section.split("\n")[0] != heading]
+    RESULTS.write_text("\n\n".join([head.strip(), *kept, f"{heading}\n\n{text}"]) + "\n")
 
 
 if __name__ == "__main__":
