@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,6 +211,16 @@ def test_the_environment_goes_on_by_steps(make: Make, policy: str):
         (seen, rewards, ended, infos), other = (env.step(actions) for env in envs)
         assert np.array_equal(seen, other[0]) and np.array_equal(rewards, other[1]) and np.array_equal(ended, other[2])
         same_told([i["episode"] for i in infos if i], [i["episode"] for i in other[3] if i])
+
+
+def test_a_state_once_seen_stays_as_it_is(make: Make):
+    """Whoever keeps the environment's state between two rollouts keeps it."""
+    model = make(DevicePPO, "MLP", n_steps=5)
+    learn(model, 1)
+    kept = vars(model.env.env.state)
+    before = deepcopy(kept)
+    learn(model, 1, reset_num_timesteps=False)
+    assert all(torch.equal(kept[name], before[name]) for name in kept)
 
 
 @settings(max_examples=40, deadline=None)
@@ -447,7 +458,7 @@ def test_another_optimizer_state_is_captured_again(make: Make, on_graphs: Callab
         model = with_rate_on_the_device(make(DevicePPO, "MLP"))
         begin()
         learn(model)
-        model.set_parameters(model.get_parameters())
+        model.set_parameters(deepcopy(model.get_parameters()))
         learn(model, reset_num_timesteps=False)
         models.append(model)
     same_bits(*models)
@@ -550,8 +561,9 @@ def test_saves_and_loads(make: Make, tmp_path: Path):
     learn(PPO.load(tmp_path / "model.zip", env=make(PPO, "bid price").env, device="cpu"), 1)
 
 
-def test_goes_on_in_another_environment_or_by_other_rules(make: Make):
-    """Protects against rollouts of the one before."""
+def test_goes_on_in_another_environment_or_by_other_rules(make: Make, on_graphs: Callable[[], None]):
+    """Protects against rollouts and graphs of those before."""
+    on_graphs()
     model, other = make(DevicePPO, "MLP"), make(DevicePPO, "MLP")
     learn(model)
     model.set_env(other.env)
