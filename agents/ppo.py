@@ -134,15 +134,20 @@ class DevicePPO(PPO):
         self._look_up()
         (t, b), updates, going = self.rollout.actions.shape, 0, True
         for _ in range(self.n_epochs):
-            drawn = np.random.permutation(t * b)  # noqa: NPY002 - as SB3 draws; it counts along an environment's steps
-            order = torch.from_numpy(drawn % t * b + drawn // t).to(self.device)
-            for places in order.split(self.batch_size):
+            for places in self._order(t, b).split(self.batch_size):
                 going = going and self._update(places)
                 updates += going
             self._n_updates += 1
             if not going:
                 break
         self._log(max(updates, 1), clip)
+
+    def _order(self, t: int, b: int) -> Tensor:
+        """The steps of a rollout, [T x B], shuffled; on a CPU as SB3 does, which counts along an episode's steps."""
+        if self.device.type != "cpu":
+            return torch.randperm(t * b, device=self.device)
+        drawn = np.random.permutation(t * b)  # noqa: NPY002 - SB3's generator
+        return torch.from_numpy(drawn % t * b + drawn // t)
 
     def _update(self, places: Tensor) -> bool:
         """One minibatch, `places` [n]. False where it is left out as the policy has moved too far for `target_kl`."""

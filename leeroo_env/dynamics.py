@@ -329,19 +329,26 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
         calls=state.calls.scatter_add(1, expert[:, None], asks.int()[:, None]),
         asked=asked.masked_fill(delivered[:, None], -1),
         answered=answered & ~delivered[:, None],
-        polled=poll_features(k, asked, answered, polled, m) * ~delivered[:, None],
+        polled=poll_features(k, asked, answered, polled, m, ~delivered),
         steps=state.steps + playing,
     )
     return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
 
 
 def _called(rules: Rules, rows: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [B] float32 and costs in dollars [B] float64 of the experts [B] on the queries `rows` [B]."""
+    """Scores float32 and costs in dollars float64 of the `experts` [B] on the queries `rows` [B]; each [B]."""
     table = rules.table
-    at = rows * table.scores.shape[1] + experts  # flat, since indexing by pairs takes several times as long
-    return table.scores.reshape(-1).index_select(0, at).float(), table.costs_usd.reshape(-1).index_select(
-        0, at
-    ).double()
+    return _at(table.scores, rows, experts).float(), _at(table.costs_usd, rows, experts).double()
+
+
+def _at(values: Tensor, rows: Tensor, experts: Tensor) -> Tensor:
+    """`values` [N, K] of the `experts` [B, ...] on the queries `rows` [B, ...], in their shape.
+
+    Flat, since indexing by pairs takes several times as long; one row for all queries stays one.
+    """
+    shared = values.stride(0) == 0
+    at = experts if shared else rows * values.shape[1] + experts
+    return (values[0] if shared else values.reshape(-1)).index_select(0, at.reshape(-1)).view(at.shape)
 
 
 def _reward(rules: Rules, score: Tensor, cost_usd: Tensor) -> Tensor:
@@ -360,9 +367,8 @@ def vote_weight(reliability: Tensor) -> Tensor:
 
 def _votes(rules: Rules, rows: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
     """Answer ids and vote weights of the experts `asked` [B, M] about the queries `rows` [B]; any where it is -1."""
-    experts = asked.clamp(min=0)
-    answer_ids = rules.table.answer_ids.index_select(0, rows).gather(1, experts)
-    return answer_ids, vote_weight(rules.reliability.index_select(0, rows).gather(1, experts))
+    experts, rows = asked.clamp(min=0), rows[:, None]
+    return _at(rules.table.answer_ids, rows, experts), vote_weight(_at(rules.reliability, rows, experts))
 
 
 def calls_made(asked: Tensor) -> Tensor:
@@ -411,7 +417,9 @@ def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -
     )
 
 
-def poll_features(n_experts: int, asked: Tensor, answered: Tensor, polled: Poll, max_calls: int) -> Tensor:
+def poll_features(
+    n_experts: int, asked: Tensor, answered: Tensor, polled: Poll, max_calls: int, where: Tensor | None = None
+) -> Tensor:
     """What the agent sees of the calls made about the query at hand, [B, 3K + 3] float32.
 
     Of each expert: whether it was asked, whether it gave the leading answer, and which answer it gave: the number of
@@ -424,15 +432,19 @@ def poll_features(n_experts: int, asked: Tensor, answered: Tensor, polled: Poll,
         answered: [B, m] bool.
         polled: what `poll` says of them.
         max_calls: M.
+        where: [B] bool; elsewhere all is 0, as before the first call.
     """
-    k = n_experts
-    experts = torch.zeros(len(asked), 3 * k + 1, device=asked.device)  # the last column takes what is no expert
-    experts.scatter_(1, asked.where(asked >= 0, 3 * k), 1.0)
-    experts.scatter_(1, (asked + k).where(polled.agrees, 3 * k), 1.0)
+    k, made = n_experts, asked >= 0
     which = torch.where(polled.group >= 0, polled.group + 1, -1) / max_calls
-    experts.scatter_(1, (asked + 2 * k).where(answered, 3 * k), which)
-    counts = torch.stack([polled.different.float(), calls_made(asked).float()], dim=1) / max_calls
-    return torch.cat([experts[:, :-1], polled.share.float()[:, None], counts], dim=1)
+    told = torch.cat([made, made & polled.agrees, which * answered], dim=1)  # nobody is asked twice: sums are values
+    totals = torch.stack([polled.share * max_calls, polled.different, made.sum(dim=1)], dim=1).float() / max_calls
+    features = torch.zeros(len(asked), 3 * k + 3, device=asked.device)
+    if where is not None:
+        told, totals = told * where[:, None], totals * where[:, None]
+    expert = asked.clamp(min=0)
+    features.scatter_add_(1, torch.cat([expert, expert + k, expert + 2 * k], dim=1), told)
+    features[:, 3 * k :] = totals
+    return features
 
 
 def current_rows(state: State) -> Tensor:
