@@ -6,7 +6,7 @@ A pair is a query and the name of an expert. K experts, P pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,8 +110,14 @@ def table_of(
     answers: dict[tuple[str, str], Answer],
     grader: str,
     encoder: QueryEncoder,
+    agreement: Mapping[str, float],
 ) -> tuple[TableInfo, pa.Table, pa.Table, np.ndarray]:
-    """What the files of a table directory hold; `answers` by query_id and expert, some may be missing."""
+    """What the files of a table directory hold.
+
+    Args:
+        answers: by query_id and expert; some may be missing.
+        agreement: by query_id, of references that experts gave, the share that agrees: the column `agreement`.
+    """
     by_id = {query.query_id: query for query in queries}
     rows = [
         Row(expert, by_id[query_id], answer, GRADERS[grader](answer.text, by_id[query_id]))
@@ -125,4 +131,5 @@ def table_of(
         encoder=encoder.info,
         experts=tuple(expert_info(spec) for spec in pool.experts),
     )
-    return info, query_rows(queries), answer_rows(rows), embeddings
+    shares = pa.array([agreement.get(query.query_id) for query in queries], pa.float64())
+    return info, query_rows(queries).append_column("agreement", shares), answer_rows(rows), embeddings

@@ -38,11 +38,16 @@ class Drift:
     changed: bool
 
 
-def find_drift(told: tuple[np.ndarray, np.ndarray], came: tuple[np.ndarray, np.ndarray], tests: int) -> Drift:
+def find_drift(
+    told: tuple[np.ndarray, np.ndarray], came: tuple[np.ndarray, np.ndarray], tests: int, rises: bool = True
+) -> Drift:
     """Compares estimated scores and costs_usd, [n] each, with those that came, [n] each.
 
     A z-test of the mean residual, Bonferroni's correction for `tests` tests of two numbers each; only a shift that is
     large besides counts, since estimates are off a little themselves and the queries are drawn where they are doubtful.
+
+    Args:
+        rises: whether a score above its estimate counts.
     """
     n = len(came[0])
     if n < LEAST_ANSWERS:
@@ -53,8 +58,9 @@ def find_drift(told: tuple[np.ndarray, np.ndarray], came: tuple[np.ndarray, np.n
     ratio = np.log(came[1][paid] / told[1][paid]) if paid.any() else np.zeros(1)
     cost, cost_z = _mean_z(ratio, max(float(ratio.std()), 1e-3) / math.sqrt(len(ratio)))
     limit = NormalDist().inv_cdf(1 - LEVEL / (4 * max(tests, 1)))
-    changed = (abs(score) > SCORE_SHIFT and abs(score_z) > limit) or (abs(cost) > COST_SHIFT and abs(cost_z) > limit)
-    return Drift(n, score, score_z, cost, cost_z, changed)
+    other_score = abs(score) > SCORE_SHIFT and abs(score_z) > limit and (rises or score < 0)
+    other_cost = abs(cost) > COST_SHIFT and abs(cost_z) > limit
+    return Drift(n, score, score_z, cost, cost_z, other_score or other_cost)
 
 
 def _mean_z(residual: np.ndarray, stderr: float) -> tuple[float, float]:

@@ -6,7 +6,6 @@ n queries, K experts.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,12 +16,13 @@ from agents.aim import draw_domains, draw_pairs, worth_asking
 from agents.bid_price import BidPricePolicy
 from agents.files import read_json, write_json, write_text
 from agents.orchestrator import Orchestrator
-from agents.selfplay_game import PROGRAMS, Game, foretell, read_queries, training_queries
+from agents.selfplay_game import Game, foretell, read_queries, training_queries, usable_queries
 from experts.expert import Query
-from experts.questions import Written
+from experts.questions import ModelWriter, Writer, Written
 from experts.sieve import Sieve
 
 WRITTEN_AT_ONCE = 20  # by a model: the replies to these are all that a kill can lose
+WRITING_SHARE = 0.3  # of a round's money: the rest is for answers
 MAX_WRITING = 3  # times that the writer is asked for what the sieve has left too few of
 
 
@@ -43,35 +43,42 @@ def write_queries(game: Game, number: int) -> tuple[list[Query], Written]:
     """Has queries written, more for domains whose answers are worth asking for, until enough of each pass the sieve."""
     rng, total = game.rng(number, 1), Written()
     known = training_queries(game, number)
-    sieve = Sieve(game.encoder, [q.text for q in game.held_out], [q.text for q in known])
+    seen = [query.text for earlier in range(number) for query in read_queries(game, earlier)]
+    sieve = Sieve(game.encoder, [query.text for query in game.held_out], seen)
     worth = torch.ones(len(known), 1)
     if game.config.ask == "aimed":
         agent = Orchestrator.load(game.directory(number - 1))
         worth = worth_asking(foretell(game, agent, known), plan_of(agent), middle(game))
-    domains = game.writer.domains
-    wanted = draw_domains(domains, [q.domain for q in known], worth, game.config.queries_per_round, rng)
-    for _ in range(MAX_WRITING):
-        kept = Counter(query.domain for query in total.queries)
-        for domain, n in wanted.items():
-            missing = n - kept[domain]
-            at_once = WRITTEN_AT_ONCE if game.config.writer not in PROGRAMS else max(missing, 1)
-            for done in range(0, missing, at_once):
-                game.asker.purse.max_usd = game.asker.purse.spent_usd + game.config.usd_per_round - total.cost_usd
-                written = game.writer.write(min(at_once, missing - done), domain, rng)
-                graded = [query for query in written.queries if query.reference]
-                sifted = sieve.sift(graded)
-                total.queries += [replace(query, split="train") for query in sifted.queries]
-                total.dropped += written.dropped + sifted.dropped
-                total.dropped["no reference"] += len(written.queries) - len(graded)
-                total.cost_usd += written.cost_usd
+    shares = np.array_split(np.arange(game.config.queries_per_round), len(game.writers))
+    for writer, share in zip(game.writers, shares, strict=True):
+        missing = draw_domains(writer.domains, [q.domain for q in known], worth, len(share), rng)
+        for _ in range(MAX_WRITING):
+            for domain, n in missing.items():
+                batch = WRITTEN_AT_ONCE if isinstance(writer, ModelWriter) else max(n, 1)
+                for done in range(0, n, batch):
+                    missing[domain] -= write_some(game, writer, domain, min(batch, n - done), sieve, total, rng)
     return total.queries, total
 
 
-def chosen_pairs(game: Game, number: int, queries: list[Query], written: dict[str, Any]) -> dict[str, list[list[str]]]:
+def write_some(
+    game: Game, writer: Writer, domain: str, n: int, sieve: Sieve, total: Written, rng: np.random.Generator
+) -> int:
+    """Adds up to n new queries of a domain to `total`, as far as the money for writing goes; returns how many."""
+    left_usd = WRITING_SHARE * game.config.usd_per_round - total.cost_usd
+    game.asker.purse.max_usd = game.asker.purse.spent_usd + left_usd
+    written = writer.write(n, domain, rng)
+    sifted = sieve.sift(written.queries)
+    total.queries += [replace(query, split="train") for query in sifted.queries]
+    total.dropped += written.dropped + sifted.dropped
+    total.cost_usd += written.cost_usd
+    return len(sifted.queries)
+
+
+def chosen_pairs(game: Game, number: int, limit_usd: float) -> dict[str, list[list[str]]]:
     """Whom to ask what, in order, by query_id and name: where the agent explores, and where answers are worth it."""
     path = game.directory(number) / "asks.json"
     if not path.exists():
-        write_json(path, choose_pairs(game, number, queries, game.config.usd_per_round - written["cost_usd"]))
+        write_json(path, choose_pairs(game, number, usable_queries(game, number), limit_usd))
     return read_json(path)
 
 
@@ -89,7 +96,7 @@ def choose_pairs(game: Game, number: int, queries: list[Query], limit_usd: float
     costs_usd = estimates.chunk(2, dim=1)[1].numpy()
     free = torch.tensor([[game.asker.found((query, name)) is None for name in names] for query in candidates])
     row, choice = explore(game, agent, queries, rng)
-    spend = np.cumsum(costs_usd[len(known) + row, choice])
+    spend = np.cumsum(np.where(free[len(known) + row, choice], costs_usd[len(known) + row, choice], 0.0))
     explored = [(len(known) + int(i), int(k)) for i, k in zip(row, choice, strict=True)]
     explored = explored[: int((spend < game.config.explore * limit_usd).sum())]
     free[tuple(np.array(explored, dtype=np.int64).reshape(-1, 2).T)] = False

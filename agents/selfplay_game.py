@@ -24,7 +24,7 @@ from agents.run_dir import begin_run, read_settings
 from experts.collect import QueryEncoder
 from experts.expert import Query
 from experts.grading import GRADERS
-from experts.pool import keys_for
+from experts.pool import Pool, keys_for
 from experts.queries import load_queries
 from experts.questions import GymWriter, ModelWriter, TaskWriter, Writer, writing_expert
 from experts.store import StoredExpert
@@ -33,6 +33,7 @@ from leeroo_env.builtin import DEFAULT, resolve
 from leeroo_env.dynamics import HORIZON
 from leeroo_env.table import hash_split
 
+VOTERS = 3  # experts asked about each question that a model has written; two have to agree at the least
 PROGRAMS = ("tasks", "reasoning-gym")  # writers; others are experts
 TINY_POOL = Path(experts.tiny.__file__).parent / "pool.yaml"
 
@@ -63,7 +64,13 @@ class Config:
     epsilon: float = 0.1
     """chance that it then asks a random expert instead"""
     writer: str = "tasks"
-    """tasks: programs for the tiny models; reasoning-gym; or the pool's expert that writes and says the answers"""
+    """who writes, several with commas between: tasks (programs for the tiny models), reasoning-gym, a model by name"""
+    writer_pool: str = ""
+    """pool.yaml of the models that write; that of the experts if empty"""
+    teacher: str = ""
+    """expert whose answers are the references of what models write; if empty, what most of those asked answer"""
+    least_agreement: float = 0.6
+    """share of these experts that has to agree, or the question is not used"""
     grader: str = "exact"
     """multiple-choice, number, exact or math"""
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -91,7 +98,7 @@ class Game:
 
     config: Config
     asker: Asker
-    writer: Writer
+    writers: list[Writer]
     encoder: QueryEncoder
     held_out: list[Query]
     start: list[Query]
@@ -112,12 +119,27 @@ def check(config: Config) -> None:
         raise InputError(f"explore {config.explore}, epsilon {config.epsilon}: must be 0 to 1")
     if config.grader not in GRADERS:
         raise InputError(f"grader: {config.grader!r} is none of {', '.join(GRADERS)}")
+    if not 0.5 <= config.least_agreement <= 1:
+        raise InputError(f"least_agreement {config.least_agreement}: must be 0.5 to 1")
+
+
+def check_pools(config: Config, pool: Pool, writer_pool: Pool) -> None:
+    """Raises InputError where writers or teacher are not there, or where too few experts are to agree."""
+    if config.teacher:
+        pool.select([config.teacher])
+    models = [name for name in config.writer.split(",") if name not in PROGRAMS]
+    writer_pool.select(models)
+    if models and not config.teacher and len(pool.experts) < VOTERS:
+        raise InputError(
+            f"writer {models[0]!r}: references by agreement need {VOTERS} experts and {pool.path} has "
+            f"{len(pool.experts)}; name a --teacher"
+        )
 
 
 def begin_or_go_on(config: Config) -> None:
-    """Writes down the settings of a new run. One that is there goes on with the same ones, but for more rounds."""
+    """Writes down the settings of a new run. One that is there goes on with the same ones, but for those of how far."""
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
-    free = ("rounds", "threads", "run_dir")
+    free = ("rounds", "usd_to_begin", "threads", "run_dir")
     if not (config.run_dir / "config.yaml").exists():
         begin_run(config.run_dir, settings)
         return
@@ -159,15 +181,19 @@ def make_encoder(config: Config) -> QueryEncoder:
     return Encoder(config.encoder)
 
 
-def make_writer(config: Config, asker: Asker, start: list[Query]) -> Writer:
-    """Raises InputError where there is none of that name."""
-    if config.writer == "tasks":
+def make_writers(config: Config, asker: Asker, writer_pool: Pool, start: list[Query]) -> list[Writer]:
+    """Raises InputError where a package or an environment variable is missing."""
+    return [make_writer(name, config, asker, writer_pool, start) for name in dict.fromkeys(config.writer.split(","))]
+
+
+def make_writer(name: str, config: Config, asker: Asker, writer_pool: Pool, start: list[Query]) -> Writer:
+    if name == "tasks":
         return TaskWriter()
-    if config.writer == "reasoning-gym":
+    if name == "reasoning-gym":
         return GymWriter()
-    (spec,) = asker.pool.select([config.writer])
+    (spec,) = writer_pool.select([name])
     expert: Any = writing_expert(spec, asker.purse, seed=config.seed)
-    return ModelWriter(StoredExpert(expert, keys_for(expert.spec), asker.store), start, trusted=True)
+    return ModelWriter(StoredExpert(expert, keys_for(expert.spec), asker.store), start)
 
 
 def ended_rounds(game: Game, n: int) -> list[dict[str, Any]]:
@@ -187,14 +213,28 @@ def read_queries(game: Game, number: int) -> list[Query]:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
+def references(game: Game, number: int) -> dict[str, dict[str, Any]]:
+    """The reference and the agreement behind it of each question of a round that got one so; see `selfplay_vote`."""
+    return read_json(game.directory(number) / "references.json")["references"]
+
+
+def usable_queries(game: Game, number: int) -> list[Query]:
+    """The queries of a round that have a reference."""
+    found = {query_id: one["reference"] for query_id, one in references(game, number).items()}
+    queries = read_queries(game, number)
+    known = [query if query.reference else replace(query, reference=found.get(query.query_id)) for query in queries]
+    return [query for query in known if query.reference]
+
+
 def training_queries(game: Game, number: int) -> list[Query]:
-    """Those of the rounds before."""
-    return [query for earlier in range(number) for query in read_queries(game, earlier)]
+    """Those of the rounds before that have a reference."""
+    return [query for earlier in range(number) for query in usable_queries(game, earlier)]
 
 
 def pairs_of(game: Game, number: int, asks: list[list[str]]) -> list[Pair]:
+    """Those of queries that have a reference."""
     by_id = {query.query_id: query for query in training_queries(game, number + 1)}
-    return [(by_id[query_id], name) for query_id, name in asks]
+    return [(by_id[query_id], name) for query_id, name in asks if query_id in by_id]
 
 
 def everyone(game: Game, queries: Sequence[Query]) -> list[Pair]:

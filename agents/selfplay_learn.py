@@ -26,10 +26,10 @@ from agents.model import make_model
 from agents.orchestrator import Orchestrator
 from agents.policy import PolicyRouter, describe_policy, save_policy
 from agents.predictor import estimates_of, fit_predictor
-from agents.selfplay_game import Game, eras, everyone, foretell, pairs_of, training_queries
+from agents.selfplay_game import Game, eras, everyone, foretell, pairs_of, references, training_queries
 from experts.expert import Answer, Query
 from experts.grading import GRADERS
-from leeroo_env import ExpertTable
+from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import COST_WEIGHT, budget_grid, make_rules, price_range
 from leeroo_env.table import TableInfo
 
@@ -47,22 +47,25 @@ def live_score(game: Game, pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def drifts(game: Game, number: int, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
-    """How each expert's answers of this round differ from what the last agent foretold; see `agents.drift`."""
+    """How each expert's answers of this round differ from what the last agent foretold; see `agents.drift`.
+
+    Questions that experts have settled are easier than others for those who agree, so there no rise counts.
+    """
     if number == 0:
         return {}
     agent = Orchestrator.load(game.directory(number - 1))
+    came: dict[str, list[tuple[Query, Answer]]] = {name: [] for name in agent.experts}
+    for query, name in pairs:
+        if answer := game.asker.found((query, name)):
+            came[name].append((query, answer))
+    flattered = bool(references(game, number))
     found = {}
-    for k, name in enumerate(agent.experts):
-        came = [
-            (query, answer) for query, asked in pairs if asked == name and (answer := game.asker.found((query, asked)))
-        ]
-        told = (
-            foretell(game, agent, [query for query, _ in came]).double().numpy() if came else np.zeros((0, 2 * k + 2))
-        )
-        scores = np.array([GRADERS[game.config.grader](answer.text, query).score for query, answer in came])
-        costs_usd = np.array([answer.cost_usd for _, answer in came])
-        told_k = told[:, k], told[:, k + told.shape[1] // 2]
-        found[name] = asdict(find_drift(told_k, (scores, costs_usd), len(agent.experts)))
+    for k, (name, answered) in enumerate(came.items()):
+        told = foretell(game, agent, [query for query, _ in answered]).double().numpy()
+        scores = np.array([GRADERS[game.config.grader](answer.text, query).score for query, answer in answered])
+        costs_usd = np.array([answer.cost_usd for _, answer in answered])
+        told_k = told[:, k], told[:, k + len(agent.experts)]
+        found[name] = asdict(find_drift(told_k, (scores, costs_usd), len(agent.experts), rises=not flattered))
     return found
 
 
@@ -76,19 +79,27 @@ def answers_so_far(
     """
     since = eras(game, number) | {name: number for name in changed}
     answers: dict[tuple[str, str], Answer] = {}
+    agreement: dict[str, float] = {}
     for earlier in range(number + 1):
         game.asker.era = eras(game, earlier)
-        asks = read_json(game.directory(earlier) / "asks.json")
-        collect(game, pairs_of(game, earlier, asks["explore"] + asks["aim"]), answers, since, earlier)
+        settled, asks = (read_json(game.directory(earlier) / name) for name in ("references.json", "asks.json"))
+        pairs = pairs_of(game, earlier, settled["votes"] + asks["explore"] + asks["aim"])
+        collect(game, pairs, answers, since, earlier)
+        agreement |= {query_id: one["agreement"] for query_id, one in settled["references"].items()}
     game.asker.era = since
     collect(game, everyone(game, held_out), answers, since, number)
     count = Counter(query_id for query_id, _ in answers)
     complete = [query for query in held_out if count[query.query_id] == len(game.asker.specs)]
     some = [query for query in training_queries(game, number + 1) if count[query.query_id]]
+    if held_out and not complete:
+        raise InputError(
+            f"{game.config.run_dir}: no {held_out[0].split} query has every expert's answer (calls fail, or "
+            "--usd-to-begin is too little); the same command asks again"
+        )
     kept = {query.query_id for query in complete + some}
     answers = {pair: answer for pair, answer in answers.items() if pair[0] in kept}
     name = f"{game.config.run_dir.name}-{number}"
-    return table_of(name, game.asker.pool, complete + some, answers, game.config.grader, game.encoder)
+    return table_of(name, game.asker.pool, complete + some, answers, game.config.grader, game.encoder, agreement)
 
 
 def collect(

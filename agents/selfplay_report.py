@@ -23,6 +23,9 @@ def log_round(run_dir: Path, numbers: dict[str, Any], total_usd: float) -> None:
         for budget, score in zip(numbers["budgets_usd"], numbers["val"]["score"], strict=True):
             writer.add_scalar(f"held_out/score_at_usd_{budget:.3g}", score, step)
         writer.add_scalar("money/round_usd", numbers["spent_usd"], step)
+        writer.add_scalar("money/votes_usd", numbers["votes_usd"], step)
+        if numbers["agreement"]["settled"]:
+            writer.add_scalar("queries/agreement", numbers["agreement"]["mean"], step)
         if numbers["explored"]["answers"]:
             writer.add_scalar("live/score", numbers["explored"]["score"], step)
             writer.add_scalar("live/cost_usd", numbers["explored"]["cost_usd"], step)
@@ -143,7 +146,24 @@ def _queries(rounds: list[dict[str, Any]]) -> list[str]:
         lines.append(
             _line([str(one["round"]), f"{one['spent_usd']:.4g}", kept, *counts, str(one["answered"]), _live(one)])
         )
-    return [*lines, "", "The live score is that of the agent's own choices on new queries, at budgets of all sizes."]
+    lines += ["", "The live score is that of the agent's own choices on new queries, at budgets of all sizes."]
+    return lines + _agreed(rounds)
+
+
+def _agreed(rounds: list[dict[str, Any]]) -> list[str]:
+    """What stands behind the references that experts gave; nothing where programs wrote all questions."""
+    if not any(one["votes_usd"] or one["agreement"]["settled"] for one in rounds):
+        return []
+    lines = _header(["round", "dollars for writing", "dollars for votes", "settled", "mean agreement"])
+    for one in rounds[1:]:
+        usd = f"{one['writing_usd']:.4g}", f"{one['votes_usd']:.4g}"
+        lines.append(
+            _line([str(one["round"]), *usd, str(one["agreement"]["settled"]), f"{one['agreement']['mean']:.2f}"])
+        )
+    told = (
+        "Questions that models wrote and experts settled. These are the easier ones, so the live score flatters here:"
+    )
+    return ["", told, "", *lines]
 
 
 def _live(one: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from experts.expert import Expert, Query
 from experts.pool import ExpertSpec, Generation, Model, make_expert
 from experts.queries import text_id
 from experts.sieve import normal_question
-from experts.spending import Purse
+from experts.spending import NOT_ASKED, Purse
 from experts.tiny.tasks import DIFFICULTIES, FAMILIES, draw
 from leeroo_env.errors import InputError
 
@@ -168,7 +168,7 @@ def _keep(written: Written, query: Query, seen: set[str]) -> None:
 
 
 class Item(Model):
-    """One question as a language model must write it."""
+    """One question as a language model must write it. Its own answer is taken for no more than form."""
 
     question: Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1)]
     answer: str | int | pydantic.FiniteFloat | None = None
@@ -179,22 +179,19 @@ _REPLY = pydantic.TypeAdapter(list[Any])
 
 
 class ModelWriter:
-    """A language model that is shown a few questions of a domain and writes others.
+    """A language model that is shown a few questions of a domain and writes others, without references.
 
     Args:
         expert: what is asked; `writing_expert` makes one of an expert of a pool.
         seeds: the questions to show, training queries only. Their domains are the writer's.
         per_call: questions that one call asks for.
         shots: questions that one call shows.
-        trusted: takes the model's own answers as references; otherwise `agreed_references` has to find them.
 
     Raises:
         InputError: there are no seeds, one belongs to val or test, or a number is below 1.
     """
 
-    def __init__(
-        self, expert: Expert, seeds: Sequence[Query], per_call: int = 5, shots: int = 4, trusted: bool = False
-    ) -> None:
+    def __init__(self, expert: Expert, seeds: Sequence[Query], per_call: int = 5, shots: int = 4) -> None:
         if not seeds or min(per_call, shots) < 1:
             raise InputError(f"seeds ({len(seeds)}), per_call ({per_call}) and shots ({shots}) must be at least 1")
         for seed in seeds:
@@ -203,13 +200,14 @@ class ModelWriter:
         self.name = expert.name
         self.domains = tuple(dict.fromkeys(seed.domain for seed in seeds))
         self._expert, self._seeds = expert, tuple(seeds)
-        self._per_call, self._shots, self._trusted = per_call, shots, trusted
+        self._per_call, self._shots = per_call, shots
 
     def write(self, n: int, domain: str | None, rng: np.random.Generator) -> Written:
         """As `Writer.write`, given the same replies. A reply is not asked for again: there may be fewer than n.
 
-        Whole replies are dropped as "call failed", "no JSON list" or "empty list"; questions as "not the form" (fields,
-        types), "too long", "repeated" (a seed, or twice) and "more than asked".
+        Whole replies are dropped as "call failed", "no money" (the spend cap is reached), "no JSON list" or "empty
+        list"; questions as "not the form" (fields, types), "too long", "repeated" (a seed, or twice) and "more than
+        asked".
         """
         sizes = [min(self._per_call, n - start) for start in range(0, n, self._per_call)]
         domains = _domains(self, len(sizes), domain, rng)
@@ -218,11 +216,11 @@ class ModelWriter:
         written = Written(cost_usd=math.fsum(reply.cost_usd for reply in replies))
         seen = {normal_question(seed.text) for seed in self._seeds}
         for size, chosen, reply in zip(sizes, domains, replies, strict=True):
-            items, dropped = parse_questions(reply.text) if not reply.error else ([], Counter({"call failed": 1}))
+            reason = "no money" if reply.error == NOT_ASKED else "call failed"
+            items, dropped = parse_questions(reply.text) if not reply.error else ([], Counter({reason: 1}))
             written.dropped += dropped + Counter({"more than asked": len(items[size:])})
             for item in items[:size]:
-                reference = _short(item.answer) if self._trusted else None
-                _keep(written, Query(text_id(item.question), item.question, chosen, reference), seen)
+                _keep(written, Query(text_id(item.question), item.question, chosen), seen)
         return written
 
     def _prompt(self, n: int, domain: str, rng: np.random.Generator) -> str:
@@ -236,7 +234,7 @@ class ModelWriter:
             "Do not repeat an example, nor say one in other words. Let some be harder and some easier. "
             "Each must be complete by itself and have one right answer that is short and can be checked.\n"
             "Reply with one JSON list and nothing else, in this form:\n"
-            '[{"question": "...", "answer": "..."}]'
+            '[{"question": "..."}]'
         )
 
 
@@ -269,7 +267,3 @@ def parse_questions(reply: str) -> tuple[list[Item], Counter[str]]:
         else:
             items.append(item)
     return items, dropped
-
-
-def _short(answer: str | int | float | None) -> str | None:
-    return None if answer is None else str(answer).strip() or None

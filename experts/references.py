@@ -36,35 +36,40 @@ def agreed_references(
     answers: Mapping[str, Sequence[Answer]],
     grader: str,
     *,
-    weights: Mapping[str, float] | None = None,
+    weights: Mapping[str, float | Sequence[float]] | None = None,
     teacher: str | None = None,
     least_share: float = 0.6,
 ) -> Agreed:
     """Takes as reference what most experts answer, or what a teacher does. What the queries had before is replaced.
 
     Failed calls, and outputs without an answer in normal form, do not vote. Queries are dropped for "no answers" (fewer
-    than 2, or none of the teacher), "tie" and "low agreement"; a teacher's answer stands whatever the others say.
+    than 2, or none of the teacher), "tie" and "low agreement" (one alone, or too little weight); a teacher's answer
+    stands whatever the others say.
 
     Agreement is no proof: of the tiny table's questions 38% get a reference, from three of five experts or more. Of
     these 87% are right, but of count, where the experts share a mistake, 32%. The best expert as teacher: 75% of all.
+    Weights from estimates of each query do better, see `benchmarks/AGREEMENT.md`.
 
     Args:
         answers: of each expert, its answers in the queries' order.
         grader: whose normal form counts, a name in `experts.grading.NORMAL_FORMS`.
-        weights: of each expert, 1 where not given; with 0 it does not vote.
+        weights: of each expert, one or one a query; 1 where not given. With 0 it does not vote.
         teacher: the expert whose answer is the reference.
         least_share: the least share of the weight that a majority needs, in [0, 1].
 
     Raises:
         InputError: one of these is not so.
     """
-    weight = {name: 1.0 for name in answers} | dict(weights or {})
+    given_weights = dict.fromkeys(answers, 1.0) | dict(weights or {})
+    weight = {name: np.asarray(given, np.float64) for name, given in given_weights.items()}
     _check_votes(queries, answers, grader, weight, teacher, least_share)
+    weight = {name: np.broadcast_to(given, len(queries)) for name, given in weight.items()}
     rows, references, shares, dropped = [], [], [], Counter[str]()
     for i, query in enumerate(queries):
-        outputs = {name: given[i] for name, given in answers.items() if weight[name] > 0 or name == teacher}
+        mine = {name: float(weight[name][i]) for name in answers}
+        outputs = {name: given[i] for name, given in answers.items() if mine[name] > 0 or name == teacher}
         said = {name: NORMAL_FORMS[grader](one.text, query) for name, one in outputs.items() if not one.error}
-        reference, share, reason = _vote({k: v for k, v in said.items() if v is not None}, weight, teacher, least_share)
+        reference, share, reason = _vote({k: v for k, v in said.items() if v is not None}, mine, teacher, least_share)
         if reason:
             dropped[reason] += 1
         else:
@@ -90,14 +95,15 @@ def _vote(
     best, *others = sorted(tally, key=lambda answer: -tally[answer])
     if others and math.isclose(tally[best], tally[others[0]]):
         return "", 0.0, "tie"
-    return best, tally[best] / total, "" if tally[best] / total >= least_share else "low agreement"
+    enough = tally[best] / total >= least_share and list(said.values()).count(best) > 1
+    return best, tally[best] / total, "" if enough else "low agreement"
 
 
 def _check_votes(
     queries: Sequence[Query],
     answers: Mapping[str, Sequence[Answer]],
     grader: str,
-    weight: Mapping[str, float],
+    weight: Mapping[str, np.ndarray],
     teacher: str | None,
     least_share: float,
 ) -> None:
@@ -112,5 +118,8 @@ def _check_votes(
     for name, given in answers.items():
         if len(given) != len(queries):
             raise InputError(f"answers: expert {name!r} has {len(given)} for {len(queries)} queries")
-        if not (math.isfinite(weight[name]) and weight[name] >= 0):
-            raise InputError(f"weights: {weight[name]} of expert {name!r} is not a number >= 0")
+        if (
+            weight[name].shape not in ((), (len(queries),))
+            or not ((weight[name] >= 0) & np.isfinite(weight[name])).all()
+        ):
+            raise InputError(f"weights: {weight[name]} of expert {name!r} is not a number >= 0, nor one a query")

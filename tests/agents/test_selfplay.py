@@ -1,4 +1,4 @@
-"""Self-play against a server on loopback: the loop, kills, limits, drift, missing answers, bad input."""
+"""Self-play against a server on loopback: the loop, agreement, kills, limits, drift, missing answers, bad input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from leeroo_env import ExpertTable, InputError
 from tests.experts.collecting import processes
 from tests.experts.openai_server import OpenAIServer
 
-USD = 0.3
+USD = 0.8
 
 
 class Encoder:
@@ -52,14 +52,14 @@ def text_of(domain: str, seed: str) -> str:
 
 
 def reply(prompt: str) -> str:
-    """`good` says a text backwards, `poor` does so of eastern ones; asked to write, both give new questions."""
+    """`fair` and `good` say a text backwards, `poor` and `west` those of one side; asked to write, all do."""
     if prompt.startswith("Write"):
         domain = re.findall(r'subject "(\w+)"', prompt)[0]
         n = int(re.findall(r"Write (\d+)", prompt)[0])
         texts = [text_of(domain, prompt + str(i)) for i in range(n)]
-        return json.dumps([{"question": text, "answer": text[::-1]} for text in texts])
+        return json.dumps([{"question": text} for text in texts])
     name, text = prompt.split(": ")
-    return text[::-1] if name == "good" or "east" in text else "no idea"
+    return "no idea" if (name, text[:4]) in (("poor", "west"), ("west", "east")) else text[::-1]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def server(monkeypatch) -> Iterator[OpenAIServer]:
 def made(directory: Path, **options) -> Config:
     """The configuration of a small run; its pool and seed queries are written."""
     pool = "experts:\n"
-    for name, price, retries in (("poor", 10, 1), ("good", 100, 0)):
+    for name, price, retries in (("poor", 10, 1), ("fair", 50, 0), ("good", 100, 0), ("west", 20, 0)):
         pool += f"  - {{name: {name}, backend: openai, model: m, usd_per_mtok_in: {price}, usd_per_mtok_out: {price},\n"
         pool += f'     max_tokens: 40, concurrency: 3, max_retries: {retries}, prompt: "{name}: {{text}}",\n'
         pool += "     base_url_env: TEST_URL, api_key_env: TEST_KEY}\n"
@@ -124,11 +124,11 @@ def test_two_rounds(server, tmp_path):
     paid = sum(one["spent_usd"] + one["measured_usd"] for one in rounds)
     paid += read_json(config.run_dir / "test.json")["measured_usd"]
     assert paid == pytest.approx(sum(stored["cost_usd"].to_pylist()))
-    assert rounds[-1]["answers"]["poor"] > rounds[-1]["answers"]["good"]
+    assert rounds[-1]["answers"]["poor"] >= rounds[-1]["answers"]["good"] > 50
     for number in range(3):
         directory = config.run_dir / "rounds" / f"{number:03d}"
         agent = Orchestrator.load(directory)
-        assert agent.experts == ["poor", "good"]
+        assert agent.experts == ["poor", "fair", "good", "west"]
         queries = pq.read_table(directory / "table" / "queries.parquet").to_pylist()
         trained = read_tensors(directory / "policy" / "predictor.safetensors")["rows"].tolist()
         assert {queries[i]["split"] for i in trained} == {"train"}
@@ -159,17 +159,20 @@ def test_killed_anywhere_it_goes_on(server, tmp_path):
     killed(config, server, 30)  # asking the start
     first = prompts_of(config.run_dir)
     once = server.requests.copy()
-    killed(config, server, total - 90)  # asking what round 1 chose; 48 answers on test are asked at the end
+    killed(config, server, total - 96 - 100)  # voting; 96 answers on test are asked at the end
+    voting = prompts_of(config.run_dir)
+    directory = config.run_dir / "rounds" / "001"
+    assert (directory / "voters.json").exists() and not (directory / "references.json").exists()
+    killed(config, server, total - 96 - 5)  # asking what round 1 chose
     second = prompts_of(config.run_dir)
-    assert not (config.run_dir / "rounds" / "001" / "round.json").exists()
-    assert (config.run_dir / "rounds" / "001" / "asks.json").exists()
+    assert (directory / "asks.json").exists() and not (directory / "round.json").exists()
     before, server.delay_s = server.requests.copy(), 0.0
     assert run(config, Encoder()) == expected
     assert all(before[prompt] == once[prompt] for prompt in first)  # what was stored is not asked again
     assert all(server.requests[prompt] == before[prompt] for prompt in second)
     twice = {prompt for prompt, times in server.requests.items() if times > 1}
-    assert first < second
-    assert len(twice) <= 2 * 2 * 2 * 3  # those under way: twice, of two experts, two batches of three
+    assert first < voting < second
+    assert len(twice) <= 3 * 4 * 2 * 3  # those under way: thrice, of four experts, two batches of three
     for name in ("policy.safetensors", "predictor.safetensors"):
         ours, theirs = (read_tensors(c.run_dir / "rounds/001/policy" / name) for c in (config, whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -179,7 +182,7 @@ def test_everyone_is_asked_for_the_same_money(server, tmp_path):
     rounds = run(made(tmp_path, ask="all", rounds=1), Encoder())
     assert 0 < rounds[1]["spent_usd"] <= USD
     gained = {name: rounds[1]["answers"][name] - rounds[0]["answers"][name] for name in ("poor", "good")}
-    assert abs(gained["poor"] - gained["good"]) <= 1
+    assert gained["poor"] == gained["good"] > 10
 
 
 def test_an_expert_that_changes_is_noticed(server, tmp_path):
@@ -193,7 +196,7 @@ def test_an_expert_that_changes_is_noticed(server, tmp_path):
     assert rounds[2]["measured_usd"] > 0  # what it does on val is measured anew
     new = Orchestrator.load(config.run_dir / "rounds/002")
     texts = [text_of("west", str(i)) for i in range(40)]
-    told = [agent.predictor.predict(torch.from_numpy(Encoder().encode(texts)), texts)[:, 1] for agent in (old, new)]
+    told = [agent.predictor.predict(torch.from_numpy(Encoder().encode(texts)), texts)[:, 2] for agent in (old, new)]
     assert told[0].mean() > 0.8 and told[1].mean() < 0.3
     assert "| 2 | good |" in (config.run_dir / "report.md").read_text()
 

@@ -121,12 +121,6 @@ def test_a_model_writes_from_seeds_of_the_domain(server):
     assert written.cost_usd == pytest.approx(usd) and not written.dropped
 
 
-def test_a_trusted_model_gives_the_references(server):
-    """Protects: answers of a model that nobody checked become references only where that was asked for."""
-    written = writer(server, GOOD, trusted=True).write(2, "places", rng())
-    assert [query.reference for query in written.queries] == ["Goethe", "6"]
-
-
 REPLIES = {
     f"```json\n{GOOD}\n```": (2, {}),
     f"Here they are:\n```\n{GOOD}\n```\nEnjoy!": (2, {}),
@@ -346,11 +340,20 @@ def test_the_majority_of_normal_forms_is_the_reference():
 
 
 def test_weights_break_ties_and_zero_silences():
-    """Protects: a strong expert outvotes weak ones, and one of weight 0 neither votes nor counts as an answer."""
-    heavy = agreed_references(QUESTIONS, ANSWERS, "number", weights={"c": 3})
-    assert [q.reference for q in heavy.queries] == ["5", "2"] and heavy.shares.tolist() == [3 / 5, pytest.approx(4 / 6)]
+    """Protects: strong experts outvote weak ones, none of them alone; one of weight 0 neither votes nor counts."""
+    heavy = agreed_references(QUESTIONS, ANSWERS, "number", weights={"c": 4})
+    assert [q.reference for q in heavy.queries] == ["2"] and heavy.shares.tolist() == [pytest.approx(5 / 7)]
+    assert heavy.dropped == {"low agreement": 2, "no answers": 2}
     silent = agreed_references(QUESTIONS, ANSWERS, "number", weights={"b": 0, "c": 0})
     assert (silent.rows.tolist(), silent.dropped) == ([2], {"no answers": 3, "tie": 1})
+
+
+def test_weights_of_each_query():
+    """Protects: who is good at one kind of question must not outvote those who are good at another."""
+    weights = {name: [0.5, 0.5, heavy, 0.5, 0.5] for name, heavy in zip("abcd", (0.1, 0.9, 0.1, 0.1), strict=True)}
+    agreed = agreed_references(QUESTIONS, ANSWERS, "number", weights=weights, least_share=0.5)
+    assert [(q.query_id, q.reference) for q in agreed.queries] == [("q0", "4")]
+    assert agreed.dropped == {"tie": 1, "low agreement": 1, "no answers": 2}
 
 
 def test_a_teacher_decides_alone():
@@ -367,6 +370,7 @@ def test_a_teacher_decides_alone():
         ({"teacher": "z"}, "teacher: no answers of an expert 'z'; there are a, b, c, d"),
         ({"weights": {"z": 1.0}}, "weights: no answers of an expert 'z'"),
         ({"weights": {"a": -1.0}}, "weights: -1.0 of expert 'a'"),
+        ({"weights": {"a": [1.0, 2.0]}}, "weights: .* of expert 'a' is not a number >= 0, nor one a query"),
         ({"least_share": 1.5}, "least_share: 1.5"),
         ({"answers": {"a": said("1")}}, "answers: expert 'a' has 1 for 5 queries"),
     ],
