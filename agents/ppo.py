@@ -1,4 +1,4 @@
-"""PPO whose rollouts stay on the table's device: the host reads statistics once an iteration, and nothing else.
+"""PPO whose rollouts stay on the table's device: nothing waits for the host within a rollout or an update.
 
 T steps of B episodes a rollout, n steps a minibatch, K actions, F what is stored of an observation.
 """
@@ -82,6 +82,7 @@ class DevicePPO(PPO):
             last = step == n_rollout_steps - 1
             if last:
                 infos = self._hand_back(step)
+            dones = np.array(["episode" in info for info in infos])  # noqa: F841 - a callback may count them
             callback.update_locals(locals())
             if not callback.on_step():
                 if not last:
@@ -230,7 +231,9 @@ class DevicePPO(PPO):
         assert self.rollout is not None
         returns, values = self.rollout.returns, self.rollout.values
         explained = 1 - (returns - values).var() / returns.var()
-        read = torch.cat([self._sums / updates, explained[None]]).tolist()  # the only time that the host waits
+        read = torch.cat([self._sums / updates, explained[None]]).tolist()
+        if not np.isfinite(read[STATISTICS.index("loss")]):
+            raise ValueError(f"the loss is {read[STATISTICS.index('loss')]}: learning has diverged; try a lower rate")
         for name, value in zip((*STATISTICS, "explained_variance"), read, strict=True):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -126,7 +126,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     @property
     def returns(self) -> Tensor:
         """[B] float64, the rewards of the episodes so far."""
-        return torch.from_numpy(self._returns)
+        return torch.from_numpy(self._returns.copy())
 
     def upcoming(self, n: int) -> tuple[Tensor, Tensor]:
         """Rows [n, B, H] and budgets in dollars [n, B] of the next n episodes of each environment."""
@@ -148,7 +148,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return state | {
             "streams": self._streams,
             "episodes": self._episodes,
-            "returns": torch.from_numpy(self._returns),
+            "returns": self.returns,
         }
 
     def load_state_dict(self, stored: dict[str, Tensor]) -> np.ndarray:
