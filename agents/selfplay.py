@@ -118,6 +118,7 @@ def play_round(game: Game, number: int) -> None:
     chosen = [pair for pair in asks["explore"] + asks["aim"] if tuple(pair) not in votes]
     spent_usd = settled["spent_usd"] + game.asker.ask(pairs_of(game, number, chosen), limit_usd)
     pairs = pairs_of(game, number, settled["votes"] + chosen)
+    answered = len(votes) + sum(game.asker.found(pair) is not None for pair in pairs_of(game, number, chosen))
     drift = drifts(game, number, pairs)
     changed = [name for name, found in drift.items() if found["changed"]]
     explored = live_score(game, pairs_of(game, number, asks["explore"]))
@@ -134,7 +135,7 @@ def play_round(game: Game, number: int) -> None:
         "measured_usd": measured_usd,
         "written": tally(written, settled, len(usable_queries(game, number))),
         "agreement": agreement_of(settled),
-        "answered": len(votes) + sum(game.asker.found(pair) is not None for pair in pairs_of(game, number, chosen)),
+        "answered": answered,
         "explored": explored,
         "answers": dict(zip(table.experts, seen[table.split == 0].sum(dim=0).tolist(), strict=True)),
         "coverage": coverage(table, seen),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from experts.grading import GRADERS
 from experts.pool import Pool, keys_for
 from experts.queries import load_queries
 from experts.questions import GymWriter, ModelWriter, TaskWriter, Writer, writing_expert
+from experts.sieve import normal_question
 from experts.store import StoredExpert
 from leeroo_env import InputError
 from leeroo_env.builtin import DEFAULT, resolve
@@ -153,7 +155,7 @@ def begin_or_go_on(config: Config) -> None:
 
 
 def seed_queries(config: Config) -> tuple[list[Query], list[Query]]:
-    """The queries of val and test, and the training queries to begin with."""
+    """The queries of val and test, and the training queries to begin with, without those that are there too."""
     if config.seed_queries:
         given = load_queries(config.seed_queries)
     else:
@@ -166,13 +168,19 @@ def seed_queries(config: Config) -> tuple[list[Query], list[Query]]:
     for query in queries:
         if not query.reference:
             raise InputError(f"seed_queries: query {query.query_id!r} has no reference to grade against")
-    train = part(queries, "train")
+    held_out = part(queries, "val") + part(queries, "test")
+    reserved = {normal_question(query.text) for query in held_out}
+    train = [query for query in part(queries, "train") if normal_question(query.text) not in reserved]
+    if twice := len(part(queries, "train")) - len(train):
+        warnings.warn(
+            f"{twice} training quer{'ies are' if twice > 1 else 'y is'} in val or test too and left out", stacklevel=2
+        )
     if len(train) < 2 or not part(queries, "val"):
         raise InputError(f"seed_queries: {len(train)} of train, {len(part(queries, 'val'))} of val; needs 2 and 1")
     if config.start:
         drawn = np.random.default_rng([config.seed, 0, 0]).permutation(len(train))[: config.start]
         train = [train[i] for i in sorted(drawn.tolist())]
-    return part(queries, "val") + part(queries, "test"), train
+    return held_out, train
 
 
 def make_encoder(config: Config) -> QueryEncoder:

@@ -49,7 +49,8 @@ def live_score(game: Game, pairs: Sequence[Pair]) -> dict[str, float]:
 def drifts(game: Game, number: int, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
     """How each expert's answers of this round differ from what the last agent foretold; see `agents.drift`.
 
-    Questions that experts have settled are easier than others for those who agree, so there no rise counts.
+    Questions that experts have settled are easier than others, so with these no rise counts. A fall may also come of an
+    error that the others share.
     """
     if number == 0:
         return {}

@@ -56,7 +56,7 @@ def write_selfplay_report(run_dir: Path, rounds: list[dict[str, Any]], test: dic
     }
     split, total_usd = "test" if test else "val", total(rounds)
     text = [
-        f"# Self-play: {len(rounds) - 1} rounds, ${total_usd[-1]:.4g}",
+        f"# Self-play: {len(rounds) - 1} round{'s' * (len(rounds) != 2)}, ${total_usd[-1]:.4g}",
         "",
         _headline(held_out["mean"], total_usd, split),
         "",

@@ -23,6 +23,8 @@ from agents.files import read_json, read_tensors
 from agents.missing import fill_missing
 from agents.predictor import fit_predictor, predict_all
 from agents.selfplay import Config, main, run
+from agents.selfplay_game import seed_queries
+from agents.selfplay_vote import rank_voters
 from experts.store import read_parts
 from leeroo_env import ExpertTable, InputError
 from tests.experts.collecting import processes
@@ -58,7 +60,7 @@ def reply(prompt: str) -> str:
         n = int(re.findall(r"Write (\d+)", prompt)[0])
         texts = [text_of(domain, prompt + str(i)) for i in range(n)]
         return json.dumps([{"question": text} for text in texts])
-    name, text = prompt.split(": ")
+    name, text = prompt.split(": ", 1)
     return "no idea" if (name, text[:4]) in (("poor", "west"), ("west", "east")) else text[::-1]
 
 
@@ -247,6 +249,10 @@ def test_chance_is_no_drift():
         (["--seed-queries", "none.jsonl"], "none.jsonl: no such file"),
         (["--pool", "none.yaml"], "none.yaml: cannot be read"),
         (["--writer", "nobody"], "no expert named 'nobody'"),
+        (["--writer", "tasks,"], "no expert named ''"),
+        (["--teacher", "nobody"], "no expert named 'nobody'"),
+        (["--least-agreement", "2"], "least_agreement 2.0"),
+        (["--writer-pool", "none.yaml"], "none.yaml: cannot be read"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
@@ -259,3 +265,155 @@ def test_other_settings_are_refused(server, tmp_path):
     run(made(tmp_path, rounds=0), Encoder())
     with pytest.raises(InputError, match="began with usd_per_round"):
         run(made(tmp_path, rounds=0, usd_per_round=9.0), Encoder())
+
+
+def wild(prompt: str) -> str:
+    """As `reply`, but what is written is malformed, known, or near to test as often as not, and on hard questions all
+    experts differ; on those that say `fool`, all but one agree on an error."""
+    if prompt.startswith("Write"):
+        domain = re.findall(r'subject "(\w+)"', prompt)[0]
+        texts = [text_of(domain, prompt + str(i)) for i in range(3)]
+        texts[0] += " hard" if _hash(prompt) % 8 else " fool"
+        west = domain == "west"
+        near, known = text_of(domain, f"seed {90 + west}").upper(), text_of(domain, f"seed {0 + west}")
+        items = [{"question": text} for text in (*texts, near, known)]
+        return ["no list", json.dumps([*items[:-1], {"q": "?"}]), json.dumps(items)][_hash(prompt) % 3]
+    name, text = prompt.split(": ", 1)
+    if text.endswith("hard"):
+        return f"I am {name}"
+    if text.endswith("fool"):
+        return "fooled" if name != "good" else text[::-1]
+    return reply(prompt)
+
+
+def queries_of(directory: Path) -> dict[str, dict]:
+    rows = pq.read_table(directory / "table" / "queries.parquet").to_pylist()
+    return {row["query_id"]: row for row in rows if row["query_id"][0] != "s"}
+
+
+def test_experts_agree_on_references(server, tmp_path):
+    server.reply = wild
+    config = made(tmp_path, rounds=1)
+    one = run(config, Encoder())[1]
+    directory = config.run_dir / "rounds" / "001"
+    written = [json.loads(line) for line in (directory / "queries.jsonl").read_text().splitlines()]
+    known = {text_of(("east", "west")[i % 2], f"seed {i}") for i in range(100)}
+    assert not any(row["text"].lower() in known or row["reference"] for row in written)
+    dropped = one["written"]["dropped"]
+    assert min(dropped[reason] for reason in ("no JSON list", "not the form", "reserved")) > 0
+    assert dropped.get("tie", 0) + dropped["low agreement"] > 0
+    assert one["written"]["kept"] + sum(dropped.get(r, 0) for r in NOT_SETTLED) == len(written)
+    settled = read_json(directory / "references.json")
+    used = queries_of(directory)
+    assert set(used) == set(settled["references"]) and len(used) == one["agreement"]["settled"] > 10
+    for query_id, row in used.items():
+        assert (
+            not row["text"].endswith("hard") and row["agreement"] == settled["references"][query_id]["agreement"] >= 0.6
+        )
+        assert row["reference"] == ("fooled" if row["text"].endswith("fool") else row["text"][::-1].lower())
+    answers = pq.read_table(directory / "table" / "answers.parquet").to_pylist()
+    for row in answers:
+        if row["query_id"] in used:
+            assert row["score"] == (row["output"].lower() == used[row["query_id"]]["reference"])
+    voters = {query_id: [n for i, n in settled["votes"] if i == query_id] for query_id in used}
+    assert min(map(len, voters.values())) >= 3
+    assert 0 < one["votes_usd"] < one["spent_usd"] <= USD and max(server.requests.values()) == 1
+    report = (config.run_dir / "report.md").read_text()
+    assert "dropped: low agreement" in report and "mean agreement" in report
+    assert "TEST_KEY" not in report and not any(b"Bearer" in p.read_bytes() for p in config.run_dir.rglob("*.json"))
+
+
+NOT_SETTLED = ("tie", "low agreement", "no answers", "too few answers", "not asked", "unlikely to be settled")
+
+
+def test_a_teacher_decides(server, tmp_path):
+    server.reply = wild
+    config = made(tmp_path, rounds=1, teacher="good")
+    one = run(config, Encoder())[1]
+    used = queries_of(config.run_dir / "rounds" / "001")
+    assert one["written"]["kept"] == len(used) > 10 and "tie" not in one["written"]["dropped"]
+    for row in used.values():
+        assert row["reference"] == ("i am good" if row["text"].endswith("hard") else row["text"][::-1].lower())
+    alone = [row["agreement"] for row in used.values() if row["text"].endswith(("hard", "fool"))]
+    assert alone and max(alone) < 0.6
+
+
+def test_an_expert_that_is_down_is_replaced_and_asked_again_later(server, tmp_path):
+    run(made(tmp_path, rounds=0), Encoder())
+    server.behaviour = lambda prompt, times: 500 if prompt.startswith("fair: ") else "ok"
+    one = run(made(tmp_path, rounds=1), Encoder())[1]
+    votes = read_json(tmp_path / "run" / "rounds" / "001" / "references.json")["votes"]
+    assert one["agreement"]["settled"] > 5 and {name for _, name in votes} == {"poor", "good", "west"}
+    assert one["spent_usd"] <= USD
+    server.behaviour = lambda prompt, times: "ok"
+    assert run(made(tmp_path, rounds=2), Encoder())[2]["answers"]["fair"] > one["answers"]["fair"]
+
+
+def test_programs_and_models_write(server, tmp_path, monkeypatch):
+    other = tmp_path / "writers.yaml"
+    config = made(tmp_path, rounds=1, writer="scribe,tasks", writer_pool=str(other), queries_per_round=30)
+    lines = config.pool.read_text().splitlines()
+    other.write_text("\n".join(lines[:4]).replace("poor", "scribe").replace("TEST_URL", "WRITER_URL"))
+    monkeypatch.setenv("WRITER_URL", server.url)
+    assert run(config, Encoder())[1]["agreement"]["settled"] > 5
+    rows = queries_of(config.run_dir / "rounds" / "001").values()
+    assert {row["agreement"] is None for row in rows} == {True, False}
+    assert {row["domain"] for row in rows if row["agreement"]} == {"east", "west"}
+
+
+def test_a_pool_of_one_and_no_domains(server, tmp_path):
+    config = made(tmp_path, rounds=1, writer="tasks", ask="aimed")
+    config.pool.write_text("\n".join(config.pool.read_text().splitlines()[:4]))
+    seeds = Path(config.seed_queries)
+    seeds.write_text(re.sub(r'"domain": "\w+", ', "", seeds.read_text()))
+    one = run(config, Encoder())[1]
+    assert one["answered"] == one["answers"]["poor"] > 0 and one["changed"] == ["poor"]  # knows none of the tasks
+
+
+def test_voters_are_chosen_by_score_and_cost():
+    score = torch.tensor([[0.9, 0.9, 0.9, 0.1], [0.1, 0.9, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]])
+    ranks, chance = rank_voters(torch.cat([score, torch.tensor([[1.0, 1.5, 2.0, 1.0]]).expand(3, 4)], dim=1))
+    assert ranks.tolist()[:2] == [[0, 1, 2, 3], [3, 1, 2, 0]]
+    assert chance.tolist() == pytest.approx([0.972, 0.972, 0.028], abs=1e-3)
+    ranks, _ = rank_voters(torch.cat([score, torch.ones(3, 4)], dim=1), teacher=2)
+    assert ranks[:, 0].tolist() == [2, 2, 2]
+
+
+def test_a_writer_that_is_down_costs_the_new_questions_alone(server, tmp_path):
+    config = made(tmp_path, rounds=1)
+    server.behaviour = lambda prompt, times: 400 if prompt.startswith("Write") else "ok"
+    one = run(config, Encoder())[1]
+    assert one["written"]["kept"] == 0 and one["written"]["dropped"]["call failed"] > 0 and one["spent_usd"] == 0
+
+
+def test_an_expert_that_is_down_at_first_is_asked_again(server, tmp_path):
+    config = made(tmp_path, rounds=0)
+    server.behaviour = lambda prompt, times: 400 if prompt.startswith("fair: ") else "ok"
+    with pytest.raises(InputError, match="no val query has every expert's answer"):
+        run(config, Encoder())
+    asked = server.requests.copy()
+    server.behaviour = lambda prompt, times: "ok"
+    run(config, Encoder())
+    assert all(server.requests[p] == n for p, n in asked.items() if not p.startswith("fair: "))
+
+
+def test_money_for_val_and_test_is_limited_and_can_be_raised(server, tmp_path):
+    with pytest.raises(InputError, match="no val query has every expert's answer"):
+        run(made(tmp_path, rounds=0, usd_to_begin=0.45), Encoder())
+    assert sum(read_parts(tmp_path / "run" / "store")["cost_usd"].to_pylist()) <= 0.45
+    with pytest.raises(InputError, match="no test query"):
+        run(made(tmp_path, rounds=0, usd_to_begin=0.75), Encoder())
+    assert sum(read_parts(tmp_path / "run" / "store")["cost_usd"].to_pylist()) <= 0.75
+    assert "on val" in (tmp_path / "run" / "report.md").read_text()
+    run(made(tmp_path, rounds=0), Encoder())
+    assert max(server.requests.values()) == 1
+
+
+def test_training_queries_that_are_in_test_are_left_out(server, tmp_path):
+    config = made(tmp_path, start=0)
+    with Path(config.seed_queries).open("a") as file:
+        text = text_of("east", "seed 90").upper()
+        file.write("\n" + json.dumps({"query_id": "again", "text": text, "reference": "x", "split": "train"}))
+    with pytest.warns(UserWarning, match="1 training query is in val or test too"):
+        held_out, start = seed_queries(config)
+    assert len(start) == 50 and len(held_out) == 50
