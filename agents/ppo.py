@@ -82,7 +82,7 @@ class DevicePPO(PPO):
             last = step == n_rollout_steps - 1
             if last:
                 infos = self._hand_back(step)
-            dones = np.array(["episode" in info for info in infos])  # noqa: F841 - a callback may count them
+            dones = np.array(["episode" in info for info in infos])
             callback.update_locals(locals())
             if not callback.on_step():
                 if not last:

@@ -303,21 +303,23 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
     Episodes end after different numbers of steps: one that has ended stays as it is and brings nothing more.
     """
     k, m = len(rules.table.experts), rules.max_calls
-    row, made = current_rows(state), calls_made(state.asked)
+    row, asked = current_rows(state), state.asked.T.contiguous()  # [M, B], as in `poll`
+    made = (asked >= 0).sum(dim=0)
     playing = state.t < rules.horizon
     asks = playing & (actions < k)
     expert = actions.clamp(max=k - 1)
     _, cost_usd = _called(rules, row, expert)
-    refused = asks & ((cost_usd > state.left_usd) | (state.asked == actions[:, None]).any(dim=1))
+    refused = asks & ((cost_usd > state.left_usd) | (asked == actions).any(dim=0))
     charged = asks & ~refused
-    cost_usd = cost_usd.masked_fill(~charged, 0.0)
-    now = (torch.arange(m, device=actions.device) == made[:, None]) & asks[:, None]
-    asked = torch.where(now, actions[:, None], state.asked)
-    answered = state.answered | (now & charged[:, None])
+    cost_usd = cost_usd * charged
+    now = (torch.arange(m, device=actions.device)[:, None] == made) & asks
+    asked = torch.where(now, actions, asked)
+    answered = state.answered.T | (now & charged)
     delivered = playing & (~asks | (made == m - 1))
-    polled = poll(asked, answered, *_votes(rules, row, asked))
+    goes_on = ~delivered
+    polled = poll(asked.T, answered.T, *_votes(rules, row, asked.T))
     score, _ = _called(rules, row, polled.leader.clamp(min=0))
-    score = score.masked_fill((polled.leader < 0) | ~delivered, 0.0)
+    score = score * ((polled.leader >= 0) & delivered)
     t = state.t + delivered
     after = State(
         rows=state.rows,
@@ -327,9 +329,9 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
         score=state.score + score,
         refused=state.refused + refused,
         calls=state.calls.scatter_add(1, expert[:, None], asks.int()[:, None]),
-        asked=asked.masked_fill(delivered[:, None], -1),
-        answered=answered & ~delivered[:, None],
-        polled=poll_features(k, asked, answered, polled, m, ~delivered),
+        asked=asked.masked_fill(delivered, -1).T,
+        answered=(answered & goes_on).T,
+        polled=poll_features(k, asked.T, answered.T, polled, m, goes_on),
         steps=state.steps + playing,
     )
     return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
@@ -367,8 +369,8 @@ def vote_weight(reliability: Tensor) -> Tensor:
 
 def _votes(rules: Rules, rows: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
     """Answer ids and vote weights of the experts `asked` [B, M] about the queries `rows` [B]; any where it is -1."""
-    experts, rows = asked.clamp(min=0), rows[:, None]
-    return _at(rules.table.answer_ids, rows, experts), vote_weight(_at(rules.reliability, rows, experts))
+    experts = asked.T.clamp(min=0)
+    return _at(rules.table.answer_ids, rows, experts).T, vote_weight(_at(rules.reliability, rows, experts)).T
 
 
 def calls_made(asked: Tensor) -> Tensor:
@@ -434,16 +436,17 @@ def poll_features(
         max_calls: M.
         where: [B] bool; elsewhere all is 0, as before the first call.
     """
-    k, made = n_experts, asked >= 0
-    which = torch.where(polled.group >= 0, polled.group + 1, -1) / max_calls
-    told = torch.cat([made, made & polled.agrees, which * answered], dim=1)  # nobody is asked twice: sums are values
-    totals = torch.stack([polled.share * max_calls, polled.different, made.sum(dim=1)], dim=1).float() / max_calls
-    features = torch.zeros(len(asked), 3 * k + 3, device=asked.device)
+    k, asked, group = n_experts, asked.T, polled.group.T  # [m, B], as in `poll`
+    made = asked >= 0
+    which = torch.where(group >= 0, group + 1, -1) / max_calls
+    told = torch.cat([made, made & polled.agrees.T, which * answered.T])  # nobody is asked twice: sums are values
+    totals = torch.stack([polled.share * max_calls, polled.different, made.sum(dim=0)]).float() / max_calls
     if where is not None:
-        told, totals = told * where[:, None], totals * where[:, None]
+        told, totals = told * where, totals * where
     expert = asked.clamp(min=0)
-    features.scatter_add_(1, torch.cat([expert, expert + k, expert + 2 * k], dim=1), told)
-    features[:, 3 * k :] = totals
+    features = torch.zeros(asked.shape[1], 3 * k + 3, device=asked.device)
+    features.scatter_add_(1, torch.cat([expert, expert + k, expert + 2 * k]).T, told.T)
+    features[:, 3 * k :] = totals.T
     return features
 
 
