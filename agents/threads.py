@@ -19,9 +19,11 @@ ROWS, WIDTH = 4_096, 128
 def choose_threads(wanted: int = 0) -> int:
     """Sets torch's threads to `wanted`, or for 0 to what was faster on small networks just now; returns the number.
 
-    With a busy neighbour two threads can take many times as long as one: it is measured where it is run.
+    With a busy neighbour two threads can take many times as long as one: it is measured where it is run. No more than
+    OMP_NUM_THREADS are tried.
     """
-    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = min(cores, int(os.environ.get("OMP_NUM_THREADS", cores)))
     chosen = wanted if wanted > 0 or most == 1 else _faster(most)
     torch.set_num_threads(max(1, chosen))
     return max(1, chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from leeroo_env import ExpertTable
 from tests.synthetic import synthetic_table
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start, too: they run beside each other
 torch.set_num_threads(1)
 
 MMLU_PRO = Path(__file__).parents[2] / "shared" / "data" / "mmlu_pro"
