@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from agents.aim import draw_domains, draw_pairs, worth_asking
+from agents.ask_pairs import ROUNDING_USD
 from agents.bid_price import BidPricePolicy
 from agents.files import read_json, write_json, write_text
 from agents.orchestrator import Orchestrator
@@ -40,7 +41,10 @@ def new_queries(game: Game, number: int) -> tuple[list[Query], dict[str, Any]]:
 
 
 def write_queries(game: Game, number: int) -> tuple[list[Query], Written]:
-    """Has queries written, more for domains whose answers are worth asking for, until enough of each pass the sieve."""
+    """Has queries written, more for domains whose answers are worth asking for, until enough of each pass the sieve.
+
+    Writers share the number evenly. What any round has written counts as seen, also where experts did not agree on it.
+    """
     rng, total = game.rng(number, 1), Written()
     known = training_queries(game, number)
     seen = [query.text for earlier in range(number) for query in read_queries(game, earlier)]
@@ -64,13 +68,15 @@ def write_some(
     game: Game, writer: Writer, domain: str, n: int, sieve: Sieve, total: Written, rng: np.random.Generator
 ) -> int:
     """Adds up to n new queries of a domain to `total`, as far as the money for writing goes; returns how many."""
-    left_usd = WRITING_SHARE * game.config.usd_per_round - total.cost_usd
-    game.asker.purse.max_usd = game.asker.purse.spent_usd + left_usd
+    purse = game.asker.purse
+    before_usd = purse.spent_usd
+    purse.max_usd = before_usd + WRITING_SHARE * game.config.usd_per_round - total.cost_usd
     written = writer.write(n, domain, rng)
     sifted = sieve.sift(written.queries)
     total.queries += [replace(query, split="train") for query in sifted.queries]
     total.dropped += written.dropped + sifted.dropped
-    total.cost_usd += written.cost_usd
+    unanswered_usd = purse.spent_usd - before_usd - written.cost_usd  # billed though no answer came
+    total.cost_usd += written.cost_usd + (unanswered_usd if unanswered_usd > ROUNDING_USD else 0.0)
     return len(sifted.queries)
 
 

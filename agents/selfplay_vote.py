@@ -21,9 +21,7 @@ from experts.expert import Query
 from experts.references import agreed_references
 from experts.spending import not_asked
 
-LEAST_SETTLED = (
-    0.25  # chance that most voters are right below which a question is not asked: they would agree on errors
-)
+LEAST_SETTLED = 0.25  # chance that most voters are right; below it they would rather agree on errors
 VOTING_SHARE = 0.5  # of a round's money; the rest is for answers that are worth asking for
 
 
