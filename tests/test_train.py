@@ -137,12 +137,17 @@ def test_several_seeds_are_as_many_runs_and_their_mean(synthetic: Path, tmp_path
     assert (tmp_path / "both/seed-4/report.md").exists()
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_run_goes_on_to_the_same_bits(kill: signal.Signals, finished: Path, synthetic: Path, tmp_path: Path):
+@pytest.mark.parametrize(("kill", "after"), [(signal.SIGKILL, 1), (signal.SIGKILL, 3), (signal.SIGINT, 1)])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    kill: signal.Signals, after: int, finished: Path, synthetic: Path, tmp_path: Path
+):
+    """Stopped `after` so many checkpoints, wherever it is then: in an update, an evaluation, or writing the next."""
     run_dir = tmp_path / "run"
     process = start(*SHORT, "--table", str(synthetic), "--run-dir", str(run_dir), cwd=tmp_path)
-    while process.poll() is None and not list(run_dir.glob("checkpoints/step-*")):
-        time.sleep(0.02)
+    seen: set[str] = set()
+    while process.poll() is None and len(seen) < after:
+        seen |= {path.name for path in run_dir.glob("checkpoints/step-*")}
+        time.sleep(0.005)
     process.send_signal(kill)
     out, err = process.communicate()
     assert process.returncode == (130 if kill == signal.SIGINT else -signal.SIGKILL), out + err
