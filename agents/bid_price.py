@@ -75,28 +75,27 @@ class BidPriceNetwork(nn.Module):
         return self._value_features(self.digest(observations))
 
     def digest(self, observations: Tensor) -> Tensor:
-        """What learning does not change, [B, 5K + 3]: each expert's score x chance of an answer, what its money is
-        worth, and whether it is too dear; then the estimates, the budget, and what the plan says all is worth."""
+        """What learning does not change, [B, 4K + 3]: each expert's score x chance of an answer, far below 0 where it is
+        too dear, and what its money is worth; then the estimates, the budget, and what the plan says all is worth."""
         k = len(self.mean_cost_usd)
         score, cost = observations[:, :k], observations[:, k : 2 * k]
         budget, usd, queries = self._budget(observations)
         answered, price = self.plan.stakes(cost * self.dearest_usd, usd, queries)
-        closed = ~action_mask(self.mean_cost_usd, usd[:, 0])
-        worth = self.plan.worth(queries, usd)
-        return torch.cat([score * answered, price, closed.float(), observations[:, : 2 * k], budget, worth], dim=1)
+        allowed = action_mask(self.mean_cost_usd, usd[:, 0])
+        gain = torch.where(allowed, score * answered, FORBIDDEN * TEMPERATURE)
+        return torch.cat([gain, price, observations[:, : 2 * k], budget, self.plan.worth(queries, usd)], dim=1)
 
     def decide(self, digest: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and value features from `digest` [B, 5K + 3]."""
+        """Logits and value features from `digest` [B, 4K + 3]."""
         return self._logits(digest), self._value_features(digest)
 
     def _logits(self, digest: Tensor) -> Tensor:
-        gain, price, closed = digest[:, : 3 * len(self.mean_cost_usd)].chunk(3, dim=1)
+        gain, price = digest[:, : 2 * len(self.mean_cost_usd)].chunk(2, dim=1)
         budget = digest[:, -3:-1]
-        logits = (gain - self.price(budget).exp() * price) / TEMPERATURE + self.bias(budget)
-        return logits.masked_fill(closed > 0, FORBIDDEN)
+        return (gain - self.price(budget).exp() * price) / TEMPERATURE + self.bias(budget)
 
     def _value_features(self, digest: Tensor) -> Tensor:
-        return torch.cat([self.critic(digest[:, 3 * len(self.mean_cost_usd) : -1]), digest[:, -1:]], dim=1)
+        return torch.cat([self.critic(digest[:, 2 * len(self.mean_cost_usd) : -1]), digest[:, -1:]], dim=1)
 
     def _budget(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Budget features as the networks see them, [B, 2]; dollars and queries left, [B, 1]. Networks see no longer
@@ -139,7 +138,7 @@ class BidPricePolicy(ActorCriticPolicy):
     @property
     def digest_width(self) -> int:
         """F of `digest`; 0 where learning changes all of the forward pass."""
-        return 5 * len(self.network.mean_cost_usd) + 3
+        return 4 * len(self.network.mean_cost_usd) + 3
 
     def digest(self, observations: Tensor) -> Tensor:
         """What of the forward pass learning does not change, [B, F], computed once for all epochs of an iteration."""

@@ -540,9 +540,12 @@ def episode_keys(streams: Tensor, episodes: Tensor) -> Tensor:
 
 def _hash(x: Tensor) -> Tensor:
     """SplitMix64's finaliser (Steele, Lea and Flood, 2014) on int64: the same random bits on every device."""
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * -4658895280553007687
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * -7723592293110705685
-    return x ^ ((x >> 31) & (2**33 - 1))
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        y = x >> shift
+        y &= 2 ** (64 - shift) - 1  # shifts of signed integers copy the sign
+        y ^= x
+        x = y.mul_(factor) if factor != 1 else y
+    return x
 
 
 def _draw(keys: Tensor, n: int, horizon: int) -> Tensor:
@@ -560,9 +563,9 @@ def _draw(keys: Tensor, n: int, horizon: int) -> Tensor:
         left, right = x % a, x // a
         for i, key in enumerate(round_keys):
             if i % 2 == 0:
-                left = (left + _hash(key + right)) % a
+                left = _hash(key + right).add_(left).remainder_(a)
             else:
-                right = (right + _hash(key + left)) % b
+                right = _hash(key + left).add_(right).remainder_(b)
         return left + a * right
 
     x = permute(torch.arange(horizon, device=keys.device), round_keys[:, :, None])
