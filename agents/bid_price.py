@@ -75,8 +75,8 @@ class BidPriceNetwork(nn.Module):
         return self._value_features(self.digest(observations))
 
     def digest(self, observations: Tensor) -> Tensor:
-        """What learning does not change, [B, 4K + 3]: each expert's score x chance of an answer, far below 0 where it is
-        too dear, and what its money is worth; then the estimates, the budget, and what the plan says all is worth."""
+        """What learning does not change, [B, 4K + 3]: each expert's score x chance of an answer, far below 0 where
+        it is too dear, and what its money is worth; then the estimates, the budget, and what the plan says of both."""
         k = len(self.mean_cost_usd)
         score, cost = observations[:, :k], observations[:, k : 2 * k]
         budget, usd, queries = self._budget(observations)
