@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from agents.files import read_json, write_atomically, write_json, write_text
+from agents.metrics import interval
 from agents.report import AGENT
 
-LEVEL = 0.95
 DRAWN = 4  # routers beside the agent
 
 
@@ -43,7 +42,7 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
         f"# {told[0]['table']}: {len(told)} seeds",
         f"Seeds {told[0]['seed']} to {told[-1]['seed']}, each an agent of its own with its own report beside this one; "
         f"the other routers are fitted once and play each seed's episodes. Scores on the {told[0]['split']} queries, "
-        f"episodes of {told[0]['horizon']}, at each budget a query; ± is half of the {LEVEL:.0%} interval of the mean "
+        f"episodes of {told[0]['horizon']}, at each budget a query; ± is half of the 95 % interval of the mean "
         "over seeds. The queries are the same for all: for others, the uncertainty is that of each report.",
         "\n".join([head, "|---" * (3 + len(budgets)) + "|", *rows]),
         "![score over spend](curve.png)",
@@ -51,12 +50,9 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
     write_text(run_dir / "report.md", "\n\n".join(text) + "\n")
 
 
-def half_interval(values: np.ndarray) -> np.ndarray:
-    """Half of the 95 % interval of the mean over the first dimension [S, ...] by Student's t; NaN for one seed."""
-    n = len(values)
-    if n == 1:
-        return np.full(values.shape[1:], np.nan)
-    return student.ppf((1 + LEVEL) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+def _halves(values: np.ndarray) -> list[float]:
+    """Half of the 95 % interval of the mean over seeds, for each column of [S, G]; NaN for one seed."""
+    return [interval(column)[1] for column in values.T]
 
 
 def _by_score(scores: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
@@ -65,10 +61,10 @@ def _by_score(scores: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
 
 
 def _row(name: str, score: np.ndarray, agent: np.ndarray) -> str:
-    mean, lead = score.mean(axis=1), (agent - score).mean(axis=1)
-    cells = [f"{m:.4f} ± {h:.4f}" for m, h in zip(score.mean(axis=0), half_interval(score), strict=True)]
-    led = "" if name == AGENT else f"{lead.mean():+.4f} ± {half_interval(lead):.4f}"
-    return f"| {name} | {mean.mean():.4f} ± {half_interval(mean):.4f} | {led} | {' | '.join(cells)} |"
+    cells = [f"{m:.4f} ± {h:.4f}" for m, h in zip(score.mean(axis=0), _halves(score), strict=True)]
+    mean, lead = (interval(one) for one in (score.mean(axis=1), (agent - score).mean(axis=1)))
+    led = "" if name == AGENT else f"{lead[0]:+.4f} ± {lead[1]:.4f}"
+    return f"| {name} | {mean[0]:.4f} ± {mean[1]:.4f} | {led} | {' | '.join(cells)} |"
 
 
 def _curve(scores: dict[str, np.ndarray], costs: dict[str, np.ndarray]) -> Figure:
@@ -77,7 +73,7 @@ def _curve(scores: dict[str, np.ndarray], costs: dict[str, np.ndarray]) -> Figur
     shown = [name for name, _ in _by_score(scores) if not name.startswith("hindsight")][: DRAWN + 1]
     for name in shown:
         width, above = (2.4, 3) if name == AGENT else (1.2, 2)
-        mean, spend, half = scores[name].mean(axis=0), costs[name].mean(axis=0), half_interval(scores[name])
+        mean, spend, half = scores[name].mean(axis=0), costs[name].mean(axis=0), np.array(_halves(scores[name]))
         color = "C3" if name == AGENT else ["C0", "C1", "C2", "C4", "C5"][shown.index(name) % 5]
         axes.plot(spend, mean, "o-", ms=4, label=name, color=color, lw=width, zorder=above)
         axes.fill_between(spend, mean - half, mean + half, color=color, alpha=0.15, lw=0)
