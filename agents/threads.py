@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 ROUNDS = 7
-WORTH = 0.85  # of the time with one thread: what many must do better than, since neighbours come and go
-ROWS, WIDTH = 4_096, 128
+WORTH = 0.75  # of the time with one thread: what many must do better than, since neighbours come and go
+ROWS, WIDTH = 4_096, 32  # as the default policy learns
 
 
 def choose_threads(wanted: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 python benchmarks/speed.py                              all of it; replaces this machine's section of the file
 python benchmarks/speed.py --quick --only env calls     a look at some of it; the file stays as it is
+python benchmarks/speed.py --only env --write           replaces these rows
 
 What is compared runs in turn, A B B A, on one thread of torch unless a row says otherwise; a ratio is that of one turn,
 and rows show medians and, in brackets, ranges. Limits are counted: the bytes that a step has to move at least or the
@@ -54,6 +55,7 @@ from leeroo_env.dynamics import Rules, State, budget_grid, make_rules  # noqa: E
 from leeroo_env.sb3 import LeerooSB3VecEnv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+EARLIER = " (an earlier run)"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MLP = {"net_arch": [64, 64]}
 TWELVE = (
@@ -550,11 +552,27 @@ def versions() -> str:
 
 
 def write_section(heading: str, text: str) -> None:
-    """Replaces the section of that heading, or adds it."""
+    """Replaces the section of that heading, or adds it. Rows that were not measured now stay, marked as of before."""
     told = RESULTS.read_text() if RESULTS.exists() else "# Speed\n\nWritten by `python benchmarks/speed.py`."
     head, *sections = told.split("\n## ")
-    kept = ["## " + section.strip() for section in sections if "## " + section.split("\n")[0] != heading]
-    RESULTS.write_text("\n\n".join([head.strip(), *kept, f"{heading}\n\n{text}"]) + "\n")
+    before = next((section for section in sections if f"## {section.splitlines()[0]}" == heading), "")
+    kept = [f"## {section.strip()}" for section in sections if section != before]
+    rows = {cells(line): line for line in text.splitlines() if line.startswith("| ")}
+    merged = [rows.pop(cells(line), marked(line)) for line in before.splitlines() if line.startswith("| ")]
+    above = text[: text.index("| ")].rstrip()
+    table = [*merged, *rows.values()]
+    table.insert(1, "|---" * 5 + "|")
+    RESULTS.write_text("\n\n".join([head.strip(), *kept, heading, above, "\n".join(table)]) + "\n")
+
+
+def cells(line: str) -> str:
+    """What a row of a table is about, without the mark of an earlier measurement."""
+    return line.split("|")[1].strip().removesuffix(EARLIER)
+
+
+def marked(line: str) -> str:
+    what = line.split("|")[1]
+    return line if what.strip().endswith(EARLIER) else line.replace(what, f" {what.strip()}{EARLIER} ", 1)
 
 
 if __name__ == "__main__":
