@@ -19,6 +19,7 @@ from agents.asking_policy import AskingPolicy, begin_as_plan
 from agents.bid_price import BidPricePolicy, table_of_estimates
 from agents.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
 from agents.checkpoint import latest_checkpoint, restore_checkpoint
+from agents.command import exit_code
 from agents.device import choose_device
 from agents.files import write_tensors
 from agents.model import make_model
@@ -79,17 +80,8 @@ class Config:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in scripts that matplotlib's font lacks
-    config = tyro.cli(Config, args=arguments)
-    try:
-        return run(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; go on from the last checkpoint with --resume", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(tyro.cli(Config, args=arguments)), "go on from the last checkpoint with --resume")
 
 
 def run(config: Config) -> int:

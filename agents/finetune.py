@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from agents.command import exit_code
 from agents.device import choose_device
 from agents.estimates.targets import at_most
 from agents.files import write_json
@@ -125,16 +126,7 @@ class History:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    config = tyro.cli(Config, args=arguments)
-    try:
-        return run(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing is written", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(tyro.cli(Config, args=arguments)), "nothing is written")
 
 
 def run(config: Config) -> int:

@@ -15,7 +15,6 @@ Leeroo Orchestrator (arXiv 2401.13979), whose generation, orchestration and eval
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -24,6 +23,7 @@ import torch
 import tyro
 
 from agents.ask_pairs import Asker
+from agents.command import exit_code
 from agents.evaluate import evaluate, lead
 from agents.files import read_json, write_json
 from agents.missing import fill_missing, partial_table
@@ -51,24 +51,18 @@ from agents.selfplay_vote import agreement_of, settle, tally
 from experts.collect import QueryEncoder
 from experts.pool import load_pool
 from experts.store import open_store
-from leeroo_env import InputError
 from leeroo_env.dynamics import make_rules
 from leeroo_env.table import write_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    config = tyro.cli(Config, args=arguments, description=__doc__)
-    try:
-        run(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    def work() -> int:
+        run(tyro.cli(Config, args=arguments, description=__doc__))
+        return 0
+
+    return exit_code(work, "the same command goes on")
 
 
 def run(config: Config, encoder: QueryEncoder | None = None) -> list[dict[str, Any]]:
