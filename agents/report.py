@@ -19,6 +19,7 @@ from torch import Tensor
 from agents.bounds import estimated_bound, hindsight_bound
 from agents.evaluate import Result, evaluate, lead, summary
 from agents.files import write_atomically, write_json, write_text
+from agents.markdown import table_head, table_line
 from agents.metrics import aiq, apgr, calls_by_query, collapse_index, cpt, matching_cost, weak_and_strong
 from agents.routers import Router
 from leeroo_env.dynamics import Rules, budget_grid, make_rules
@@ -360,7 +361,7 @@ def _calls_by_domain(rules: Rules, agent: Result) -> list[str]:
     return [
         f"By domain, over all budgets{first}:",
         "",
-        _rows(["expert", *map(_cell, names)], cells, _percent),
+        _rows(["expert", *names], cells, _percent),
         "",
     ]
 
@@ -379,7 +380,7 @@ def _experts(rules: Rules, split: str) -> list[str]:
     return [
         "## The experts by themselves",
         "",
-        _rows(["expert", "dollars per query", "score", *map(_cell, shown)], cells, lambda row: row),
+        _rows(["expert", "dollars per query", "score", *shown], cells, lambda row: row),
         "",
         f"Whoever always knew which expert is right, whatever it costs, would score {oracle:.3f}.",
     ]
@@ -399,10 +400,5 @@ def _number(x: float) -> str:
     return "-" if np.isnan(x) else f"{x:.3f}"
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
 def _rows(header: list[str], rows: dict[str, Any], cells: Callable[[Any], list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join([_cell(name), *cells(row)]) + " |" for name, row in rows.items()])
+    return "\n".join([*table_head(header), *(table_line([name, *cells(row)]) for name, row in rows.items())])

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.files import read_json, write_atomically, write_json, write_text
+from agents.markdown import table_head, table_line
 from agents.metrics import interval
 from agents.report import AGENT
 
@@ -37,14 +38,14 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
         },
     )
     write_atomically(run_dir / "curve.png", lambda file: _curve(scores, costs).savefig(file, format="png", dpi=130))
-    head = f"| router | mean score | agent's lead | {' | '.join(f'${usd:.3g}' for usd in budgets)} |"
+    head = table_head(["router", "mean score", "agent's lead", *(f"${usd:.3g}" for usd in budgets)])
     text = [
         f"# {told[0]['table']}: {len(told)} seeds",
         f"Seeds {told[0]['seed']} to {told[-1]['seed']}, each an agent of its own with its own report beside this one; "
         f"the other routers are fitted once and play each seed's episodes. Scores on the {told[0]['split']} queries, "
         f"episodes of {told[0]['horizon']}, at each budget a query; ± is half of the 95 % interval of the mean "
         "over seeds. The queries are the same for all: for others, the uncertainty is that of each report.",
-        "\n".join([head, "|---" * (3 + len(budgets)) + "|", *rows]),
+        "\n".join([*head, *rows]),
         "![score over spend](curve.png)",
     ]
     write_text(run_dir / "report.md", "\n\n".join(text) + "\n")
@@ -64,7 +65,7 @@ def _row(name: str, score: np.ndarray, agent: np.ndarray) -> str:
     cells = [f"{m:.4f} ± {h:.4f}" for m, h in zip(score.mean(axis=0), _halves(score), strict=True)]
     mean, lead = (interval(one) for one in (score.mean(axis=1), (agent - score).mean(axis=1)))
     led = "" if name == AGENT else f"{lead[0]:+.4f} ± {lead[1]:.4f}"
-    return f"| {name} | {mean[0]:.4f} ± {mean[1]:.4f} | {led} | {' | '.join(cells)} |"
+    return table_line([name, f"{mean[0]:.4f} ± {mean[1]:.4f}", led, *cells])
 
 
 def _curve(scores: dict[str, np.ndarray], costs: dict[str, np.ndarray]) -> Figure:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.files import write_atomically, write_text
+from agents.markdown import table_head, table_line
 
 
 def log_round(run_dir: Path, numbers: dict[str, Any], total_usd: float) -> None:
@@ -124,13 +125,13 @@ def _headline(mean: list[float], usd: list[float], split: str) -> str:
 
 def _scores(rounds: list[dict[str, Any]], held_out: dict[str, Any], usd: list[float]) -> list[str]:
     budgets = [f"{budget:.3g}" for budget in rounds[0]["budgets_usd"]]
-    lines = _header(["round", "dollars", *budgets, "mean", "agent"])
+    lines = table_head(["round", "dollars", *budgets, "mean", "agent"])
     for i, one in enumerate(rounds):
         agent = "new" if one["kept"] else "the last one kept"
         if one["kept"] and one["training_helped"]:
             agent = "new, trained on by PPO"
         scores = [f"{score:.3f}" for score in held_out["score"][i]]
-        lines.append(_line([str(i), f"{usd[i]:.4g}", *scores, f"{held_out['mean'][i]:.4f}", agent]))
+        lines.append(table_line([str(i), f"{usd[i]:.4g}", *scores, f"{held_out['mean'][i]:.4f}", agent]))
     return lines
 
 
@@ -139,12 +140,13 @@ def _queries(rounds: list[dict[str, Any]]) -> list[str]:
     for one in rounds:
         dropped.update(one["written"]["dropped"])
     reasons = [reason for reason, count in sorted(dropped.items()) if count]
-    lines = _header(["round", "dollars", "queries kept", *(f"dropped: {r}" for r in reasons), "answers", "live score"])
+    because = (f"dropped: {reason}" for reason in reasons)
+    lines = table_head(["round", "dollars", "queries kept", *because, "answers", "live score"])
     for one in rounds:
         counts = [str(one["written"]["dropped"].get(reason, 0)) for reason in reasons]
         kept = str(one["written"]["kept"])
         lines.append(
-            _line([str(one["round"]), f"{one['spent_usd']:.4g}", kept, *counts, str(one["answered"]), _live(one)])
+            table_line([str(one["round"]), f"{one['spent_usd']:.4g}", kept, *counts, str(one["answered"]), _live(one)])
         )
     lines += ["", "The live score is that of the agent's own choices on new queries, at budgets of all sizes."]
     return lines + _agreed(rounds)
@@ -154,11 +156,11 @@ def _agreed(rounds: list[dict[str, Any]]) -> list[str]:
     """What stands behind the references that experts gave; nothing where programs wrote all questions."""
     if not any(one["votes_usd"] or one["agreement"]["settled"] for one in rounds):
         return []
-    lines = _header(["round", "dollars for writing", "dollars for votes", "settled", "mean agreement"])
+    lines = table_head(["round", "dollars for writing", "dollars for votes", "settled", "mean agreement"])
     for one in rounds[1:]:
         usd = f"{one['writing_usd']:.4g}", f"{one['votes_usd']:.4g}"
         lines.append(
-            _line([str(one["round"]), *usd, str(one["agreement"]["settled"]), f"{one['agreement']['mean']:.2f}"])
+            table_line([str(one["round"]), *usd, str(one["agreement"]["settled"]), f"{one['agreement']['mean']:.2f}"])
         )
     told = (
         "Questions that models wrote and experts settled. These are the easier ones, so the live score flatters here:"
@@ -173,10 +175,10 @@ def _live(one: dict[str, Any]) -> str:
 
 def _coverage(last: dict[str, Any]) -> list[str]:
     experts = list(last["answers"])
-    lines = ["Training answers by domain:", "", *_header(["domain", *experts])]
+    lines = ["Training answers by domain:", "", *table_head(["domain", *experts])]
     for domain, answers in last["coverage"].items():
-        lines.append(_line([domain or "-", *(str(answers[name]) for name in experts)]))
-    return [*lines, _line(["all", *(str(last["answers"][name]) for name in experts)])]
+        lines.append(table_line([domain or "-", *(str(answers[name]) for name in experts)]))
+    return [*lines, table_line(["all", *(str(last["answers"][name]) for name in experts)])]
 
 
 def _drift(rounds: list[dict[str, Any]]) -> list[str]:
@@ -187,20 +189,12 @@ def _drift(rounds: list[dict[str, Any]]) -> list[str]:
         "Fresh answers against what the last agent foretold: mean score above it, mean cost over it, each with its "
         "number of standard errors. An expert that changed loses its earlier answers.",
         "",
-        *_header(["round", "expert", "answers", "score", "cost", "changed"]),
+        *table_head(["round", "expert", "answers", "score", "cost", "changed"]),
     ]
     for one in rounds[1:]:
         for name, found in one["drift"].items():
             score = f"{found['score']:+.3f} ({found['score_z']:+.1f})"
             cost = f"{100 * np.expm1(found['cost']):+.0f} % ({found['cost_z']:+.1f})"
             changed = "**yes**" if found["changed"] else ""
-            lines.append(_line([str(one["round"]), name, str(found["answers"]), score, cost, changed]))
+            lines.append(table_line([str(one["round"]), name, str(found["answers"]), score, cost, changed]))
     return lines
-
-
-def _header(names: list[str]) -> list[str]:
-    return [_line(names), "|---" * len(names) + "|"]
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
