@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from sections import add_section
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -197,13 +198,9 @@ def _train(
 
 def _add_section(heading: str, seeds: list[dict[str, np.ndarray]]) -> None:
     """Replaces the section of that heading, or adds it."""
-    path = ROOT / "benchmarks" / "CALLS.md"
-    text = path.read_text() if path.exists() else "# Several calls a query\n"
-    head, *sections = text.split("\n## ")
-    kept = [section for section in sections if section.split("\n")[0] != heading]
-    section = f"{heading}\n\n{_report(seeds)}"
-    path.write_text("\n## ".join([head, *kept, section]).rstrip() + "\n")
-    print(f"## {section}")
+    text = _report(seeds)
+    add_section(ROOT / "benchmarks" / "CALLS.md", "# Several calls a query", heading, text)
+    print(f"## {heading}\n\n{text}")
 
 
 def _report(seeds: list[dict[str, np.ndarray]]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from sections import add_section
 
 from agents.metrics import interval
 
@@ -76,12 +77,9 @@ def _train(arguments: list[str], run_dir: Path) -> float:
 
 def _add_section(heading: str, evaluations: list[dict[str, Any]], seconds: list[float]) -> None:
     """Replaces the section of that heading, or adds it."""
-    path = ROOT / "benchmarks" / "HELD_OUT.md"
-    head, *sections = (path.read_text() if path.exists() else "# Held-out scores\n").split("\n## ")
-    kept = [section for section in sections if section.split("\n")[0] != heading]
-    kept.append(f"{heading}\n\n" + _table(evaluations, seconds))
-    path.write_text("\n## ".join([head, *kept]).rstrip() + "\n")
-    print(f"## {heading}\n\n{_table(evaluations, seconds)}")
+    text = _table(evaluations, seconds)
+    add_section(ROOT / "benchmarks" / "HELD_OUT.md", "# Held-out scores", heading, text)
+    print(f"## {heading}\n\n{text}")
 
 
 def _table(evaluations: list[dict[str, Any]], seconds: list[float]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from sections import add_section
 
 import train
 from agents import Orchestrator
@@ -44,9 +45,8 @@ def main(
         seed: of everything.
     """
     full = resolve(table, experts or None)
+    heading = f"{full.name}, {len(full.experts)} experts"
     lines = [
-        f"## {full.name}, {len(full.experts)} experts",
-        "",
         f"Test split, mean score over six budgets, seed {seed}; leads over the agent without the expert, ± one "
         "standard error (by query).",
         "",
@@ -57,11 +57,9 @@ def main(
         without, added, retrained = _compare(full, name, queries, timesteps, seed)
         cells = [f"{without.mean_score:.4f}", *(_cell(result, without) for result in (added, retrained))]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    path = ROOT / "benchmarks" / "NEW_EXPERT.md"
-    head, *sections = (path.read_text() if path.exists() else "# A new expert without retraining\n").split("\n## ")
-    kept = [f"## {section}".rstrip() for section in sections if lines[0] != "## " + section.split("\n")[0]]
-    path.write_text("\n\n".join([head.rstrip(), *kept, "\n".join(lines)]) + "\n")
-    print("\n".join(lines))
+    text = "\n".join(lines)
+    add_section(ROOT / "benchmarks" / "NEW_EXPERT.md", "# A new expert without retraining", heading, text)
+    print(f"## {heading}\n\n{text}")
 
 
 def _compare(full: ExpertTable, name: str, queries: int, timesteps: int, seed: int) -> list[Result]:

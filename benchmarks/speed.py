@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import large_tables  # noqa: E402
+from sections import add_section, read_section  # noqa: E402
 
 import train  # noqa: E402
 from agents.asking_policy import begin_as_plan  # noqa: E402
@@ -156,7 +157,7 @@ def main(
         "| what | measured | target | | limit |",
     ]
     lines += ["|---" * 5 + "|"]
-    print("\n".join([heading, *lines]), flush=True)
+    print("\n".join([f"## {heading}", *lines]), flush=True)
     for measure in (env, calls, sb3_defaults, batched, default, train_py, large, cuda):
         if not only or measure.__name__ in only:
             for row in measure(setup):
@@ -543,7 +544,7 @@ def machine() -> str:
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"## {cpu}, {CORES} cores, {memory_gb:.0f} GB, {gpu}"
+    return f"{cpu}, {CORES} cores, {memory_gb:.0f} GB, {gpu}"
 
 
 def versions() -> str:
@@ -553,16 +554,14 @@ def versions() -> str:
 
 def write_section(heading: str, text: str) -> None:
     """Replaces the section of that heading, or adds it. Rows that were not measured now stay, marked as of before."""
-    told = RESULTS.read_text() if RESULTS.exists() else "# Speed\n\nWritten by `python benchmarks/speed.py`."
-    head, *sections = told.split("\n## ")
-    before = next((section for section in sections if f"## {section.splitlines()[0]}" == heading), "")
-    kept = [f"## {section.strip()}" for section in sections if section != before]
+    before = read_section(RESULTS, heading)
     rows = {cells(line): line for line in text.splitlines() if line.startswith("| ")}
     merged = [rows.pop(cells(line), marked(line)) for line in before.splitlines() if line.startswith("| ")]
     above = text[: text.index("| ")].rstrip()
     table = [*merged, *rows.values()]
     table.insert(1, "|---" * 5 + "|")
-    RESULTS.write_text("\n\n".join([head.strip(), *kept, heading, above, "\n".join(table)]) + "\n")
+    title = "# Speed\n\nWritten by `python benchmarks/speed.py`."
+    add_section(RESULTS, title, heading, "\n\n".join([above, "\n".join(table)]))
 
 
 def cells(line: str) -> str:
