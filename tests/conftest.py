@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from leeroo_env import ExpertTable
+from leeroo_env import ExpertTable, InputError
+from tests.experts.openai_server import OpenAIServer
 from tests.synthetic import synthetic_table
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start, too: they run beside each other
 torch.set_num_threads(1)
 
+KEY = "sk-test-0123456789abcdefghijklmnop"  # must never be seen
 MMLU_PRO = Path(__file__).parents[2] / "shared" / "data" / "mmlu_pro"
 
 
@@ -51,3 +54,21 @@ def mmlu_pro() -> Path:
     if not MMLU_PRO.is_dir():
         pytest.skip("needs ../shared/data/mmlu_pro beside the checkout")
     return MMLU_PRO
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
+    """A server that speaks OpenAI's protocol; the environment says where it is, and its key."""
+    with OpenAIServer() as server:
+        monkeypatch.setenv("TEST_URL", server.url)
+        monkeypatch.setenv("TEST_KEY", KEY)
+        yield server
+
+
+def refused_in_one_line(breaks: Callable[[Path], object], message: str, directory: Path) -> None:
+    """Loading a table that `breaks` has broken says `message`, and where, in one line."""
+    breaks(directory)
+    with pytest.raises(InputError, match=message) as error:
+        ExpertTable.load(directory)
+    assert "\n" not in str(error.value)
+    assert str(directory) in str(error.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from experts.pool import load_pool, make_experts
 from experts.spending import NOT_ASKED, Purse
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import make_rules, price_range
+from tests.conftest import KEY
 from tests.experts.collecting import write_pool
-from tests.experts.conftest import KEY
 from tests.experts.openai_server import OpenAIServer
 
 ROOT = Path(__file__).parents[2]
@@ -205,14 +204,6 @@ def asks_again(rated: Orchestrator, monkeypatch: pytest.MonkeyPatch) -> Orchestr
     """alpha, then beta, and gamma where they disagree."""
     monkeypatch.setattr(rated, "_router", SecondOpinion((0, 1, 2), 3))
     return rated
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIServer]:
-    with OpenAIServer() as server:
-        monkeypatch.setenv("TEST_URL", server.url)
-        monkeypatch.setenv("TEST_KEY", KEY)
-        yield server
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +64,9 @@ def reply(prompt: str) -> str:
 
 
 @pytest.fixture
-def server(monkeypatch) -> Iterator[OpenAIServer]:
-    with OpenAIServer() as one:
-        one.reply = reply
-        monkeypatch.setenv("TEST_URL", one.url)
-        monkeypatch.setenv("TEST_KEY", "k")
-        yield one
+def server(server: OpenAIServer) -> OpenAIServer:
+    server.reply = reply
+    return server
 
 
 def made(directory: Path, **options) -> Config:

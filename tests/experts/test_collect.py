@@ -28,8 +28,8 @@ from experts.pool import load_pool
 from experts.store import read_parts
 from leeroo_env import ExpertTable
 from leeroo_env.errors import InputError
+from tests.conftest import KEY
 from tests.experts.collecting import hold_store, make_queries, processes, run, run_in_process, write_pool
-from tests.experts.conftest import KEY
 from tests.experts.openai_server import OpenAIServer, reply_to
 from tests.experts.tiny_llama import make_tiny_llama
 

@@ -9,7 +9,7 @@ from experts.openai_api import OpenAIExpert
 from experts.pool import OpenAISpec
 from experts.spending import NOT_ASKED, Purse
 from leeroo_env.errors import InputError
-from tests.experts.conftest import KEY
+from tests.conftest import KEY
 from tests.experts.openai_server import OpenAIServer, reply_to, tokens
 
 

@@ -22,7 +22,7 @@ from experts.spending import Purse
 from experts.tiny.tasks import FAMILIES, is_held_out
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
-from tests.experts.conftest import KEY
+from tests.conftest import KEY
 from tests.experts.test_openai_api import make_spec
 from tests.experts.test_tiny import solve
 
