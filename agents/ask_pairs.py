@@ -76,8 +76,7 @@ class Asker:
             self.purse.max_usd = before_usd + max_usd - spent_usd
             new = [pair for pair in wave if self.found(pair) is None]
             self._ask_all(new)
-            unanswered_usd = self.purse.spent_usd - before_usd - self._paid_usd(new)  # billed though no answer came
-            spent_usd += self._paid_usd(wave) + (unanswered_usd if unanswered_usd > ROUNDING_USD else 0.0)
+            spent_usd += self._paid_usd(wave) + unanswered_usd(self.purse.spent_usd - before_usd, self._paid_usd(new))
             rest = rest[len(wave) :]
         return spent_usd
 
@@ -101,6 +100,12 @@ class Asker:
             if queries:
                 lanes.append(lane_of(StoredExpert(expert, self.key(name), self.store), self.specs[name], queries))
         ask_all(lanes, show_progress=False)
+
+
+def unanswered_usd(billed_usd: float, answered_usd: float) -> float:
+    """What was billed though no answer came, without what adding up leaves over."""
+    rest_usd = billed_usd - answered_usd
+    return rest_usd if rest_usd > ROUNDING_USD else 0.0
 
 
 def table_of(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from agents.bid_price import BidPricePolicy
 from agents.checkpoint import save_checkpoint
-from agents.evaluate import Result, enough_episodes, evaluate, lead
+from agents.evaluate import Result, clearly_above, enough_episodes, evaluate
 from agents.policy import PolicyRouter, load_policy, save_policy
 from agents.report import draw_curve
 from agents.routers import Router
@@ -179,8 +179,7 @@ class Monitor(BaseCallback):
         return evaluate(router, rules, self.budgets_usd, enough_episodes(rules, VAL_QUERIES))
 
     def _is_better(self, result: Result) -> bool:
-        """Whether it is above the kept policy by more than the standard error of the difference: the best of many
-        evaluations would else be kept for its luck."""
+        """Whether it is clearly above the kept policy."""
         if self.progress["evaluations"] == 0:
             return True
         if self._kept is None:  # a resumed run
@@ -188,8 +187,7 @@ class Monitor(BaseCallback):
             if description.get("step") == self.num_timesteps:
                 return True  # it was stopped after keeping this very policy, before the checkpoint
             self._kept = self._played(PolicyRouter(policy, description), self.played)
-        _, _, gain, stderr = lead(result, self._kept)
-        return gain > stderr and len(np.unique(result.rows)) > 1
+        return clearly_above(result, self._kept) and len(np.unique(result.rows)) > 1
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run_dir / "checkpoints", self.model, self.progress)

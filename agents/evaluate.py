@@ -127,6 +127,13 @@ def lead(result: Result, other: Result) -> tuple[np.ndarray, np.ndarray, float, 
     return gain.mean(axis=1), stderr, float(mean.mean()), clustered_stderr(mean, result.rows[0])
 
 
+def clearly_above(result: Result, other: Result) -> bool:
+    """Whether it scores more on the same episodes, by more than the standard error of the difference: the best of many
+    would else be kept for its luck."""
+    _, _, gain, stderr = lead(result, other)
+    return gain > stderr
+
+
 def clustered_stderr(scores: np.ndarray, clusters: np.ndarray) -> float:
     """Standard error of the mean of `scores` [n] when those of one cluster [n] are not independent."""
     sums = np.bincount(clusters, weights=scores - scores.mean())

@@ -21,11 +21,10 @@ def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, d
     model_class: Any = algorithm.load()
     settings, n_envs = dict(algorithm.settings), algorithm.n_envs
     if policy == "bid-price" and config.algo == "ppo":
-        settings |= {"learning_rate": 1e-3, "ent_coef": 0.0, "n_epochs": 2, "batch_size": 4096}
-        n_envs = 1024
-    if config.max_calls > 1 and policy == "bid-price" and config.algo == "ppo":
-        settings |= {"learning_rate": 3e-4, "n_epochs": 1, "batch_size": 1024}
-        n_envs = 256
+        one = {"learning_rate": 1e-3, "n_epochs": 2, "batch_size": 4096}
+        several = {"learning_rate": 3e-4, "n_epochs": 1, "batch_size": 1024}
+        settings |= {"ent_coef": 0.0, **(several if config.max_calls > 1 else one)}
+        n_envs = 256 if config.max_calls > 1 else 1024
     vector_env = LeerooVectorEnv(
         num_envs=config.n_envs or n_envs,
         table=rules.table,

@@ -75,6 +75,7 @@ class DevicePPO(PPO):
         rollout = self._begin_rollout(env, n_rollout_steps)
         play = self._captured(("play", rollout.in_step), self._play, rollout.tensors())
         infos: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
+        dones = np.zeros(env.num_envs, dtype=bool)
         for step in range(n_rollout_steps):
             play()
             rollout.end_step(step)
@@ -82,7 +83,7 @@ class DevicePPO(PPO):
             last = step == n_rollout_steps - 1
             if last:
                 infos = self._hand_back(step)
-            dones = np.array(["episode" in info for info in infos])
+                dones = np.array(["episode" in info for info in infos])
             callback.update_locals(locals())
             if not callback.on_step():
                 if not last:

@@ -44,7 +44,8 @@ class Rollout:
         self.state = _own(env.state)
         self.earned = torch.zeros(b, dtype=torch.float64, device=device)
         self._at, self._begun = torch.zeros(1, device=device).long(), torch.zeros(b, device=device).long()
-        self._upcoming = env.upcoming(1 + (steps - 1) // self.rules.horizon)
+        most = 1 + (steps - 1) // self.rules.horizon  # episodes of one environment that can begin within a rollout
+        self._upcoming = tuple(torch.stack([part] * most) for part in (self.state.rows, self.state.budget_usd))
         self._last = {name: torch.stack([value] * steps) for name, value in self._shown().items()}
         self._clock = time.perf_counter()
 

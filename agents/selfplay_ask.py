@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from agents.aim import draw_domains, draw_pairs, worth_asking
-from agents.ask_pairs import ROUNDING_USD
+from agents.ask_pairs import unanswered_usd
 from agents.bid_price import BidPricePolicy
 from agents.files import read_json, write_json, write_text
 from agents.orchestrator import Orchestrator
@@ -75,8 +75,7 @@ def write_some(
     sifted = sieve.sift(written.queries)
     total.queries += [replace(query, split="train") for query in sifted.queries]
     total.dropped += written.dropped + sifted.dropped
-    unanswered_usd = purse.spent_usd - before_usd - written.cost_usd  # billed though no answer came
-    total.cost_usd += written.cost_usd + (unanswered_usd if unanswered_usd > ROUNDING_USD else 0.0)
+    total.cost_usd += written.cost_usd + unanswered_usd(purse.spent_usd - before_usd, written.cost_usd)
     return len(sifted.queries)
 
 

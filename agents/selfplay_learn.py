@@ -19,8 +19,9 @@ from torch import Tensor
 from agents.ask_pairs import Pair, table_of
 from agents.asking_policy import begin_as_plan
 from agents.bid_price import table_of_estimates
+from agents.callbacks import VAL_QUERIES, WARM_UP
 from agents.drift import find_drift
-from agents.evaluate import Result, evaluate, lead
+from agents.evaluate import Result, clearly_above, enough_episodes, evaluate
 from agents.files import read_json, write_tensors
 from agents.model import make_model
 from agents.orchestrator import Orchestrator
@@ -33,8 +34,6 @@ from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import COST_WEIGHT, budget_grid, make_rules, price_range
 from leeroo_env.table import TableInfo
 
-WARM_UP = 0.2  # of the training only the value is learnt
-VAL_QUERIES = 8_192
 OF_THE_PLAN = ("mlp_extractor.value", "mlp_extractor.cost_ratios")  # what the plan of a new table replaces
 
 
@@ -151,19 +150,18 @@ def learn(game: Game, number: int, table: ExpertTable) -> dict[str, Any]:
     description = describe_policy(rules, "ppo", made["policy_kwargs"], "bid-price", table)
 
     def play(router: PolicyRouter) -> Result:
-        episodes = -(-VAL_QUERIES // horizon)
-        return evaluate(router, val_rules, budgets, episodes, config.seed)
+        return evaluate(router, val_rules, budgets, enough_episodes(val_rules, VAL_QUERIES), config.seed)
 
     begun = {name: x.clone() for name, x in policy.state_dict().items()}
     best = play(PolicyRouter(policy, description, played.embeddings))
     train(model, config.timesteps)
     trained = play(PolicyRouter(policy, description, played.embeddings))
-    if better := above(trained, best):
+    if better := clearly_above(trained, best):
         best = trained
     else:
         policy.load_state_dict(begun)
     before = play(last.router(table)) if last is not None else None
-    kept = before is None or not above(before, best)
+    kept = before is None or not clearly_above(before, best)
     write_tensors(directory / "policy" / "predictor.safetensors", predictor.tensors())
     save_policy(directory / "policy", policy, description)
     if last is not None and not kept:
@@ -185,9 +183,3 @@ def train(model: Any, timesteps: int) -> None:
     model.learn(int(WARM_UP * timesteps))
     model.policy.train_actor(True)
     model.learn(timesteps - int(WARM_UP * timesteps), reset_num_timesteps=False)
-
-
-def above(result: Result, other: Result) -> bool:
-    """Whether it scores more, by more than the standard error of the difference."""
-    _, _, gain, stderr = lead(result, other)
-    return gain > stderr

@@ -373,11 +373,6 @@ def _votes(rules: Rules, rows: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
     return _at(rules.table.answer_ids, rows, experts).T, vote_weight(_at(rules.reliability, rows, experts)).T
 
 
-def calls_made(asked: Tensor) -> Tensor:
-    """How many experts were `asked` [B, M] about the query at hand; [B] int64."""
-    return (asked >= 0).sum(dim=1)
-
-
 def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -> Poll:
     """Which of the answers given to each query has the strongest support, the sum of its supporters' weights.
 
