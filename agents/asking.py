@@ -148,7 +148,8 @@ class Asking(nn.Module):
         """[B, L, F]; nothing here tells which expert it is about, so little can be learnt by heart."""
         log_price = price.clamp(min=1e-5).log() / 4
         top, at = net.topk(min(2, net.shape[1]), dim=1)
-        shared = [now, *top[:, [0, -1]].clamp(-1, 1).T, log_price.gather(1, at)[:, 0], step.gather(1, at)[:, 0]]
+        best, next_best = top[:, 0].clamp(-1, 1), top[:, -1].clamp(-1, 1)
+        shared = [now, best, next_best, log_price.gather(1, at)[:, 0], step.gather(1, at)[:, 0]]
         own = [step, log_price, price.clamp(max=2), right.clamp(-1, 1), agrees, second]
         calls = one_hot(made.clamp(max=self.max_calls - 1), self.max_calls)[:, None, 1:]
         calls = calls.expand(-1, net.shape[1], -1).float()

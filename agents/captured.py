@@ -35,4 +35,8 @@ def captured(work: Callable[[], None], changed: Sequence[Tensor], device: torch.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    return graph.replay
+
+    def again(_: Callable[[], None] = work) -> None:  # a graph reads tensors that live only as long as what made it
+        graph.replay()
+
+    return again

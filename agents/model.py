@@ -25,6 +25,7 @@ def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, d
         several = {"learning_rate": 3e-4, "n_epochs": 1, "batch_size": 1024}
         settings |= {"ent_coef": 0.0, **(several if config.max_calls > 1 else one)}
         n_envs = 256 if config.max_calls > 1 else 1024
+        settings["batch_size"] *= max(config.n_envs // n_envs, 1)  # more episodes do not make more minibatches
     vector_env = LeerooVectorEnv(
         num_envs=config.n_envs or n_envs,
         table=rules.table,

@@ -110,7 +110,7 @@ def test_steps_that_do_harm_are_undone(words: Path, tmp_path: Path):
     assert json.loads((tmp_path / "tuned" / "encoder" / "tuning.json").read_text())["best_step"] == 0
     old, new = ExpertTable.load(words), ExpertTable.load(tmp_path / "tuned")
     untuned = Encoder(old.info.encoder["model"], max_tokens=10).encode(new.queries["text"].to_pylist())
-    np.testing.assert_array_equal(untuned, new.embeddings)
+    np.testing.assert_allclose(untuned, new.embeddings, atol=1e-6)  # a GPU may have tuned it
 
 
 def test_a_loss_that_is_no_number_is_never_the_best():

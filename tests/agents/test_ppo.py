@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -294,6 +295,8 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         moved = name == "to" and any(isinstance(x, str | torch.device) for x in tree_leaves((args, kwargs or {})))
+        at = args[1] if name in ("__getitem__", "__setitem__") else ()
+        moved |= any(isinstance(x, list | np.ndarray) for x in (at if isinstance(at, tuple) else (at,)))
         if name == "one_hot":  # on a CPU alone it looks at the numbers
             return (args[0][..., None] == torch.arange(args[1], device=args[0].device)).long()
         if name in WAITING_CALLS or moved:
@@ -323,6 +326,8 @@ def nothing_waits() -> Iterator[None]:
         lambda x: x.to("cpu"),
         lambda x: x + torch.tensor([1.0]),
         lambda x: torch.multinomial(x, 1),
+        lambda x: x[[0, -1]],
+        lambda x: x[None][:, [0, -1]],
     ],
 )
 def test_the_guard_sees_what_waits(waiting: Callable[[Tensor], Any]):
@@ -445,6 +450,20 @@ def test_replaying_learns_the_same_bits(make: Make, policy: str, chosen: str, on
     same_env(plain, replayed)
 
 
+def test_what_is_captured_keeps_what_it_reads(on_graphs: Callable[[], None], monkeypatch: pytest.MonkeyPatch):
+    """A graph knows addresses alone: were a tensor gone, its place would be another's."""
+    on_graphs()
+    graph = SimpleNamespace(replay=lambda: None)
+    monkeypatch.setattr(agents.captured.torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(agents.captured.torch.cuda, "graph", contextlib.nullcontext)
+    numbers = torch.ones(2)
+    alive = weakref.ref(numbers)
+    again = agents.captured.captured(lambda x=numbers: x.sum(), [], torch.device("cuda"))  # type: ignore[misc]
+    del numbers
+    again()
+    assert alive() is not None
+
+
 def test_rollouts_of_a_step_or_two_can_be_captured(make: Make, on_graphs: Callable[[], None]):
     """Trying out takes more steps than these have room for."""
     on_graphs()
@@ -483,8 +502,13 @@ def test_tensors_keep_their_places(make: Make, policy: str):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_gpu_learns_what_a_cpu_learns(make: Make, policy: str, monkeypatch: pytest.MonkeyPatch):
-    """Devices draw different numbers, so the likeliest actions are taken here."""
+    """Devices draw different numbers, so the likeliest actions are taken here, and steps in the order of a CPU."""
     monkeypatch.setattr(Tensor, "exponential_", lambda self: self.fill_(1.0))
+
+    def order(self: DevicePPO, t: int, b: int) -> Tensor:
+        return torch.from_numpy(np.random.permutation(t * b)).to(self.device)  # noqa: NPY002 - SB3's generator
+
+    monkeypatch.setattr(DevicePPO, "_order", order)
     for chosen in ("default", "episodes in mid-course", "schedules"):
         models = [make(DevicePPO, policy, device=device, **SETTINGS[chosen]) for device in ("cpu", "cuda")]
         start = models[0].policy.state_dict()
