@@ -9,7 +9,6 @@ B queries at hand, K experts, L of them considered, C calls before the last, F f
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
 from agents.agreement import Agreement, Belief, Calls, fit_agreement, group_answers
-from leeroo_env.dynamics import poll, vote_weight
+from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
 
 CONSIDERED = 5  # experts, those that would give the most by themselves; 4 to 8 do alike on train and val
@@ -32,9 +31,7 @@ BATCH = 2_048
 LEARNING_RATE = 3e-3
 CURIOSITY = 0.15  # share of calls at random in the fitting
 SPREAD = 0.03  # of the value of calls in it
-KNOTS = 8  # prices at which it is tried how far to trust what was learnt
-TRUSTED = (0.0, 0.5, 1.0)
-TRIED = 3_000  # queries
+FORESIGHT = 0.5  # how far what was learnt is trusted: best of 0, 0.5 and 1 by cross-validation on train and val
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Asking(nn.Module):
     def __init__(self, n_experts: int, max_calls: int):
         super().__init__()
         self.max_calls = max_calls
-        self.register_buffer("foresight", torch.ones(KNOTS))  # how far `beyond` is trusted, by the dearest's price
+        self.register_buffer("foresight", torch.ones(()))  # how far `beyond` is trusted, wholly while it is learnt
         self.agreement = Agreement(n_experts)
         self.beyond = nn.Sequential(
             nn.Linear(10 + max_calls, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)
@@ -83,7 +80,6 @@ class Asking(nn.Module):
             allowed: [B, K] bool, the experts that may be asked.
         """
         votes = vote_weight(chance.clamp(0, 1))
-        trusted = self._trusted(price.amax(dim=1))
         belief = self.agreement.believe(chance, votes, calls)
         now, alone = belief.now(), (belief.chance() - price).masked_fill(~allowed, FORBIDDEN)
         worth, who = alone.topk(min(CONSIDERED, alone.shape[1]), dim=1)
@@ -93,16 +89,8 @@ class Asking(nn.Module):
         second, agrees = self._two_ahead(belief, who, votes, price, net)
         features = self._features(now, step, price, worth + price, agrees, second, net, calls.made)
         more = (calls.made < self.max_calls - 1)[:, None]
-        gain = step + (second + trusted[:, None] * softplus(self.beyond(features).squeeze(-1))) * more
+        gain = step + (second + self.foresight * softplus(self.beyond(features).squeeze(-1))) * more
         return Advice(who, gain.masked_fill(worth <= FORBIDDEN, FORBIDDEN), now, features, second)
-
-    def _trusted(self, price: Tensor) -> Tensor:
-        """`foresight` [B] at the dearest expert's prices [B]."""
-        low, high = PRICES
-        place = (price.clamp(low, high) / low).log() * ((KNOTS - 1) / math.log(high / low))
-        below = place.floor().clamp(max=KNOTS - 2)
-        at = below.long()
-        return torch.lerp(self.foresight[at], self.foresight[at + 1], place - below)
 
     def _two_ahead(
         self, belief: Belief, who: Tensor, votes: Tensor, price: Tensor, net: Tensor
@@ -181,7 +169,7 @@ def fit_asking(table: ExpertTable, rows: Tensor, estimates: Tensor, max_calls: i
             parts += _explore(asking, chance[batch], cost[batch], answer_ids[batch], generator)
         features, second, found = (torch.cat(part) for part in zip(*parts, strict=True))
         _fit_beyond(asking.beyond, features, second, found, generator)
-    _fit_foresight(asking, table, rows[:TRIED], chance[:TRIED], cost[:TRIED])
+    asking.foresight.fill_(FORESIGHT)
     return asking
 
 
@@ -223,30 +211,6 @@ def _fit_beyond(beyond: nn.Module, features: Tensor, second: Tensor, found: Tens
         optimizer.step()
         schedule.step()
     beyond.requires_grad_(False)
-
-
-@torch.no_grad()
-def _fit_foresight(asking: Asking, table: ExpertTable, rows: Tensor, chance: Tensor, cost: Tensor) -> None:
-    """Tries how far to trust `beyond` at each of the prices: what queries score, less what their calls cost, tells.
-
-    What the model takes for chance adds up over calls, and the best of many estimates is overrated; scores are not.
-    """
-    low, high = PRICES
-    prices = low * (high / low) ** torch.linspace(0, 1, KNOTS, device=table.device)
-    votes, answer_ids = vote_weight(chance.clamp(0, 1)), table.answer_ids[rows].long()
-    true_cost = table.costs_usd[rows] / table.mean_cost_usd().max().clamp(min=1e-30)
-    reward = torch.zeros(len(TRUSTED), KNOTS, device=table.device)
-    for i, trusted in enumerate(TRUSTED):
-        asking.foresight.fill_(trusted)
-        for j, price in enumerate(prices):
-            asked, _ = ask_on(asking, chance, price * cost, answer_ids)
-            who, made = asked.clamp(min=0), asked >= 0
-            polled = poll(asked, made, answer_ids.gather(1, who), votes.gather(1, who))
-            paid = (true_cost.gather(1, who) * made).sum(dim=1)
-            reward[i, j] = (table.scores[rows, polled.leader] - price * paid).mean()
-    padded = torch.nn.functional.pad(reward, (1, 1), mode="replicate")
-    smooth = (padded[:, :-2] + 2 * reward + padded[:, 2:]) / 4
-    asking.foresight.copy_(torch.tensor(TRUSTED, device=table.device)[smooth.argmax(dim=0)])
 
 
 def ask_on(asking: Asking, chance: Tensor, price: Tensor, answer_ids: Tensor) -> tuple[Tensor, Tensor]:

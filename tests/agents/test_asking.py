@@ -23,7 +23,7 @@ from leeroo_env import ExpertTable, InputError, dynamics
 from tests.synthetic import DOUBT_COST_USD, RIGHT, doubting_optimum_usd, doubting_table
 
 PAIR_USD = sum(DOUBT_COST_USD[:2])
-FEW = {"QUERIES": 2_000, "STEPS": 150, "BATCH": 500, "TRIED": 500}
+FEW = {"QUERIES": 2_000, "STEPS": 150, "BATCH": 500}
 
 
 @pytest.fixture(scope="module", autouse=True)
