@@ -297,7 +297,7 @@ def cuda(setup: Setup) -> list[Row]:
     setup, rows = replace(setup, table=resolve(setup.name, None, setup.device)), []
     for n_envs in (256,) if setup.quick else (4_096, 16_384, 65_536):
         rows += [*cuda_env(setup, n_envs), *cuda_training(setup, n_envs)]
-    return rows
+    return rows if setup.quick else [*rows, *cuda_env(setup, 262_144)]
 
 
 def cuda_env(setup: Setup, n_envs: int, few: int = 32) -> list[Row]:
