@@ -65,6 +65,9 @@ class DevicePPO(PPO):
         self._check(env)
         super().set_env(env, force_reset)
 
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None:
+        """SB3 warns that its PPO gains nothing from a GPU; this one is made for it."""
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "rollout", "rollout_buffer_class", *_OWN]
 

@@ -8,13 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from agents.algorithms import ALGORITHMS
 from agents.files import write_text
 from leeroo_env import InputError
 
-PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
+PACKAGES = ("numpy", "gymnasium", "stable-baselines3")
 
 
 def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
@@ -25,7 +26,8 @@ def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
     """
     if (run_dir / "config.yaml").exists():
         raise InputError(f"{run_dir}: holds a run already; go on with it by --resume, or name another --run-dir")
-    made_with = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    made_with = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its build, as +cpu
+    made_with |= {name: version(name) for name in PACKAGES}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", yaml.safe_dump({**settings, "made_with": made_with}, sort_keys=False))
