@@ -70,7 +70,9 @@ class Asking(nn.Module):
         nn.init.zeros_(self.beyond[-1].weight)  # type: ignore[arg-type]
         nn.init.constant_(self.beyond[-1].bias, -4.0)  # type: ignore[arg-type]
 
-    def forward(self, chance: Tensor, price: Tensor, calls: Calls, allowed: Tensor) -> Advice:
+    def forward(
+        self, chance: Tensor, price: Tensor, calls: Calls, allowed: Tensor, share: Tensor | None = None
+    ) -> Advice:
         """What to think of asking each expert, and of delivering.
 
         Args:
@@ -78,22 +80,25 @@ class Asking(nn.Module):
             price: [B, K], what calls cost, in score.
             calls: those made.
             allowed: [B, K] bool, the experts that may be asked.
+            share: [B, K], what part of the money left calls take; two can follow each other that together take no more
+                than all of it. None: money has no end.
         """
         votes = vote_weight(chance.clamp(0, 1))
         belief = self.agreement.believe(chance, votes, calls)
         now, alone = belief.now(), (belief.chance() - price).masked_fill(~allowed, FORBIDDEN)
         worth, who = alone.topk(min(CONSIDERED, alone.shape[1]), dim=1)
         votes, price = votes.gather(1, who), price.gather(1, who)
+        share = torch.zeros_like(price) if share is None else share.gather(1, who)
         step = self.agreement.after(belief, who, votes) - now[:, None]
         net = (step - price).masked_fill(worth <= FORBIDDEN, FORBIDDEN)
-        second, agrees = self._two_ahead(belief, who, votes, price, net)
+        second, agrees = self._two_ahead(belief, who, votes, price, net, share)
         features = self._features(now, step, price, worth + price, agrees, second, net, calls.made)
         more = (calls.made < self.max_calls - 1)[:, None]
         gain = step + (second + self.foresight * softplus(self.beyond(features).squeeze(-1))) * more
         return Advice(who, gain.masked_fill(worth <= FORBIDDEN, FORBIDDEN), now, features, second)
 
     def _two_ahead(
-        self, belief: Belief, who: Tensor, votes: Tensor, price: Tensor, net: Tensor
+        self, belief: Belief, who: Tensor, votes: Tensor, price: Tensor, net: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the best second call after each of `who` [B, L] is expected to add, less its price, once it is known
         whether the first one agrees with the leading answer; and the chance that it does; both [B, L]."""
@@ -118,7 +123,7 @@ class Asking(nn.Module):
         value = torch.where(overrules, right, stays[..., None])
         value = value - chance[..., None] * price.gather(1, top)[:, None, None]
         other = top[:, None] != torch.arange(n, device=who.device)[:, None]
-        other &= (net.gather(1, top) > FORBIDDEN)[:, None]
+        other &= (net.gather(1, top) > FORBIDDEN)[:, None] & (share[..., None] + share.gather(1, top)[:, None] <= 1)
         value = value.masked_fill(~other[:, None], -torch.inf).amax(dim=3)
         return (value - stays).clamp(min=0).sum(dim=1), chance[:, 0]
 

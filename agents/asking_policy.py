@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agents.agreement import Agreement, seen_calls
 from agents.asking import FORBIDDEN, Asking, ask_on, fit_asking
 from agents.bid_price import NARROW, TEMPERATURE, BidPriceNetwork, BidPricePolicy
-from agents.plan import Plan, cost_ratios, plan_calls, plan_for
+from agents.plan import LEAST_COST, Plan, cost_ratios, plan_calls, plan_for
 from leeroo_env.dynamics import action_mask, price_range
 from leeroo_env.table import ExpertTable
 
@@ -57,11 +57,13 @@ class AskingNetwork(BidPriceNetwork):
         k = len(self.mean_cost_usd)
         calls = seen_calls(observations[:, 2 * k : 5 * k + 3], self.max_calls)
         budget, usd, queries = self._budget(observations)
-        answered, price = self.plan.stakes(observations[:, k : 2 * k] * self.dearest_usd, usd, queries)
+        cost_usd = (observations[:, k : 2 * k] * self.dearest_usd).maximum(LEAST_COST * self.mean_cost_usd)
+        answered, price = self.plan.stakes(cost_usd, usd, queries)
         price = self.price(budget).exp() * price
         allowed = action_mask(self.mean_cost_usd, usd[:, 0]) & (observations[:, 2 * k : 3 * k] == 0)
         with torch.no_grad():
-            advice = self.asking(observations[:, :k], price, calls, allowed)
+            if_answered = torch.where(answered > 0, price / answered, 1.0)
+            advice = self.asking(observations[:, :k], if_answered, calls, allowed, cost_usd / usd.clamp(min=1e-30))
         net = advice.gain * answered.gather(1, advice.who) - price.gather(1, advice.who)
         return advice.who, net.masked_fill(advice.gain <= FORBIDDEN, FORBIDDEN), advice.now, calls.made
 

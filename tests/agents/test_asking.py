@@ -104,6 +104,18 @@ def test_who_cannot_be_asked_is_not_worth_asking(asking: Asking):
         assert all((gain > FORBIDDEN) == bool(may[e]) for e, gain in worth.items())
 
 
+def test_no_second_call_is_counted_on_that_the_money_does_not_reach_for(asking: Asking):
+    """Else a cheap call comes first, as it costs next to nothing, and there is not enough left for the good one."""
+    chance = torch.tensor([[0.2, 0.3, 0.9]] * 3)
+    none = Calls(torch.full((3, 2), -1), torch.full((3, 2), -1), torch.zeros(3, dtype=torch.int64))
+    share = torch.tensor([[0.1, 0.1, 0.8], [0.3, 0.3, 0.8], [0.6, 0.6, 0.8]])
+    advice = asking(chance, torch.full((3, 3), 0.01), none, torch.ones(3, 3, dtype=torch.bool), share)
+    second = torch.zeros(3, 3).scatter(1, advice.who, advice.second)
+    assert second[0, 0] > 0.5, "the good one can follow"
+    assert 0.01 < second[1, 0] < 0.3, "only the other poor one can"
+    assert torch.equal(second[2], torch.zeros(3)) and second[1, 2] == 0
+
+
 def test_calls_already_made_are_closed():
     asked = torch.tensor([[2, -1], [0, 1], [-1, -1]])
     assert open_to(asked, 3).tolist() == [[True, True, False], [False, False, True], [True, True, True]]
