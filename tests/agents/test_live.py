@@ -120,6 +120,7 @@ def assert_plays_alike(
     """An episode of the evaluation and the same one live: experts asked, scores, costs."""
     rules = make_rules(table, "test", 24, reliability=reliability_of(router.features))
     result = evaluate(router, rules, [usd], episodes=1)
+    assert result.refused == 0, "only a table knows beforehand that a call will cost more than what is left"
     replies = play(orchestrator, experts, table, result.rows[0], usd * 24)
     assert [reply.calls[0].expert for reply in replies] == [table.experts[k] for k in result.chosen[0]]
     assert [grade_exact(reply.text or "", reply.query).score for reply in replies] == result.scored[0].tolist()
@@ -137,7 +138,7 @@ def test_a_policy_is_live_as_from_the_table(tiny: ExpertTable, trained: Orchestr
 def test_a_policy_that_asks_several_is_live_as_from_the_table(tiny: ExpertTable, tiny_pool: dict[str, Expert]):
     orchestrator = orchestrator_of(tiny, max_calls=3)
     pool: dict[str, Expert] = {name: Unpriced(expert) for name, expert in tiny_pool.items()}
-    replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), pool, tiny, 4e-5)
+    replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), pool, tiny, 3.5e-5)
     assert len({len(reply.calls) for reply in replies}) > 1, "it asks more where that is worth it"
     assert {reply.stopped for reply in replies} == {"policy", "max calls"}
 
