@@ -71,9 +71,14 @@ class State:
         refused: [B] int64, calls so far that were refused.
         calls: [B, K] int32, calls made to each expert so far, refused ones too.
         asked: [B, M] int64, the experts asked about the query at hand, in order; -1 where there is none yet.
-        answered: [B, M] bool, whether they answered; False where the call was refused.
-        polled: [B, 3K + 3], the `poll_features` of these calls; [B, 0] with one call a query.
+        answers: [B, M] int64, what they answered; -1 where they gave no answer, or the call was refused.
+        support: [B, M] float64, the votes for the answer that this call was the first to give.
+        strongest: [B, M] float64, the strongest of these votes.
+        leader: [B] int64, the first call that gave the leading answer; -1 where no call was answered.
+        polled: [B, 3K + 3], the `poll_features` of these calls.
         steps: [B] int64, steps so far.
+
+    With one call a query `answers`, `support`, `strongest` and `polled` are [B, 0].
     """
 
     rows: Tensor
@@ -84,7 +89,10 @@ class State:
     refused: Tensor
     calls: Tensor
     asked: Tensor
-    answered: Tensor
+    answers: Tensor
+    support: Tensor
+    strongest: Tensor
+    leader: Tensor
     polled: Tensor
     steps: Tensor
 
@@ -247,7 +255,8 @@ def start(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
     """The start of B episodes about the queries `rows` [B, H] with `budget_usd` [B], float64."""
     b, k = len(rows), len(rules.table.experts)
     zeros = torch.zeros(b, dtype=torch.int64, device=rows.device)
-    calls = (b, rules.max_calls)
+    several = rules.max_calls > 1
+    answers, support, strongest, leader = _no_votes(b, rules.max_calls if several else 0, rows.device)
     return State(
         rows=rows,
         t=zeros,
@@ -256,9 +265,12 @@ def start(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
         score=torch.zeros(b, device=rows.device),
         refused=zeros,
         calls=torch.zeros(b, k, dtype=torch.int32, device=rows.device),
-        asked=torch.full(calls, -1, device=rows.device),
-        answered=torch.zeros(calls, dtype=torch.bool, device=rows.device),
-        polled=torch.zeros(b, 3 * k + 3 if rules.max_calls > 1 else 0, device=rows.device),
+        asked=torch.full((b, rules.max_calls), -1, device=rows.device),
+        answers=answers,
+        support=support,
+        strongest=strongest,
+        leader=leader,
+        polled=torch.zeros(b, 3 * k + 3 if several else 0, device=rows.device),
         steps=zeros,
     )
 
@@ -276,7 +288,8 @@ def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
 
 def _ask_only(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
     """`step` with one call a query: the answer is delivered at once, a refused call scores 0."""
-    score, cost_usd = _called(rules, current_rows(state), actions)
+    row = current_rows(state)
+    score, cost_usd = _scores(rules, row, actions), _costs_usd(rules, row, actions)
     fits = cost_usd <= state.left_usd
     cost_usd, score, refused = cost_usd * fits, score * fits, ~fits
     t = state.t + 1
@@ -289,7 +302,10 @@ def _ask_only(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outco
         refused=state.refused + refused,
         calls=state.calls.scatter_add(1, actions[:, None], torch.ones_like(state.calls[:, :1])),
         asked=state.asked,
-        answered=state.answered,
+        answers=state.answers,
+        support=state.support,
+        strongest=state.strongest,
+        leader=state.leader,
         polled=state.polled,
         steps=t,
     )
@@ -303,24 +319,28 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
     Episodes end after different numbers of steps: one that has ended stays as it is and brings nothing more.
     """
     k, m = len(rules.table.experts), rules.max_calls
-    row, asked = current_rows(state), state.asked.T.contiguous()  # [M, B], as in `poll`
-    made = (asked >= 0).sum(dim=0)
-    playing = state.t < rules.horizon
-    asks = playing & (actions < k)
-    expert = actions.clamp(max=k - 1)
-    _, cost_usd = _called(rules, row, expert)
-    refused = asks & ((cost_usd > state.left_usd) | (asked == actions).any(dim=0))
+    row, playing, call = current_rows(state), state.t < rules.horizon, _calls_made(state.polled, m)
+    asks, expert = playing & (actions < k), actions.clamp(max=k - 1)
+    cost_usd = _costs_usd(rules, row, expert)
+    again = state.polled.gather(1, expert[:, None]).squeeze(1) > 0
+    refused = asks & ((cost_usd > state.left_usd) | again)
     charged = asks & ~refused
     cost_usd = cost_usd * charged
-    now = (torch.arange(m, device=actions.device)[:, None] == made) & asks
-    asked = torch.where(now, actions, asked)
-    answered = state.answered.T | (now & charged)
-    delivered = playing & (~asks | (made == m - 1))
-    goes_on = ~delivered
-    polled = poll(asked.T, answered.T, *_votes(rules, row, asked.T))
-    score, _ = _called(rules, row, polled.leader.clamp(min=0))
-    score = score * ((polled.leader >= 0) & delivered)
-    t = state.t + delivered
+    asked = state.asked.scatter(1, call[:, None], actions.masked_fill(~asks, -1)[:, None])
+    answer, vote = _at(rules.table.answer_ids, row, expert), vote_weight(_at(rules.reliability, row, expert))
+    so_far = state.answers, state.support, state.strongest, state.leader
+    *votes, group = _count(*so_far, call, answer, vote, charged)
+    answers, support, strongest, leader = votes
+    goes_on = asks & (call < m - 1)
+    delivered = playing & ~goes_on
+    leading = asked.gather(1, leader.clamp(min=0)[:, None]).squeeze(1)
+    score = _scores(rules, row, leading.clamp(min=0)) * ((leader >= 0) & delivered)
+    polled = state.polled.scatter(1, expert[:, None], 1.0)
+    polled.scatter_add_(1, expert[:, None] + 2 * k, (_told(group, m) * charged)[:, None])
+    led = _told(leader, m).masked_fill(leader < 0, 2.0)[:, None]  # which is nobody's
+    polled[:, k : 2 * k] = polled[:, 2 * k : 3 * k] == led
+    polled[:, 3 * k :] = _totals(_share(support, leader), (support > 0).sum(dim=1), call + 1, m)
+    t, on, over = state.t + delivered, goes_on[:, None], ~goes_on[:, None]
     after = State(
         rows=state.rows,
         t=t,
@@ -329,28 +349,35 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
         score=state.score + score,
         refused=state.refused + refused,
         calls=state.calls.scatter_add(1, expert[:, None], asks.int()[:, None]),
-        asked=asked.masked_fill(delivered, -1).T,
-        answered=(answered & goes_on).T,
-        polled=poll_features(k, asked.T, answered.T, polled, m, goes_on),
+        asked=asked.masked_fill(over, -1),
+        answers=answers.masked_fill(over, -1),
+        support=support * on,
+        strongest=strongest * on,
+        leader=leader.masked_fill(~goes_on, -1),
+        polled=polled * on,
         steps=state.steps + playing,
     )
     return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
 
 
-def _called(rules: Rules, rows: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores float32 and costs in dollars float64 of the `experts` [B] on the queries `rows` [B]; each [B]."""
-    table = rules.table
-    return _at(table.scores, rows, experts).float(), _at(table.costs_usd, rows, experts).double()
+def _scores(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:
+    """Scores float32 of the `experts` [B] on the queries `rows` [B], [B]."""
+    return _at(rules.table.scores, rows, experts).float()
+
+
+def _costs_usd(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:
+    """What the `experts` [B] cost on the queries `rows` [B], in dollars, float64 [B]."""
+    return _at(rules.table.costs_usd, rows, experts).double()
 
 
 def _at(values: Tensor, rows: Tensor, experts: Tensor) -> Tensor:
-    """`values` [N, K] of the `experts` [B, ...] on the queries `rows` [B, ...], in their shape.
+    """`values` [N, K] of the `experts` [B] on the queries `rows` [B], [B].
 
     Flat, since indexing by pairs takes several times as long; one row for all queries stays one.
     """
-    shared = values.stride(0) == 0
-    at = experts if shared else rows * values.shape[1] + experts
-    return (values[0] if shared else values.reshape(-1)).index_select(0, at.reshape(-1)).view(at.shape)
+    if values.stride(0) == 0:
+        return values[0].index_select(0, experts)
+    return values.reshape(-1).index_select(0, rows * values.shape[1] + experts)
 
 
 def _reward(rules: Rules, score: Tensor, cost_usd: Tensor) -> Tensor:
@@ -367,12 +394,6 @@ def vote_weight(reliability: Tensor) -> Tensor:
     return (chance / (1 - chance)).square()
 
 
-def _votes(rules: Rules, rows: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """Answer ids and vote weights of the experts `asked` [B, M] about the queries `rows` [B]; any where it is -1."""
-    experts = asked.T.clamp(min=0)
-    return _at(rules.table.answer_ids, rows, experts).T, vote_weight(_at(rules.reliability, rows, experts)).T
-
-
 def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -> Poll:
     """Which of the answers given to each query has the strongest support, the sum of its supporters' weights.
 
@@ -383,40 +404,80 @@ def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -
         asked: [B, M] int64, the experts asked, in order; -1 where there is none.
         answered: [B, M] bool, which of these calls were answered.
         answer_ids: [B, M] whole numbers, equal in a row where the answers are; -1: no answer.
-        weights: [B, M] float32, what each vote weighs.
+        weights: [B, M] float32 above 0, what each vote weighs.
     """
-    m = asked.shape[1]
-    # calls come first here, [M, B] and [M, M, B]: long rows are what an elementwise kernel is fast on
-    asked, answered, answer_ids = asked.T.contiguous(), answered.T.contiguous(), answer_ids.T
-    weights = weights.T.double().contiguous()  # sums of float32 are exact in it: equal support is equal in any order
-    place = torch.arange(m, device=asked.device)[:, None]
-    number = place.float()  # the least of whole numbers takes twenty times as long
-    given = answered & (answer_ids >= 0)
-    answer_ids = torch.where(given, answer_ids, -1 - place).contiguous()
-    same = answer_ids[:, None] == answer_ids
-    votes = weights * given
-    support = torch.where(same, votes, 0.0).sum(dim=1)
-    strongest = torch.where(same, weights, -math.inf).amax(dim=1)
-    leads = torch.where(given.any(dim=0), given, answered)
-    for strength in (support, strongest):
-        strength = strength.masked_fill(~leads, -math.inf)
-        leads = leads & (strength == strength.amax(dim=0))
-    first = torch.where(leads, number, m - 1).amin(dim=0, keepdim=True).long()
-    origin = torch.where(same, number[:, :, None], m).amin(dim=0).long()
-    leading = support.gather(0, first)[0]
+    b, m = asked.shape
+    answers, support, strongest, leader = _no_votes(b, m, asked.device)
+    groups = []
+    for call, of_call in enumerate(zip(answer_ids.T, weights.T, answered.T, strict=True)):
+        number = torch.full_like(leader, call)
+        answers, support, strongest, leader, group = _count(answers, support, strongest, leader, number, *of_call)
+        groups.append(group)
+    group = torch.stack(groups, dim=1)
+    leading = leader.clamp(min=0)[:, None]
     return Poll(
-        leader=asked.gather(0, first)[0].masked_fill(~answered.any(dim=0), -1),
-        support=leading,
-        share=leading / votes.sum(dim=0).clamp(min=1e-30),
-        different=(given & (origin == place)).sum(dim=0),
-        agrees=(same.gather(0, first[None].expand(-1, m, -1))[0] & given).T,
-        group=torch.where(given, origin, -1).T,
+        leader=torch.where(leader >= 0, asked.gather(1, leading).squeeze(1), -1),
+        support=support.gather(1, leading).squeeze(1),
+        share=_share(support, leader),
+        different=(support > 0).sum(dim=1),
+        agrees=(group == leader[:, None]) & (group >= 0),
+        group=group,
     )
 
 
-def poll_features(
-    n_experts: int, asked: Tensor, answered: Tensor, polled: Poll, max_calls: int, where: Tensor | None = None
-) -> Tensor:
+def _no_votes(b: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`answers`, `support`, `strongest` and `leader` of `State` before the first call."""
+    none, zero = torch.full((b, m), -1, device=device), torch.zeros(b, m, dtype=torch.float64, device=device)
+    return none, zero, zero, torch.full((b,), -1, device=device)
+
+
+def _count(
+    answers: Tensor,
+    support: Tensor,
+    strongest: Tensor,
+    leader: Tensor,
+    call: Tensor,
+    answer: Tensor,
+    vote: Tensor,
+    answered: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Counts one more call, by the rule of `poll`: only the answer that gains a vote can take the lead.
+
+    Args:
+        answers: and `support`, `strongest` and `leader`: the votes so far, as in `State`.
+        call: [B], number of the call.
+        answer: [B], -1 for none.
+        vote: [B], above 0.
+        answered: [B] bool, whether the call was.
+
+    Returns:
+        The votes now, and the first call that gave the same answer [B]; -1 where this one brought none.
+    """
+    given, call = answered & (answer >= 0), call[:, None]
+    missing = ~given
+    vote = vote.double() * answered  # sums of float32 are exact in it: equal support is equal in any order
+    same = answers == answer.masked_fill(missing, -2)[:, None]
+    number = torch.arange(answers.shape[1], dtype=torch.float32, device=call.device)  # whole ones are slow to reduce
+    group = torch.where(same, number, call).amin(dim=1).long()
+    place = group[:, None]
+    answers = answers.scatter(1, call, answer.long().masked_fill(missing, -1)[:, None])
+    support = support.scatter_add(1, place, (vote * given)[:, None])
+    strongest = strongest.scatter_reduce(1, place, vote[:, None], "amax")
+    rivals = torch.stack([group, leader.clamp(min=0)], dim=1)
+    gained, before = support.gather(1, rivals).unbind(1)
+    its_best, best = strongest.gather(1, rivals).unbind(1)
+    stronger = (its_best > best) | ((its_best == best) & (group < leader))
+    leads = answered & ((leader < 0) | (gained > before) | ((gained == before) & stronger))
+    return answers, support, strongest, torch.where(leads, group, leader), group.masked_fill(missing, -1)
+
+
+def _share(support: Tensor, leader: Tensor) -> Tensor:
+    """The leading answer's share of the votes, [B] float64."""
+    leading = support.gather(1, leader.clamp(min=0)[:, None]).squeeze(1)
+    return leading / support.sum(dim=1).clamp(min=1e-30)
+
+
+def poll_features(n_experts: int, asked: Tensor, answered: Tensor, polled: Poll, max_calls: int) -> Tensor:
     """What the agent sees of the calls made about the query at hand, [B, 3K + 3] float32.
 
     Of each expert: whether it was asked, whether it gave the leading answer, and which answer it gave: the number of
@@ -429,20 +490,28 @@ def poll_features(
         answered: [B, m] bool.
         polled: what `poll` says of them.
         max_calls: M.
-        where: [B] bool; elsewhere all is 0, as before the first call.
     """
-    k, asked, group = n_experts, asked.T, polled.group.T  # [m, B], as in `poll`
-    made = asked >= 0
-    which = torch.where(group >= 0, group + 1, -1) / max_calls
-    told = torch.cat([made, made & polled.agrees.T, which * answered.T])  # nobody is asked twice: sums are values
-    totals = torch.stack([polled.share * max_calls, polled.different, made.sum(dim=0)]).float() / max_calls
-    if where is not None:
-        told, totals = told * where, totals * where
-    expert = asked.clamp(min=0)
-    features = torch.zeros(asked.shape[1], 3 * k + 3, device=asked.device)
-    features.scatter_add_(1, torch.cat([expert, expert + k, expert + 2 * k]).T, told.T)
-    features[:, 3 * k :] = totals.T
+    k, made, who = n_experts, asked >= 0, asked.clamp(min=0)
+    told = torch.cat([made, made & polled.agrees, _told(polled.group, max_calls) * answered], dim=1)
+    features = torch.zeros(len(asked), 3 * k + 3, device=asked.device)
+    features.scatter_add_(1, torch.cat([who, who + k, who + 2 * k], dim=1), told)  # nobody is asked twice
+    features[:, 3 * k :] = _totals(polled.share, polled.different, made.sum(dim=1), max_calls)
     return features
+
+
+def _told(group: Tensor, max_calls: int) -> Tensor:
+    """How the agent sees which answer was given, by the first call that gave it; see `poll_features`."""
+    return (group + 1).masked_fill(group < 0, -1) / max_calls
+
+
+def _totals(share: Tensor, different: Tensor, made: Tensor, max_calls: int) -> Tensor:
+    """[B, 3] float32."""
+    return (torch.stack([share * max_calls, different, made]).float() / max_calls).T
+
+
+def _calls_made(polled: Tensor, max_calls: int) -> Tensor:
+    """[B] int64, from `poll_features`."""
+    return (polled[:, -1] * max_calls).round().long()
 
 
 def current_rows(state: State) -> Tensor:
@@ -478,7 +547,7 @@ def budget_features(price_range_usd: tuple[float, float], left_usd: Tensor, quer
 
 def action_mask(mean_cost_usd: Tensor, left_usd: Tensor) -> Tensor:
     """The experts whose known mean cost [K] fits what is left [B]; [B, K] bool. The cheapest always stays allowed."""
-    return (mean_cost_usd <= left_usd[:, None]) | _cheapest(mean_cost_usd)
+    return mean_cost_usd <= left_usd.maximum(mean_cost_usd.amin())[:, None]
 
 
 def state_mask(rules: Rules, state: State) -> Tensor:
@@ -494,15 +563,10 @@ def state_mask(rules: Rules, state: State) -> Tensor:
 
 def call_mask(mean_cost_usd: Tensor, left_usd: Tensor, polled: Tensor) -> Tensor:
     """`state_mask` with M > 1, from mean costs [K], dollars left [B] and `poll_features` [B, 3K + 3]."""
-    k = len(mean_cost_usd)
-    begun = polled[:, -1:] > 0
-    allowed = (mean_cost_usd <= left_usd[:, None]) | (_cheapest(mean_cost_usd) & ~begun)
-    return torch.cat([allowed & (polled[:, :k] == 0), begun], dim=1)
-
-
-def _cheapest(mean_cost_usd: Tensor) -> Tensor:
-    """[K] bool, one of them True."""
-    return torch.arange(len(mean_cost_usd), device=mean_cost_usd.device) == mean_cost_usd.argmin()
+    begun = polled[:, -1] > 0
+    least = torch.where(begun, left_usd, left_usd.maximum(mean_cost_usd.amin()))
+    allowed = (mean_cost_usd <= least[:, None]) & (polled[:, : len(mean_cost_usd)] == 0)
+    return torch.cat([allowed, begun[:, None]], dim=1)
 
 
 def restart(state: State, where: Tensor, fresh: State) -> State:

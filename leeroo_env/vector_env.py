@@ -103,9 +103,9 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "refused": result.refused.cpu().numpy(),
             "delivered": result.delivered.cpu().numpy(),
         }
-        final = self._finish(terminated, steps) if terminated.any() else {}
-        infos = self._infos() | steps
-        infos |= {f"_{name}": self._all for name in steps} | final
+        infos = self._infos() | steps | {f"_{name}": self._all for name in steps}
+        if terminated.any():
+            infos = self._finish(terminated, infos)
         return self._observations(), rewards, terminated, np.zeros_like(terminated), infos
 
     def action_masks(self) -> np.ndarray:
@@ -184,8 +184,8 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._streams, self._episodes = torch.tensor(streams, device=device), torch.tensor(episodes, device=device)
         self._drawn[:] = False
 
-    def _begin(self, where: Tensor, budget: float | np.ndarray | None = None) -> None:
-        """Starts the next episode of the environments `where` [b]."""
+    def _begin(self, where: Tensor, budget: float | np.ndarray | None = None) -> State:
+        """Starts the next episode of the environments `where` [b]; returns where these begin."""
         ended = where.cpu().numpy()
         if budget is None:
             fresh = self._next(where, ended)
@@ -198,6 +198,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if len(ended) == self.num_envs:
             self._returns, self._began = np.zeros(self.num_envs), np.zeros(self.num_envs)
         self._returns[ended], self._began[ended] = 0.0, time.perf_counter()
+        return fresh
 
     def _keys(self, where: Tensor) -> Tensor:
         return dynamics.episode_keys(self._streams[where], self._episodes[where])
@@ -215,23 +216,29 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         assert self._ahead is not None
         return dynamics.take(self._ahead, where)
 
-    def _finish(self, ended: np.ndarray, steps: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Begins new episodes where the old ones have `ended` [B]; returns what is told of those."""
-        final_info = self._infos() | steps | {f"_{name}": self._all for name in steps}
+    def _finish(self, ended: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
+        """Begins new episodes where the old ones have `ended` [B]; returns the `infos` of the step with what is told of
+        those, and of how the new ones begin."""
         where = torch.from_numpy(np.flatnonzero(ended)).to(self.rules.table.device)
         last = dynamics.observe(self.rules, dynamics.take(self._playing(), where)).cpu().numpy()
         final_obs = np.zeros((self.num_envs, last.shape[1]), last.dtype)
         final_obs[ended] = last
         seconds = time.perf_counter() - self._began
         statistics = episode_statistics(self.rules, self._playing(), self._returns.copy(), seconds)
-        self._begin(where)
+        fresh = self._begin(where)
         told = {"episode": statistics, "_episode": ended}
+        begun = {name: infos[name].copy() for name in ("action_mask", "left_usd")}
+        begun["action_mask"][ended] = dynamics.state_mask(self.rules, fresh).cpu().numpy()
+        begun["left_usd"][ended] = fresh.left_usd.cpu().numpy()
         return {
+            **infos,
+            **begun,
             "final_obs": final_obs,
             "_final_obs": ended,
-            "final_info": final_info | told,
+            "final_info": infos | told,
             "_final_info": ended,
-        } | told
+            **told,
+        }
 
     def _playing(self) -> State:
         if self._state is None:

@@ -131,8 +131,8 @@ def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
         for i in range(40):
             answered = {
                 int(e): int(a)
-                for e, yes, a in zip(state.asked[i], state.answered[i], answer_ids[i], strict=True)
-                if yes
+                for e, a in zip(state.asked[i], answer_ids[i], strict=True)
+                if e >= 0 and state.polled[i, 2 * K + e] != 0
             }
             seen = {int(e): int(g) for e, g in zip(calls.asked[i], calls.group[i], strict=True) if e >= 0}
             assert seen.keys() == answered.keys() and int(calls.made[i]) == int((state.asked[i] >= 0).sum())
