@@ -14,25 +14,25 @@ import tyro
 from torch import Tensor
 
 from agents import Orchestrator
-from agents.algorithms import ALGORITHMS, AlgorithmName
-from agents.asking_policy import AskingPolicy, begin_as_plan
-from agents.bid_price import BidPricePolicy, table_of_estimates
-from agents.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
-from agents.checkpoint import latest_checkpoint, restore_checkpoint
-from agents.command import exit_code
-from agents.device import choose_device
-from agents.files import write_tensors
-from agents.model import make_model
-from agents.policy import PolicyRouter, describe_policy
-from agents.predictor import Predictor, estimates_of, fit_predictors, reliability_of
-from agents.report import compare, write_report
+from agents.estimators.ensemble import Predictor, estimates_of, fit_predictors, reliability_of
+from agents.evaluation.report import compare, write_report
+from agents.policies.bid_price import BidPricePolicy, table_of_estimates
+from agents.policies.io import PolicyRouter, describe_policy
+from agents.policies.multi_call import AskingPolicy, begin_as_plan
 from agents.routers import Router, calling_routers, other_routers
-from agents.run_dir import begin_run, latest_run, read_settings, resumed
-from agents.seeds import write_seeds_report
-from agents.threads import choose_threads, side_by_side
+from agents.training.algorithms import ALGORITHMS, AlgorithmName
+from agents.training.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
+from agents.training.checkpoint import latest_checkpoint, restore_checkpoint
+from agents.training.device import choose_device
+from agents.training.factory import make_model
+from agents.training.run_dir import begin_run, latest_run, read_settings, resumed
+from agents.training.seeds import write_seeds_report
+from agents.training.threads import choose_threads, side_by_side
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT, resolve
+from leeroo_env.cli import exit_code
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
+from leeroo_env.files import write_tensors
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from agents.asking_policy import begin_as_plan  # noqa: E402
-from agents.bid_price import table_of_estimates  # noqa: E402
-from agents.callbacks import Monitor, tensorboard_logger  # noqa: E402
-from agents.evaluate import enough_episodes, evaluate, lead  # noqa: E402
-from agents.metrics import interval  # noqa: E402
-from agents.policy import PolicyRouter, describe_policy, load_policy  # noqa: E402
-from agents.predictor import Predictor, estimates_of, fit_predictor, reliability_of  # noqa: E402
+from agents.estimators.ensemble import Predictor, estimates_of, fit_predictor, reliability_of  # noqa: E402
+from agents.evaluation.evaluate import enough_episodes, evaluate, lead  # noqa: E402
+from agents.evaluation.metrics import interval  # noqa: E402
+from agents.policies.bid_price import table_of_estimates  # noqa: E402
+from agents.policies.io import PolicyRouter, describe_policy, load_policy  # noqa: E402
+from agents.policies.multi_call import begin_as_plan  # noqa: E402
 from agents.routers import Cheapest, calling_routers  # noqa: E402
+from agents.training.callbacks import Monitor, tensorboard_logger  # noqa: E402
 from leeroo_env import ExpertTable  # noqa: E402
 from leeroo_env.builtin import resolve  # noqa: E402
 from leeroo_env.dynamics import budget_grid, make_rules  # noqa: E402

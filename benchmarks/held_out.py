@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from sections import add_section
 
-from agents.metrics import interval
+from agents.evaluation.metrics import interval
 
 ROOT = Path(__file__).parents[1]
 BAR = "paced kernel ridge"

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from agents.model import make_model  # noqa: E402
+from agents.training.factory import make_model  # noqa: E402
 from leeroo_env import ExpertTable, LeerooVectorEnv  # noqa: E402
 from leeroo_env.table import ExpertInfo, TableInfo, write_mapped  # noqa: E402
 

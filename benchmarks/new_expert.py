@@ -18,7 +18,7 @@ from sections import add_section
 
 import train
 from agents import Orchestrator
-from agents.evaluate import Result, evaluate, lead
+from agents.evaluation.evaluate import Result, evaluate, lead
 from leeroo_env import ExpertTable
 from leeroo_env.builtin import resolve
 from leeroo_env.dynamics import budget_grid, make_rules

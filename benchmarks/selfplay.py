@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import tyro
 from matplotlib.figure import Figure
 
-from agents.files import read_json, write_json
-from agents.metrics import interval
-from agents.selfplay import Config, run, seed_queries
-from experts.store import read_parts
+from agents.evaluation.metrics import interval
+from agents.selfplay.loop import Config, run, seed_queries
+from experts.collect.store import read_parts
+from leeroo_env.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 WAYS = {

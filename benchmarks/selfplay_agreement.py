@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import tyro
 
-from agents.predictor import fit_predictor, predict_all
-from agents.selfplay_vote import LEAST_SETTLED, rank_voters
-from experts.expert import Answer, Query
+from agents.estimators.ensemble import fit_predictor, predict_all
+from agents.selfplay.voting import LEAST_SETTLED, rank_voters
+from experts.generation.consensus import Agreed, agreed_references
 from experts.grading import GRADERS
-from experts.references import Agreed, agreed_references
 from experts.spending import not_asked
+from experts.types import Answer, Query
 from leeroo_env import ExpertTable
 from leeroo_env.builtin import DEFAULT, resolve
 

@@ -41,15 +41,15 @@ import large_tables  # noqa: E402
 from sections import add_section, read_section  # noqa: E402
 
 import train  # noqa: E402
-from agents.asking_policy import begin_as_plan  # noqa: E402
-from agents.bid_price import table_of_estimates  # noqa: E402
-from agents.captured import captured  # noqa: E402
-from agents.device import choose_device  # noqa: E402
-from agents.evaluate import Result, evaluate, lead  # noqa: E402
-from agents.model import make_model  # noqa: E402
-from agents.policy import PolicyRouter, describe_policy  # noqa: E402
-from agents.ppo import DevicePPO  # noqa: E402
-from agents.predictor import Predictor, estimates_of, fit_predictor  # noqa: E402
+from agents.estimators.ensemble import Predictor, estimates_of, fit_predictor  # noqa: E402
+from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
+from agents.policies.bid_price import table_of_estimates  # noqa: E402
+from agents.policies.io import PolicyRouter, describe_policy  # noqa: E402
+from agents.policies.multi_call import begin_as_plan  # noqa: E402
+from agents.ppo.cuda_graph import captured  # noqa: E402
+from agents.ppo.ppo import DevicePPO  # noqa: E402
+from agents.training.device import choose_device  # noqa: E402
+from agents.training.factory import make_model  # noqa: E402
 from leeroo_env import ExpertTable, LeerooEnv, LeerooVectorEnv, dynamics  # noqa: E402
 from leeroo_env.builtin import DEFAULT, resolve  # noqa: E402
 from leeroo_env.dynamics import Rules, State, budget_grid, make_rules  # noqa: E402
@@ -319,7 +319,7 @@ def cuda_env(setup: Setup, n_envs: int, few: int = 32) -> list[Row]:
 def cuda_training(setup: Setup, n_envs: int) -> list[Row]:
     ours = bid_price_model(setup, n_envs)
     learning(ours)()
-    with patch("agents.ppo.captured", lambda work, *_: work):
+    with patch("agents.ppo.ppo.captured", lambda work, *_: work):
         plain = bid_price_model(setup, n_envs)
         learning(plain)()
     fast, slow = alternated(setup.pairs, learning(ours), learning(plain))

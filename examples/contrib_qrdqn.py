@@ -9,8 +9,8 @@ import torch
 import tyro
 from sb3_contrib import QRDQN
 
-from agents.evaluate import evaluate
-from agents.policy import PolicyRouter, describe_policy
+from agents.evaluation.evaluate import evaluate
+from agents.policies.io import PolicyRouter, describe_policy
 from leeroo_env import LeerooVectorEnv
 from leeroo_env.dynamics import budget_grid, make_rules
 from leeroo_env.sb3 import LeerooSB3VecEnv

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from experts.expert import Answer
+from experts.types import Answer
 
 NOT_ASKED = "not asked: the spend cap is reached"
 WAIT_S = 0.02

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from agents.checkpoint import latest_checkpoint
+from agents.training.checkpoint import latest_checkpoint
 from leeroo_env import ExpertTable, InputError
 from tests.conftest import random_table
 

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from agents import estimates
-from agents.agreement import Agreement
-from agents.routers.cascade import TwoStep
-from agents.routers.frugal import Cascade, Gains, Majority, Scorer
-from agents.routers.panel import Panels
+from agents import estimators
+from agents.policies.answer_model import Agreement
+from agents.routers.base import Router, may_spend
+from agents.routers.boosted import TwoStageTrees
+from agents.routers.cascade import Cascade, Gains, Majority, Scorer
+from agents.routers.cascade_routing import CascadeRouting
+from agents.routers.panels import Panels
 from agents.routers.planned import Planned
 from agents.routers.priced import FixedPrice, PacedPrice
-from agents.routers.router import Router, may_spend
-from agents.routers.simple import BestSingle, Cheapest, FixedMixture, Random
-from agents.routers.supermodel import CascadeRouting
-from agents.routers.trees import TwoStageTrees
+from agents.routers.static import BestSingle, Cheapest, FixedMixture, Random
+from agents.routers.two_step import TwoStep
 from leeroo_env.table import ExpertTable
 
 ESTIMATES = {
-    "domain means": estimates.domain_means,
-    "kNN": estimates.nearest,
-    "kernel ridge": estimates.kernel_ridge,
-    "MLP": estimates.network,
-    "LinUCB": estimates.linucb,
+    "domain means": estimators.domain_means,
+    "kNN": estimators.nearest,
+    "kernel ridge": estimators.kernel_ridge,
+    "MLP": estimators.network,
+    "LinUCB": estimators.linucb,
 }
 
 __all__ = [

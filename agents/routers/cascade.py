@@ -1,6 +1,6 @@
-"""The two-step cascade by estimate: a cheap expert for most queries, a dear one where it promises the most gain.
+"""Fixed panels and fixed cascades, the rules of most published systems that ask more than one model.
 
-B episodes, N queries in the table, n of them in the training split, K experts, X paces.
+n training queries, K experts, Q panels, C: the most experts of a panel, P policies, F features, T thresholds, X prices.
 """
 
 from __future__ import annotations
@@ -8,76 +8,152 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.estimates import split_estimates
-from agents.routers.router import by_cost, may_spend, usd_per_query
-from leeroo_env.table import ExpertTable
+from agents.estimators import split_estimates
+from agents.policies.answer_model import Calls
+from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, seen_answers
+from agents.routers.sequences import Tabulated, best_at_prices
+from leeroo_env.dynamics import poll, vote_weight
 
-N_PACES = 512
+N_THRESHOLDS = 14
+CHUNK = 40  # panels at a time in fitting
 
 
-class TwoStep:
-    """Two experts at a time: the dear one where estimated score of the dear minus that of the cheap is highest.
+class Majority(Tabulated):
+    """A panel that is always asked as a whole, and the vote of it: the best at the pace on the training queries."""
 
-    A share of the queries goes on to the dear one, such that the mean cost is what is left per remaining query, or less
-    where going on does not pay. Of all pairs it takes the one that scores best on the training queries, by their
-    left-out estimates. Where the reserve forbids experts, the pairs are those of the others.
+    def __init__(self, panels: Panels, features: Tensor, max_calls: int, seed: int = 0):
+        score, cost_usd = panels.score.mean(dim=1), panels.cost_usd.double().mean(dim=1)
+        which = torch.tensor(cheapest_first(panels), device=score.device)
+        policies = best_at_prices(
+            panels.members[which], score[which], cost_usd[which], panels.prices, panels.mean_cost_usd
+        )
+        super().__init__(features, panels.mean_cost_usd, max_calls, policies, seed)
+
+    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+        return torch.ones_like(policy, dtype=torch.bool)
+
+
+class Scorer:
+    """How likely the leading answer of a panel is right: a logistic regression a panel, on `describe`.
+
+    Attributes:
+        weights: [Q, F]; 0 for the longest panels, which nobody follows.
+        told: [Q, n], log-odds, each query's from a regression without it.
     """
 
-    def __init__(self, table: ExpertTable, estimates: Tensor):
-        """Args: the table, and estimated scores and costs_usd [N, 2K] of all its rows; training rows' left out."""
-        self.features = estimates
-        self.mean_cost_usd = table.mean_cost_usd()
-        self.paces_usd = _paces(self.mean_cost_usd)
-        order, rows = by_cost(self.mean_cost_usd), table.rows("train")
-        tensors = (split_estimates(estimates)[0], table.scores, table.costs_usd)
-        estimated, score, cost_usd = (tensor[rows][:, order].T.contiguous() for tensor in tensors)
-        pairs = [_best_with(j, estimated, score, cost_usd, self.paces_usd) for j in range(len(order))]
-        value, cheap, threshold = (torch.stack(part) for part in zip(*pairs, strict=True))
-        dear = value.cummax(dim=0).indices  # [K, X]: row n - 1 is for the n cheapest experts
-        self.cheap, self.dear = order[cheap.gather(0, dear)], order[dear]
-        self.threshold = threshold.gather(0, dear)
-
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        last = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries).sum(dim=1) - 1
-        pace = usd_per_query(remaining_usd, remaining_queries)
-        place = (torch.searchsorted(self.paces_usd, pace, right=True) - 1).clamp(min=0)
-        cheap, dear = self.cheap[last, place][:, None], self.dear[last, place][:, None]
-        score, cost_usd = split_estimates(seen)
-        goes_on = score.gather(1, dear) - score.gather(1, cheap) > self.threshold[last, place][:, None]
-        goes_on &= cost_usd.gather(1, dear) <= remaining_usd[:, None]  # it would be refused
-        return torch.where(goes_on, dear, cheap).squeeze(1)
+    def __init__(self, panels: Panels):
+        short = (panels.size < panels.longest).nonzero().squeeze(1)
+        self.told = torch.zeros_like(panels.score)
+        self.weights = torch.zeros(0)
+        for part in short.split(CHUNK):
+            features = panels.described(part)
+            weights, self.told[part] = fit_logistic(features, panels.score[part], panels.fold)
+            if len(self.weights) == 0:
+                self.weights = weights.new_zeros(len(panels.members), weights.shape[1])
+            self.weights[part] = weights
 
 
-def _paces(mean_cost_usd: Tensor) -> Tensor:
-    """Dollars a query, from 0 over the cheapest's to the dearest's mean cost; [X] float64, rising."""
-    paid = mean_cost_usd[mean_cost_usd > 0].double()
-    low, high = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 1.0)
-    steps = torch.linspace(0, 1, N_PACES - 1, dtype=torch.float64, device=mean_cost_usd.device)
-    return torch.cat([steps.new_zeros(1), low * (1 + 1e-6) * (high / low) ** steps])
+class Cascade(Tabulated):
+    """FrugalGPT (Chen, Zaharia and Zou, arXiv:2305.05176): experts in a fixed order, dearer and dearer, until the
+    answer is reliable enough.
+
+    Reliable is what a logistic regression on the answers so far says, one for every first part of an order. Of all
+    orders of the experts considered, and thresholds a step, it follows the best for what is left.
+    """
+
+    def __init__(self, panels: Panels, scorer: Scorer, features: Tensor, max_calls: int, seed: int = 0):
+        found = [_best_thresholds(panels, scorer, number) for number in cheapest_first(panels)]
+        order, score, cost_usd, threshold = (torch.cat(part) for part in zip(*found, strict=True))
+        mean_cost_usd = panels.mean_cost_usd
+        policies = best_at_prices(panels.members[order], score, cost_usd, panels.prices, mean_cost_usd)
+        super().__init__(features, mean_cost_usd, max_calls, policies, seed)
+        self.threshold = threshold[policies.tried]
+        parts = [panels.parts(number) for number in order[policies.tried].tolist()]
+        self.weights = scorer.weights[torch.tensor(parts, device=features.device)]  # [P, C, F]
+
+    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+        order = self.policies.order[policy]
+        step = (calls.made - 1).clamp(0, order.shape[1] - 1)
+        told = (described_calls(seen, calls, order) * self.weights[policy, step]).sum(dim=1)
+        return told < self.threshold[policy].gather(1, step[:, None]).squeeze(1)
 
 
-def _best_with(
-    j: int, estimated: Tensor, score: Tensor, cost_usd: Tensor, paces_usd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best cheap partner for the dear expert j, from [K, n] each by rising mean cost.
+def cheapest_first(panels: Panels) -> list[int]:
+    """The panels, with the cheapest expert alone before all others."""
+    cheapest = panels.index[(int(panels.mean_cost_usd.argmin()),)]
+    return [cheapest, *(i for i in range(len(panels.members)) if i != cheapest)]
+
+
+def described_calls(seen: Tensor, calls: Calls, order: Tensor) -> Tensor:
+    """`describe` of the calls made to the experts `order` [B, C]; [B, F]."""
+    chance = split_estimates(seen)[0].clamp(0, 1)
+    made, answers = seen_answers(calls, order, chance.shape[1])
+    chance = chance.gather(1, order.clamp(min=0))
+    return describe(poll(order, made, answers, vote_weight(chance)), chance, made, made & (answers >= 0))
+
+
+def _best_thresholds(panels: Panels, scorer: Scorer, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The thresholds that are best at each price for asking the experts of the panel `number` one by one.
 
     Returns:
-        For every pace [X]: the mean score, -inf where no pair costs as little; the partner; the gain above which a
-        query goes on.
+        The panel's number [X], mean score [X] and cost [X], and thresholds [X, C]: on goes what is below.
     """
-    n = estimated.shape[1]
-    gain, best_first = (estimated[j] - estimated[: j + 1]).sort(dim=1, descending=True, stable=True)
-    curves = []  # mean score and cost of every number of queries that go on, 0 to n; [j + 1, n + 1]
-    for values in (score.double(), cost_usd.double()):
-        steps = (values[j] - values[: j + 1]).gather(1, best_first)
-        start = values[: j + 1].sum(dim=1, keepdim=True)
-        curves.append(torch.cat([start, start + steps.cumsum(dim=1)], dim=1) / n)
-    affordable = torch.searchsorted(curves[1].cummax(dim=1).values, paces_usd.repeat(j + 1, 1), right=True) - 1
-    best_score, goes_on = curves[0].cummax(dim=1)
-    reached = affordable.clamp(min=0)
-    value = best_score.gather(1, reached).masked_fill(affordable < 0, -torch.inf)
-    threshold = torch.nn.functional.pad(gain, (0, 1), value=-torch.inf).gather(1, goes_on.gather(1, reached))
-    value, cheap = value.max(dim=0)
-    if j == 0:
-        value = value.clamp(min=-1.0)  # the cheapest alone is always an option
-    return value, cheap, threshold.gather(0, cheap[None]).squeeze(0)
+    parts = panels.parts(number)
+    size = int(panels.size[number])
+    n, x = panels.score.shape[1], len(panels.prices)
+    score, cost_usd = panels.score[parts[0]].mean()[None], panels.cost_usd[parts[0]].mean()[None]
+    reaches = torch.ones(1, n, device=score.device)  # [combinations of thresholds, n], 1 where it goes on till here
+    grids = []
+    for step in range(size - 1):
+        told = scorer.told[parts[step]]
+        grid = quantiles(told)
+        grids.append(grid)
+        goes_on = (told < grid[:, None]).float()
+        gains = [(of[parts[step + 1]] - of[parts[step]]) for of in (panels.score, panels.cost_usd)]
+        gained, paid = ((reaches @ (goes_on * gain).T / n).flatten() for gain in gains)
+        score = score.repeat_interleave(len(grid)) + gained
+        cost_usd = cost_usd.repeat_interleave(len(grid)) + paid
+        if step < size - 2:
+            reaches = (reaches[:, None] * goes_on).flatten(0, 1)
+    best = (score - panels.prices[:, None] * cost_usd).argmax(dim=1)
+    threshold = torch.full((x, panels.members.shape[1]), -torch.inf, device=score.device)
+    place = best
+    for step in reversed(range(size - 1)):
+        threshold[:, step] = grids[step][place % len(grids[step])]
+        place = place // len(grids[step])
+    return torch.full_like(best, number), score[best], cost_usd[best], threshold
+
+
+def quantiles(told: Tensor) -> Tensor:
+    """Thresholds [T] at even quantiles of `told` [n], and one above all."""
+    at = torch.linspace(0, 1, N_THRESHOLDS + 1, device=told.device)[1:-1]
+    return torch.cat([told.quantile(at), told.new_full((1,), torch.inf)])
+
+
+class Gains:
+    """What the last expert of a panel adds to the others: a ridge regression a panel, on `describe` of the others'
+    answers and the last one's estimated chance.
+
+    Attributes:
+        weights: [Q, F + 2]; 0 for single experts.
+        told: [Q, n], each query's from a regression without it.
+    """
+
+    def __init__(self, panels: Panels):
+        self.told = torch.zeros_like(panels.score)
+        self.weights = torch.zeros(0)
+        for part in (panels.size > 1).nonzero().squeeze(1).split(CHUNK):
+            before = torch.tensor([panels.parts(i)[panels.size[i] - 2] for i in part.tolist()], device=part.device)
+            last = panels.members[part].gather(1, panels.size[part, None] - 1).squeeze(1)
+            chance = split_estimates(panels.estimates)[0].T[last, :, None]
+            features = with_chance(panels.described(before), chance)
+            gain = panels.score[part] - panels.score[before]
+            weights, self.told[part] = fit_ridge(features, gain, panels.fold)
+            if len(self.weights) == 0:
+                self.weights = weights.new_zeros(len(panels.members), weights.shape[1])
+            self.weights[part] = weights
+
+
+def with_chance(described: Tensor, chance: Tensor) -> Tensor:
+    """`describe` [..., F] and the estimated chance [..., 1] of the next one, twice; [..., F + 2]."""
+    return torch.cat([described, chance, chance.clamp(0.02, 0.98).logit()], dim=-1)

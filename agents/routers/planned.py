@@ -1,12 +1,12 @@
-"""The plan of `agents.plan` as a router: with the agent's own estimates, the rule that its training starts from."""
+"""The plan of `budget_value` as a router: with the agent's own estimates, the rule that its training starts from."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from agents.estimates import split_estimates
-from agents.plan import plan_for
+from agents.estimators import split_estimates
+from agents.policies.budget_value import plan_for
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.estimates import split_estimates
-from agents.routers.router import by_cost, may_spend, usd_per_query
+from agents.estimators import split_estimates
+from agents.routers.base import by_cost, may_spend, usd_per_query
 from leeroo_env import dynamics
 from leeroo_env.table import ExpertTable
 

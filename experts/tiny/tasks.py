@@ -3,7 +3,7 @@
 A family turns a generator of random numbers and a difficulty into a short English question and its one right answer.
 Both the family and the difficulty show in the text, so a router can read them there.
 
-    python -m experts.tiny.tasks --out questions.jsonl      # 6,000 held-out questions, for experts.collect
+    python -m experts.tiny.tasks --out questions.jsonl      # 6,000 held-out questions, for experts.collect.pipeline
 """
 
 from __future__ import annotations

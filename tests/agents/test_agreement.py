@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.agreement import Agreement, Calls, fit_agreement, group_answers, seen_calls
+from agents.policies.answer_model import Agreement, Calls, fit_agreement, group_answers, seen_calls
 from leeroo_env import ExpertTable, dynamics
 from tests.leeroo_env.test_dynamics import keys
 from tests.leeroo_env.test_polls import polled_table

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 import train
-from agents import Orchestrator, agreement
-from agents import asking as asking_module
-from agents.agreement import Calls
-from agents.asking import FORBIDDEN, Asking, ask_on, calls_of, fit_asking, open_to
-from agents.asking_policy import begin_as_plan
-from agents.bid_price import table_of_estimates
-from agents.evaluate import evaluate
-from agents.plan import plan_calls
-from agents.policy import PolicyRouter, describe_policy, load_policy, save_policy
+from agents import Orchestrator
+from agents.evaluation.evaluate import evaluate
+from agents.policies import answer_model as agreement
+from agents.policies import call_value as asking_module
+from agents.policies.answer_model import Calls
+from agents.policies.bid_price import table_of_estimates
+from agents.policies.budget_value import plan_calls
+from agents.policies.call_value import FORBIDDEN, Asking, ask_on, calls_of, fit_asking, open_to
+from agents.policies.io import PolicyRouter, describe_policy, load_policy, save_policy
+from agents.policies.multi_call import begin_as_plan
 from leeroo_env import ExpertTable, InputError, dynamics
 from tests.synthetic import DOUBT_COST_USD, RIGHT, doubting_optimum_usd, doubting_table
 

@@ -10,11 +10,11 @@ import torch
 
 import train
 from agents import Orchestrator
-from agents.bid_price import BidPricePolicy, table_of_estimates
-from agents.evaluate import evaluate
-from agents.plan import plan_for
-from agents.policy import PolicyRouter, describe_policy
-from agents.predictor import estimates_of, fit_predictor
+from agents.estimators.ensemble import estimates_of, fit_predictor
+from agents.evaluation.evaluate import evaluate
+from agents.policies.bid_price import BidPricePolicy, table_of_estimates
+from agents.policies.budget_value import plan_for
+from agents.policies.io import PolicyRouter, describe_policy
 from agents.routers import Planned
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.builtin import resolve

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.bounds import buy, estimated_bound, hindsight, hindsight_bound, hulls, with_nobody
-from agents.estimates import kernel_ridge
-from agents.evaluate import evaluate
+from agents.estimators import kernel_ridge
+from agents.evaluation.bounds import buy, estimated_bound, hindsight, hindsight_bound, hulls, with_nobody
+from agents.evaluation.evaluate import evaluate
 from agents.routers import FixedMixture, PacedPrice, other_routers
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.builtin import resolve

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.agreement import Agreement, Calls
-from agents.bounds import hindsight_bound
-from agents.evaluate import Result, evaluate
+from agents.evaluation.bounds import hindsight_bound
+from agents.evaluation.evaluate import Result, evaluate
+from agents.policies.answer_model import Agreement, Calls
 from agents.routers import PacedPrice, Router, calling_routers
-from agents.routers.panel import Panels, describe, fit_logistic, fit_ridge, shortlist
-from agents.routers.tabulated import best_at_prices
+from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, shortlist
+from agents.routers.sequences import best_at_prices
 from leeroo_env import ExpertTable, dynamics
 from leeroo_env.dynamics import Rules, poll
 
@@ -273,7 +273,7 @@ def test_regressions_are_those_of_the_textbook():
     """Against scikit-learn; what is told of a fold comes from the others."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    from agents.routers.panel import RIDGE
+    from agents.routers.panels import RIDGE
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 300, 4, generator=generator)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import estimates
-from agents.estimates import domain_means, kernel_ridge, linucb, nearest, network
-from agents.estimates.mlp import FOLDS
+from agents import estimators
+from agents.estimators import domain_means, kernel_ridge, linucb, nearest, network
+from agents.estimators.mlp import FOLDS
 from leeroo_env import ExpertTable
 from tests.conftest import random_table
 from tests.synthetic import synthetic_table
@@ -124,7 +124,7 @@ def test_domains_that_tell_nothing_are_the_overall_mean():
 def test_nearest_are_the_nearest_of_the_others(monkeypatch: pytest.MonkeyPatch):
     """Against a plain loop."""
     table = random_table(n=45)
-    knn = sys.modules["agents.estimates.knn"]
+    knn = sys.modules["agents.estimators.knn"]
     monkeypatch.setattr(knn, "NEIGHBOURS", (3,))
     estimated, rows = nearest(table), table.rows("train").numpy()
     unit = torch.nn.functional.normalize(table.embeddings, dim=1).numpy()
@@ -140,7 +140,7 @@ def test_nearest_are_the_nearest_of_the_others(monkeypatch: pytest.MonkeyPatch):
 def test_linucb_leaves_out_what_it_has_heard_itself():
     """Against models fitted again to all other answers that were asked for."""
     table = synthetic_table(150)
-    module = sys.modules["agents.estimates.linucb"]
+    module = sys.modules["agents.estimators.linucb"]
     x, rows = module._features(table), table.rows("train")
     answers = torch.stack([table.scores, table.costs_usd * 1000], dim=2)
     asked = module._ask(x, answers, rows, table.mean_cost_usd(), torch.Generator().manual_seed(0))
@@ -162,11 +162,13 @@ def test_leaving_one_out_of_kernel_ridge_is_fitting_without_it():
     assert in_units(table, kernel_ridge(table)[row] - without[row]) < 0.02
 
 
-@pytest.mark.parametrize(("method", "cap"), [(nearest, "knn.MAX_REFERENCES"), (kernel_ridge, "kernel.MAX_CENTRES")])
+@pytest.mark.parametrize(
+    ("method", "cap"), [(nearest, "knn.MAX_REFERENCES"), (kernel_ridge, "kernel_ridge.MAX_CENTRES")]
+)
 def test_more_training_queries_than_are_looked_at(method, cap: str, monkeypatch: pytest.MonkeyPatch):
     table = synthetic_table(300)
     module, name = cap.split(".")
-    monkeypatch.setattr(sys.modules[f"agents.estimates.{module}"], name, 60)
+    monkeypatch.setattr(sys.modules[f"agents.estimators.{module}"], name, 60)
     before = method(table)
     assert before.shape == (300, 6)
     moved = [in_units(table, method(changed(table, int(row)))[row] - before[row]) for row in table.rows("train")[:6]]
@@ -174,4 +176,4 @@ def test_more_training_queries_than_are_looked_at(method, cap: str, monkeypatch:
 
 
 def test_all_are_exported():
-    assert {method.__name__ for method in METHODS} < set(estimates.__all__)
+    assert {method.__name__ for method in METHODS} < set(estimators.__all__)

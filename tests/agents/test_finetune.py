@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from agents import finetune
-from agents.finetune import Config, History, batches, fit_head, main, rate_factor
+from agents.finetune import tuning as finetune
+from agents.finetune.tuning import Config, History, batches, fit_head, main, rate_factor
 from experts.encoder import Encoder
 from leeroo_env import ExpertTable
 from leeroo_env.table import TableInfo

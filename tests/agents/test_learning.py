@@ -10,7 +10,7 @@ import torch
 
 import train
 from agents import Orchestrator
-from agents.evaluate import evaluate
+from agents.evaluation.evaluate import evaluate
 from agents.routers import BestSingle, FixedMixture
 from leeroo_env import ExpertTable, dynamics
 from tests.synthetic import synthetic_optimum, synthetic_table

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from agents import Orchestrator
-from agents.agree import answer_pairs, by_normal_form, by_similarity, fit_threshold
-from agents.agreement import Calls
-from agents.asking_policy import begin_as_plan
-from agents.bid_price import table_of_estimates
-from agents.evaluate import evaluate
-from agents.live import ASKED_BEFORE, Reply
-from agents.policy import describe_policy, empty_policy
-from agents.predictor import estimates_of, fit_predictor, reliability_of
+from agents.estimators.ensemble import estimates_of, fit_predictor, reliability_of
+from agents.evaluation.evaluate import evaluate
+from agents.policies.answer_model import Calls
+from agents.policies.bid_price import table_of_estimates
+from agents.policies.io import describe_policy, empty_policy
+from agents.policies.multi_call import begin_as_plan
+from agents.serving.answer_match import answer_pairs, by_normal_form, by_similarity, fit_threshold
+from agents.serving.session import ASKED_BEFORE, Reply
 from experts.encoder import Encoder
-from experts.expert import Expert, Query
 from experts.grading import GRADERS, grade_exact
 from experts.pool import load_pool, make_experts
 from experts.spending import NOT_ASKED, Purse
+from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import make_rules, price_range
 from tests.conftest import KEY

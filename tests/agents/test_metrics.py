@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import metrics
-from agents.evaluate import evaluate
-from agents.metrics import Point
+from agents.evaluation import metrics
+from agents.evaluation.evaluate import evaluate
+from agents.evaluation.metrics import Point
 from agents.routers import FixedMixture
 from leeroo_env import InputError, dynamics
 from tests.conftest import random_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agents.bounds import hindsight_bound
-from agents.plan import QUERIES, Plan, cost_ratios, make_plan, plan_for
+from agents.evaluation.bounds import hindsight_bound
+from agents.policies.budget_value import QUERIES, Plan, cost_ratios, make_plan, plan_for
 from agents.routers import Planned
 from leeroo_env import dynamics
 from leeroo_env.builtin import resolve
@@ -53,7 +53,7 @@ def test_money_and_queries_are_never_worth_less():
 
 def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monkeypatch: pytest.MonkeyPatch):
     """Running out at the end is better than keeping a reserve for it, but not as good as declining queries."""
-    monkeypatch.setattr("agents.plan.SAMPLE", 10_000)
+    monkeypatch.setattr("agents.policies.budget_value.SAMPLE", 10_000)
     table = synthetic_table()
     rows = table.rows("train")
     plan = plan_for(table, rows, torch.cat([table.scores, table.costs_usd], dim=1)[rows])

@@ -26,14 +26,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import agents.captured
-import agents.ppo
-from agents.asking_policy import AskingPolicy
-from agents.bid_price import BidPricePolicy, table_of_estimates
-from agents.checkpoint import restore_checkpoint, save_checkpoint
-from agents.plan import Plan, plan_for
-from agents.ppo import DevicePPO, loss_gradients
-from agents.rollout import Rollout
+import agents.ppo.cuda_graph
+import agents.ppo.ppo
+from agents.policies.bid_price import BidPricePolicy, table_of_estimates
+from agents.policies.budget_value import Plan, plan_for
+from agents.policies.multi_call import AskingPolicy
+from agents.ppo.ppo import DevicePPO, loss_gradients
+from agents.ppo.storage import Rollout
+from agents.training.checkpoint import restore_checkpoint, save_checkpoint
 from leeroo_env import ExpertTable, InputError, LeerooVectorEnv
 from leeroo_env.dynamics import price_range
 from leeroo_env.sb3 import LeerooSB3VecEnv
@@ -108,7 +108,7 @@ def make(small: ExpertTable, estimates: Tensor, plan: Plan) -> Make:
 
 
 class Watching(BaseCallback):
-    """Trains only the value in the first iteration, as `agents.callbacks.Monitor`; keeps what is told of episodes."""
+    """Trains only the value in the first iteration, as `Monitor`; keeps what is told of episodes."""
 
     def __init__(self, stop_at: int = 10**9):
         super().__init__()
@@ -400,7 +400,7 @@ class Graph(TorchDispatchMode):
 
 @pytest.fixture
 def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on `agents.captured` captures, by `Graph`."""
+    """From its call on `agents.ppo.cuda_graph` captures, by `Graph`."""
     generator = {"get_rng_state": lambda _: torch.get_rng_state(), "set_rng_state": lambda s, _: torch.set_rng_state(s)}
     stream = SimpleNamespace(wait_stream=lambda _: None)
     cuda = SimpleNamespace(
@@ -413,9 +413,11 @@ def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     )
 
     def begin() -> None:
-        real = agents.captured.captured
-        monkeypatch.setattr(agents.captured, "torch", SimpleNamespace(cuda=cuda, no_grad=torch.no_grad))
-        monkeypatch.setattr(agents.ppo, "captured", lambda work, changed, _: real(work, changed, torch.device("cuda")))
+        real = agents.ppo.cuda_graph.captured
+        monkeypatch.setattr(agents.ppo.cuda_graph, "torch", SimpleNamespace(cuda=cuda, no_grad=torch.no_grad))
+        monkeypatch.setattr(
+            agents.ppo.ppo, "captured", lambda work, changed, _: real(work, changed, torch.device("cuda"))
+        )
 
     return begin
 
@@ -454,11 +456,11 @@ def test_what_is_captured_keeps_what_it_reads(on_graphs: Callable[[], None], mon
     """A graph knows addresses alone: were a tensor gone, its place would be another's."""
     on_graphs()
     graph = SimpleNamespace(replay=lambda: None)
-    monkeypatch.setattr(agents.captured.torch.cuda, "CUDAGraph", lambda: graph)
-    monkeypatch.setattr(agents.captured.torch.cuda, "graph", contextlib.nullcontext)
+    monkeypatch.setattr(agents.ppo.cuda_graph.torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(agents.ppo.cuda_graph.torch.cuda, "graph", contextlib.nullcontext)
     numbers = torch.ones(2)
     alive = weakref.ref(numbers)
-    again = agents.captured.captured(lambda x=numbers: x.sum(), [], torch.device("cuda"))  # type: ignore[misc]
+    again = agents.ppo.cuda_graph.captured(lambda x=numbers: x.sum(), [], torch.device("cuda"))  # type: ignore[misc]
     del numbers
     again()
     assert alive() is not None

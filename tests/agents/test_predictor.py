@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.estimates import component_ridge
-from agents.predictor import Predictor, estimates_of, fit_predictor
-from agents.text import text_features
+from agents.estimators import component_ridge
+from agents.estimators.ensemble import Predictor, estimates_of, fit_predictor
+from agents.estimators.text_features import text_features
 from leeroo_env import ExpertTable
 from leeroo_env.builtin import resolve
 from tests.conftest import random_table
@@ -46,7 +46,7 @@ def test_estimates_are_better_than_means_on_real_answers():
 
 
 def test_large_tables_are_fitted_on_a_part(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("agents.predictor.MAX_QUERIES", 30)
+    monkeypatch.setattr("agents.estimators.ensemble.MAX_QUERIES", 30)
     table = random_table(n=300)
     predictor = fit_predictor(table, seed=1)
     assert len(predictor.rows) == 30 and set(predictor.rows.tolist()) < set(table.rows("train").tolist())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.evaluate import evaluate, lead
-from agents.report import compare, write_report
+from agents.evaluation.evaluate import evaluate, lead
+from agents.evaluation.report import compare, write_report
 from agents.routers import Cheapest, Planned, Random
 from leeroo_env import ExpertTable, dynamics
 from tests.conftest import random_table

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.estimates import domain_means, kernel_ridge
-from agents.evaluate import Result, clustered_stderr, evaluate, summary
-from agents.hull import upper_hull
+from agents.estimators import domain_means, kernel_ridge
+from agents.evaluation.evaluate import Result, clustered_stderr, evaluate, summary
+from agents.evaluation.hull import upper_hull
 from agents.routers import (
     BestSingle,
     Cheapest,

@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from agents import Orchestrator
-from agents.aim import draw_pairs
-from agents.drift import find_drift
-from agents.files import read_json, read_tensors
-from agents.missing import fill_missing
-from agents.predictor import fit_predictor, predict_all
-from agents.selfplay import Config, main, run
-from agents.selfplay_game import seed_queries
-from agents.selfplay_vote import rank_voters
-from experts.store import read_parts
+from agents.estimators.ensemble import fit_predictor, predict_all
+from agents.estimators.impute import fill_missing
+from agents.selfplay.acquisition import draw_pairs
+from agents.selfplay.context import seed_queries
+from agents.selfplay.drift import find_drift
+from agents.selfplay.loop import Config, main, run
+from agents.selfplay.voting import rank_voters
+from experts.collect.store import read_parts
 from leeroo_env import ExpertTable, InputError
+from leeroo_env.files import read_json, read_tensors
 from tests.experts.collecting import processes
 from tests.experts.openai_server import OpenAIServer
 

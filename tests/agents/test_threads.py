@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from agents import threads
-from agents.threads import choose_threads
+from agents.training import threads
+from agents.training.threads import choose_threads
 
 
 def test_a_flag_decides_and_a_measurement_chooses_one_or_all(monkeypatch):

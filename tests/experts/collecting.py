@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experts.collect import Collected, collect
-from experts.expert import Query
+from experts.collect.pipeline import Collected, collect
+from experts.collect.store import open_store
 from experts.pool import load_pool
-from experts.store import open_store
+from experts.types import Query
 
 
 class HashEncoder:
@@ -70,5 +70,5 @@ def hold_store(directory: Path, pipe: Connection) -> None:
 def processes() -> multiprocessing.context.ForkServerContext:
     """Starts processes that need no imports of their own."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "pandas", "openai.resources.chat", "experts.collect"])
+    context.set_forkserver_preload(["pytest", "pandas", "openai.resources.chat", "experts.collect.pipeline"])
     return context

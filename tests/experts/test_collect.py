@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from experts import lanes, store
-from experts.collect import estimate, main, parts_directory
-from experts.expert import Query
+from experts.collect import scheduler as lanes
+from experts.collect import store
+from experts.collect.pipeline import estimate, main, parts_directory
+from experts.collect.store import read_parts
 from experts.pool import load_pool
-from experts.store import read_parts
+from experts.types import Query
 from leeroo_env import ExpertTable
 from leeroo_env.errors import InputError
 from tests.conftest import KEY
@@ -348,7 +349,7 @@ def arguments(tmp_path: Path, *options: str) -> list[str]:
 
 def call_main(monkeypatch, *options: str) -> int:
     """The program in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["experts.collect", *options])
+    monkeypatch.setattr(sys, "argv", ["experts.collect.pipeline", *options])
     with pytest.raises(SystemExit) as exit_:
         main()
     return exit_.value.code

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experts.expert import Answer, Query
 from experts.grading import GRADERS, grade_math, judge, judge_batch, normal_text, number_text
+from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 
 FOUR = "Which one?\nA. a monopoly\nB. a cartel\nC. a market\nD. a shop"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from experts.expert import Query
-from experts.huggingface import HuggingFaceExpert
+from experts.backends.huggingface import HuggingFaceExpert
 from experts.pool import HuggingFaceSpec
 from experts.spending import NOT_ASKED, Purse
+from experts.types import Query
 from leeroo_env.errors import InputError
 from tests.experts.tiny_llama import CHAT_TEMPLATE, make_tiny_llama
 

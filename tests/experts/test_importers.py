@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import train
-from experts.importers import main
+from experts.importers.importers import main
 from leeroo_env import ExpertTable, LeerooVectorEnv
 
 QUESTIONS = 40

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experts.expert import Answer, Query
-from experts.lanes import GIVE_UP_AFTER, ask_all, make_lane
+from experts.collect.scheduler import GIVE_UP_AFTER, ask_all, make_lane
 from experts.pool import load_pool, make_experts
 from experts.spending import Purse
+from experts.types import Answer, Query
 
 POOL = Path(__file__).parents[2] / "experts" / "tiny" / "pool.yaml"
 

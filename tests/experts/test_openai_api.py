@@ -4,10 +4,10 @@ import threading
 
 import pytest
 
-from experts.expert import Query
-from experts.openai_api import OpenAIExpert
+from experts.backends.openai import OpenAIExpert
 from experts.pool import OpenAISpec
 from experts.spending import NOT_ASKED, Purse
+from experts.types import Query
 from leeroo_env.errors import InputError
 from tests.conftest import KEY
 from tests.experts.openai_server import OpenAIServer, reply_to, tokens

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from experts.expert import Query
 from experts.pool import HuggingFaceSpec, OpenAISpec, fingerprint, keys_for, load_pool, make_experts
 from experts.spending import Purse
+from experts.types import Query
 from leeroo_env.errors import InputError
 
 REMOTE = """

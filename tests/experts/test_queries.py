@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experts.expert import Query
-from experts.queries import load_queries, text_id
+from experts.data.queries import load_queries, text_id
+from experts.types import Query
 from leeroo_env.errors import InputError
 
 ROWS = [

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import leeroo_env.builtin
+from experts.backends.openai import OpenAIExpert
+from experts.data.queries import text_id
 from experts.encoder import Encoder
-from experts.expert import Answer, Query
-from experts.openai_api import OpenAIExpert
-from experts.queries import text_id
-from experts.questions import GymWriter, ModelWriter, TaskWriter, Writer, parse_questions, writing_expert
-from experts.references import agreed_references
-from experts.sieve import Limits, Sieve, normal_question
+from experts.generation.consensus import agreed_references
+from experts.generation.novelty import Limits, Sieve, normal_question
+from experts.generation.writers import GymWriter, ModelWriter, TaskWriter, Writer, parse_questions, writing_expert
 from experts.spending import Purse
 from experts.tiny.tasks import FAMILIES, is_held_out
+from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 from tests.conftest import KEY
@@ -301,7 +301,7 @@ def test_nothing_near_to_val_or_test_passes(encoder, splits, seed):
 
 def test_the_cut_into_calls_does_not_matter(encoder, splits, monkeypatch):
     """Protects: rounds and blocks of any size have to give the same queries."""
-    monkeypatch.setattr("experts.sieve.SIEVE_BLOCK", 16)
+    monkeypatch.setattr("experts.generation.novelty.SIEVE_BLOCK", 16)
     new = TaskWriter().write(60, None, rng()).queries * 2
     whole = Sieve(encoder, splits["val"][:100]).sift(new)
     sieve = Sieve(encoder, splits["val"][:100])

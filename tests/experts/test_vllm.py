@@ -10,12 +10,12 @@ import urllib.request
 
 import pytest
 
-from experts.expert import Query
-from experts.huggingface import HuggingFaceExpert
-from experts.openai_api import OpenAIExpert
+from experts.backends.huggingface import HuggingFaceExpert
+from experts.backends.openai import OpenAIExpert
+from experts.backends.vllm import VllmExpert
 from experts.pool import HuggingFaceSpec, OpenAISpec, VllmSpec
 from experts.spending import NOT_ASKED, Purse
-from experts.vllm import VllmExpert
+from experts.types import Query
 from tests.experts.tiny_llama import CHAT_TEMPLATE, make_tiny_llama
 
 pytestmark = [

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experts.expert import Query
 from experts.grading import GRADERS
 from experts.pool import load_pool, make_experts
 from experts.spending import Purse
 from experts.tiny.tasks import is_held_out
+from experts.types import Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import BUILTIN, resolve
 

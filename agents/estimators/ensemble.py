@@ -1,0 +1,187 @@
+"""What the agent expects each expert to score and cost on a query: a mixture of three kinds of estimates.
+
+n training queries, K experts, D embedding, B queries to estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from agents.estimators.base import at_most
+from agents.estimators.knn import Neighbours, fit_neighbours
+from agents.estimators.mlp import Networks, fit_networks
+from agents.estimators.ridge_pca import ComponentRidge, fit_components
+from agents.estimators.text_features import texts_of
+from leeroo_env.errors import InputError
+from leeroo_env.table import ExpertTable
+
+MAX_QUERIES = 6_000
+SHARES = (0.5, 0.25, 0.25)  # of ridge, neighbours, networks; by cross-validation on train and val of two tables
+CHUNK = 4_096
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Component ridge, nearest neighbours and small networks, averaged: each is off in its own way.
+
+    Attributes:
+        ridge: a half of the estimates.
+        neighbours: a quarter.
+        networks: a quarter.
+        turn: [2K', 2K], from estimates for the K' experts that it was fitted for to those for all; see `with_expert`.
+        shift: [2K], added to that.
+        rows: [n] int64, the table's rows of the training queries.
+        out_of_fold: [n, 2K], what models that did not see a query estimate for it: scores, then costs.
+    """
+
+    ridge: ComponentRidge
+    neighbours: Neighbours
+    networks: Networks
+    turn: Tensor
+    shift: Tensor
+    rows: Tensor
+    out_of_fold: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored with a run; embeddings, the largest part, in half precision and once."""
+        parts = {name: getattr(self, name) for name in ("ridge", "neighbours", "networks")}
+        stored = {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
+        del stored["neighbours.references"]
+        own = {name: getattr(self, name) for name in ("turn", "shift", "rows", "out_of_fold")}
+        return {**stored, **own, "ridge.centres": self.ridge.centres.half()}
+
+    @classmethod
+    def from_tensors(cls, stored: dict[str, Tensor]) -> Predictor:
+        """The predictor that `tensors` described. Raises KeyError."""
+
+        def part(kind: type, name: str, **given: Tensor) -> dict[str, Tensor]:
+            return {f.name: given[f.name] if f.name in given else stored[f"{name}.{f.name}"] for f in fields(kind)}
+
+        centres = stored["ridge.centres"].float()
+        networks = Networks(**part(Networks, "networks"))
+        references = torch.nn.functional.normalize(centres[:, : len(networks.x_mean)], dim=1)
+        return cls(
+            ridge=ComponentRidge(**part(ComponentRidge, "ridge", centres=centres)),
+            neighbours=Neighbours(**part(Neighbours, "neighbours", references=references)),
+            networks=networks,
+            **{name: stored[name] for name in ("turn", "shift", "rows", "out_of_fold")},
+        )
+
+    def predict(self, embeddings: Tensor, texts: Sequence[str] | pa.ChunkedArray | None = None) -> Tensor:
+        """Estimated scores, then costs in dollars, of queries [B, D]; [B, 2K]. Without texts they pass for average."""
+        parts = (
+            self.ridge.predict(embeddings, texts),
+            self.neighbours.predict(embeddings),
+            self.networks.predict(embeddings),
+        )
+        return _paid(_mixed(parts) @ self.turn + self.shift)
+
+    def out_of_sample(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Tensor:
+        """As `predict`, but for queries among the training queries what models without them estimate; [B, 2K]."""
+        x = torch.nn.functional.normalize(embeddings.float(), dim=1)
+        likeness, nearest = (x @ self.neighbours.references.T).max(dim=1)
+        among = likeness > 1 - 1e-4  # stored embeddings are in half precision
+        return torch.where(among[:, None], self.out_of_fold[nearest], self.predict(embeddings, texts))
+
+    def with_expert(
+        self, embeddings: Tensor, scores: Tensor, costs_usd: Tensor, texts: Sequence[str] | None = None
+    ) -> Predictor:
+        """The predictor with one expert more, the last, from its scores [m] and costs [m] on queries [m, D].
+
+        They are regressed on what the others are estimated to score and cost, so a few hundred queries are enough:
+        whom the new one resembles is all that has to be learnt.
+        """
+        known = self.out_of_sample(embeddings, texts)
+        k = known.shape[1] // 2
+        grow = torch.zeros(2 * k, 2 * k + 2, device=known.device)
+        bias = torch.zeros(2 * k + 2, device=known.device)
+        for old, new, y in ((slice(0, k), k, scores), (slice(k, 2 * k), 2 * k + 1, costs_usd)):
+            bias[new], grow[old, new] = _regress(known[:, old], y)
+        grow[:k, :k] = grow[k:, k + 1 : -1] = torch.eye(k, device=known.device)
+        return replace(
+            self,
+            turn=self.turn @ grow,
+            shift=self.shift @ grow + bias,
+            out_of_fold=_paid(self.out_of_fold @ grow + bias),
+        )
+
+
+def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
+    """Fits scores and costs on the training split, on at most 6,000 queries of it. Raises InputError for one."""
+    return fit_predictors(table, [seed])[0]
+
+
+def fit_predictors(table: ExpertTable, seeds: Sequence[int]) -> list[Predictor]:
+    """`fit_predictor` for each of several seeds; what a seed does not change is fitted once."""
+    if len(table.rows("train")) < 2:
+        raise InputError(f"{table.name}: 1 query in the train split; estimates need 2 or more")
+    fitted: dict[Any, Any] = {}
+    predictors = []
+    for seed in seeds:
+        rows = at_most(table.rows("train"), MAX_QUERIES, seed)
+        key = tuple(rows.tolist())
+        if key not in fitted:
+            fitted = {key: (*fit_components(table, rows), *fit_neighbours(table, rows))}
+        ridge, left_out_ridge, neighbours, left_out_neighbours = fitted[key]
+        networks, left_out_networks = fit_networks(table, rows, seed)
+        predictor = Predictor(
+            ridge=ridge,
+            neighbours=neighbours,
+            networks=networks,
+            turn=torch.eye(left_out_ridge.shape[1], device=table.device),
+            shift=left_out_ridge.new_zeros(left_out_ridge.shape[1]),
+            rows=rows,
+            out_of_fold=_paid(_mixed((left_out_ridge, left_out_neighbours, left_out_networks))),
+        )
+        predictors.append(predictor)
+    return predictors
+
+
+def predict_all(predictor: Predictor, table: ExpertTable) -> Tensor:
+    """[N, 2K] for every row of the table, as if none were a training query."""
+    texts = texts_of(table)
+    starts = range(0, len(table), CHUNK)
+    return torch.cat([predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
+
+
+def estimates_of(table: ExpertTable, predictor: Predictor) -> Tensor:
+    """[N, 2K] for every row of the table: scores, then costs_usd; those of the training rows are out of fold."""
+    estimates = predict_all(predictor, table)
+    estimates[predictor.rows] = predictor.out_of_fold
+    return estimates
+
+
+def reliability_of(estimates: Tensor) -> Tensor:
+    """[B, K], what weighs the experts' votes, from estimates [B, 2K]."""
+    return estimates.chunk(2, dim=1)[0].clamp(0, 1)
+
+
+def _mixed(parts: Sequence[Tensor]) -> Tensor:
+    return sum(share * part for share, part in zip(SHARES, parts, strict=True))  # type: ignore[return-value]
+
+
+def _paid(estimates: Tensor) -> Tensor:
+    """With no cost below 0."""
+    score, cost_usd = estimates.chunk(2, dim=1)
+    return torch.cat([score, cost_usd.clamp(min=0)], dim=1)
+
+
+def _regress(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Intercept and slopes [K] of ridge regression of y [m] on x [m, K], the ridge by leaving one out."""
+    x, y = x.double(), y.double()
+    scale, mean = x.std(dim=0).clamp(min=1e-30), x.mean(dim=0)
+    u, s, v = torch.linalg.svd((x - mean) / scale, full_matrices=False)
+    centred = y - y.mean()
+    least, slopes = torch.inf, torch.zeros_like(mean)
+    for ridge in len(x) * torch.logspace(-3, 3, 13):
+        shrunk = s.square() / (s.square() + ridge)
+        error = (centred - u @ (shrunk * (u.T @ centred))) / (1 - u.square() @ shrunk - 1 / len(x))
+        if float(error.square().sum()) < least:
+            least, slopes = float(error.square().sum()), v.T @ (shrunk / s.clamp(min=1e-12) * (u.T @ centred)) / scale
+    return (y.mean() - mean @ slopes).float(), slopes.float()

@@ -1,0 +1,86 @@
+"""What the nearest training queries scored and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from agents.estimators.base import at_most, best_of, take, targets_of
+from leeroo_env.table import ExpertTable
+
+NEIGHBOURS = (5, 10, 20, 50, 100, 200)
+SHARPNESS = 10.0
+MAX_REFERENCES = 6_000
+CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Means over the k training queries nearest by cosine, which weigh exp(10 cosine).
+
+    Attributes:
+        references: [n, D], embeddings of length 1.
+        targets: [n, 2K], what the experts scored and cost there.
+        sizes: [2] int64, k for scores and for costs.
+    """
+
+    references: Tensor
+    targets: Tensor
+    sizes: Tensor
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        """[B, D] -> [B, 2K]."""
+        sizes: list[int] = self.sizes.tolist()
+        own = torch.full((len(embeddings),), -1, device=embeddings.device)
+        return take(_all_means(self.references, self.targets, embeddings, own, sizes), (0, 1))
+
+
+def fit_neighbours(table: ExpertTable, rows: Tensor) -> tuple[Neighbours, Tensor]:
+    """The estimator for the training queries `rows` [n], and what it says of each of them without itself, [n, 2K].
+
+    k, one for scores and one for costs, is the one with the least leave-one-out error.
+    """
+    references, targets = normalize(table.embeddings[rows].float(), dim=1), targets_of(table, rows)
+    sizes = [k for k in NEIGHBOURS if k < len(rows)] or [max(len(rows) - 1, 1)]
+    own = torch.arange(len(rows), device=table.device)
+    left_out = _all_means(references, targets.float(), references, own, sizes)
+    best = best_of(left_out, targets)
+    chosen = torch.tensor([sizes[i] for i in best], device=table.device)
+    return Neighbours(references, targets.float(), chosen), take(left_out, best)
+
+
+def nearest(table: ExpertTable, seed: int = 0) -> Tensor:
+    """Estimates [N, 2K] from the nearest of at most 6,000 training queries, the query itself never among them."""
+    rows = at_most(table.rows("train"), MAX_REFERENCES, seed)
+    neighbours, left_out = fit_neighbours(table, rows)
+    estimates = neighbours.predict(table.embeddings)
+    estimates[rows] = left_out
+    return estimates
+
+
+def _all_means(references: Tensor, targets: Tensor, embeddings: Tensor, own: Tensor, sizes: list[int]) -> list[Tensor]:
+    """The means for each k of `sizes`; `own` [B] is the reference that is the query itself, -1 where none is."""
+    parts = [
+        _means(normalize(part.float(), dim=1), references, targets, itself, sizes)
+        for part, itself in zip(embeddings.split(CHUNK), own.split(CHUNK), strict=True)
+    ]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def _means(queries: Tensor, references: Tensor, targets: Tensor, own: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Weighted means of the targets [n, 2K] of the k nearest references [n, D] to queries [B, D], for each k."""
+    cosine = queries @ references.T
+    itself = own[:, None] == torch.arange(len(references), device=own.device)
+    cosine, which = cosine.masked_fill_(itself, -2.0).topk(max(sizes), dim=1)
+    weights = (SHARPNESS * (cosine - cosine[:, :1])).exp()
+    means: dict[int, Tensor] = {}
+    total, start = torch.zeros(len(queries), targets.shape[1], device=targets.device), 0
+    for k in sorted(set(sizes)):
+        part = slice(start, k)
+        total = total + torch.einsum("bk,bkt->bt", weights[:, part], targets[which[:, part]])
+        means[k] = total / weights[:, :k].sum(dim=1, keepdim=True)
+        start = k
+    return [means[k] for k in sizes]

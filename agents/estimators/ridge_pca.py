@@ -1,0 +1,149 @@
+"""Kernel ridge regression on embeddings and the form of texts, shrunk component by component.
+
+n training queries, K experts, D embedding, F features of a text, B queries to estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from agents.estimators.base import at_most
+from agents.estimators.text_features import text_features, texts_of
+from leeroo_env.table import ExpertTable
+
+WIDTHS = (3.5, 35.0)  # of the kernels on embeddings: gamma x median squared distance; the narrow one is for near-twins
+WEIGHTS = (1.0, 0.3, 0.3)  # of the kernels on embeddings, and of that on text features
+RIDGES = (1.0, 4.0, 16.0, 64.0)
+MAX_CENTRES = 6_000
+CHUNK = 4_096
+
+
+@dataclass(frozen=True)
+class ComponentRidge:
+    """Kernel ridge regression of all experts' scores and costs together, its shrinkage learnt by leaving one out.
+
+    Experts fail on the same queries, so their scores are first turned to their principal components: the difficulty
+    that all share, which an embedding tells well, then what sets experts apart, ever fainter. Each component is shrunk
+    as much as leaving one out says; one that cannot be foretold is left at its mean. Costs are treated alike.
+
+    Attributes:
+        centres: [n, D + F], the training queries' embeddings, of length 1, and standardised text features.
+        weights: [n, 2K], of the centres.
+        offset: [2K], the mean scores and costs that estimates shrink to.
+        gammas: [2], of the two Gaussian kernels on embeddings.
+        text_mean: [F], of the text features.
+        text_scale: [F], their standard deviation, 0 for those that do not vary.
+    """
+
+    centres: Tensor
+    weights: Tensor
+    offset: Tensor
+    gammas: Tensor
+    text_mean: Tensor
+    text_scale: Tensor
+
+    def predict(self, embeddings: Tensor, texts: Sequence[str] | pa.ChunkedArray | None = None) -> Tensor:
+        """[B, D] -> [B, 2K], costs in dollars. Without texts queries pass for average in form."""
+        if texts is None:
+            form = self.text_mean.expand(len(embeddings), -1)
+        else:
+            form = text_features(texts).to(embeddings.device)
+        described = torch.cat([_unit(embeddings), (form - self.text_mean) * _inverse(self.text_scale)], dim=1)
+        similar = _kernel(described, self.centres, self.gammas.tolist(), embeddings.shape[1])
+        return self.offset + similar @ self.weights
+
+
+def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Tensor]:
+    """The estimator for the training queries `rows` [n], and what it says of each of them without itself, [n, 2K].
+
+    Left-out estimates follow from one fit: y_i - alpha_i / (G + ridge)^-1_ii (Rasmussen and Williams, 2006, section
+    5.4.2).
+    """
+    embeddings = _unit(table.embeddings[rows])
+    form = text_features(texts_of(table).take(pa.array(rows.cpu().numpy()))).to(table.device)
+    text_mean, text_scale = form.mean(dim=0), form.std(dim=0)
+    centres = torch.cat([embeddings, (form - text_mean) * _inverse(text_scale)], dim=1)
+    gammas = _gammas(embeddings)
+    gram = _kernel(centres, centres, gammas, embeddings.shape[1])
+    targets = torch.cat([table.scores[rows], table.costs_usd[rows]], dim=1).double()
+    offset = targets.mean(dim=0)
+    directions, components = _principal(targets - offset)
+    weights, left_out = _ridge(gram, components)
+    model = ComponentRidge(
+        centres=centres,
+        weights=(weights @ directions).float(),
+        offset=offset.float(),
+        gammas=centres.new_tensor(gammas),
+        text_mean=text_mean,
+        text_scale=text_scale,
+    )
+    return model, (offset + left_out @ directions).float()
+
+
+def component_ridge(table: ExpertTable, seed: int = 0) -> Tensor:
+    """Estimates [N, 2K], from at most 6,000 training queries, left out where they are among them."""
+    rows = at_most(table.rows("train"), MAX_CENTRES, seed)
+    model, left_out = fit_components(table, rows)
+    starts, texts = range(0, len(table), CHUNK), texts_of(table)
+    estimates = torch.cat([model.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
+    estimates[rows] = left_out
+    return estimates
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x.float(), dim=1)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    return torch.where(scale > 1e-6, 1 / scale, 0.0)
+
+
+def _kernel(x: Tensor, y: Tensor, gammas: list[float], d: int) -> Tensor:
+    """Weighted sum of Gaussian kernels, [B, n]: two on the first `d` columns, unit vectors, one on the others."""
+    half_distance = 1.0 - x[:, :d] @ y[:, :d].T
+    similar = WEIGHTS[0] * (half_distance * (-2 * gammas[0])).exp()
+    similar += WEIGHTS[1] * half_distance.mul_(-2 * gammas[1]).exp_()
+    form, other = x[:, d:], y[:, d:]
+    product = form @ other.T
+    product -= form.square().sum(dim=1)[:, None] / 2 + other.square().sum(dim=1) / 2
+    return similar.add_(product.div_(form.shape[1]).exp_(), alpha=WEIGHTS[2])
+
+
+def _gammas(centres: Tensor) -> list[float]:
+    """Relative to how far apart queries are, which differs by encoder."""
+    some = centres[torch.linspace(0, len(centres) - 1, min(len(centres), 1000)).long()]
+    median = float((2 - 2 * some @ some.T).median().clamp(min=1e-6))
+    return [width / median for width in WIDTHS]
+
+
+def _principal(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Centred targets [n, 2K] -> directions [2K, 2K] and components [n, 2K], which give them back when multiplied.
+
+    Scores and costs apart, costs in their standard deviations: dollars differ by orders of magnitude.
+    """
+    score, cost_usd = targets.chunk(2, dim=1)
+    scale = cost_usd.std(dim=0).clamp(min=1e-30)
+    turn_score, turn_cost = (torch.linalg.eigh(part.T @ part)[1] for part in (score, cost_usd / scale))
+    directions = torch.block_diag(turn_score.T, turn_cost.T * scale)
+    return directions, torch.cat([score @ turn_score, (cost_usd / scale) @ turn_cost], dim=1)
+
+
+def _ridge(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [n, 2K] and left-out estimates [n, 2K] of each target by the ridge that is best when leaving one out."""
+    least = targets.square().sum(dim=0)
+    weights, left_out = torch.zeros_like(targets), torch.zeros_like(targets)
+    for ridge in RIDGES:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), device=gram.device)))
+        alpha = (inverse @ targets.float()).double()
+        error = alpha / inverse.diagonal()[:, None]
+        squares = error.square().sum(dim=0)
+        better = squares < least
+        least = torch.where(better, squares, least)
+        weights = torch.where(better, alpha, weights)
+        left_out = torch.where(better, targets - error, left_out)
+    return weights, left_out

@@ -1,0 +1,1 @@
+"""Evaluation on held-out queries: scores, bounds, metrics and reports."""

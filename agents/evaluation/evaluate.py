@@ -1,0 +1,159 @@
+"""One evaluation for the agent and every router: the same episodes, score and spend at each budget of a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.policies.answer_model import seen_calls
+from agents.routers.base import Router
+from leeroo_env import dynamics
+from leeroo_env.dynamics import Rules, State
+
+QUERIES = 16_384
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a router did at each of G budgets.
+
+    Attributes:
+        score: [G] mean score per query.
+        cost_usd: [G] mean spend per query.
+        stderr: [G] standard error of `score`, clustered by query, since episodes share queries.
+        calls: [G, K] calls to each expert a query.
+        refused: [G] refused calls a query.
+        chosen: [G, n] int64, the first expert asked about each of the n queries at a budget, refused ones as well.
+        rows: [G, n] int64, the row of the table of each query.
+        scored: [G, n], the score of each query.
+    """
+
+    score: np.ndarray
+    cost_usd: np.ndarray
+    stderr: np.ndarray
+    calls: np.ndarray
+    refused: np.ndarray
+    chosen: np.ndarray
+    rows: np.ndarray
+    scored: np.ndarray
+
+    @property
+    def mean_score(self) -> float:
+        """The figure of merit: the mean over the grid of budgets."""
+        return float(self.score.mean())
+
+
+def enough_episodes(rules: Rules, queries: int = QUERIES) -> int:
+    """How many episodes ask about `queries` queries."""
+    return -(-queries // rules.horizon)
+
+
+def episodes_of(rules: Rules, budgets_usd: list[float], episodes: int, seed: int) -> State:
+    """The start of `episodes` episodes at each of G budgets, dollars a query: [G * episodes], budget by budget.
+
+    The queries are the same at every budget.
+    """
+    device = rules.table.device
+    number = torch.arange(episodes, device=device)
+    keys = dynamics.episode_keys(torch.full_like(number, seed), number).repeat(len(budgets_usd))
+    budget = torch.tensor(budgets_usd, dtype=torch.float64, device=device).repeat_interleave(episodes)
+    return dynamics.begin(rules, keys, budget)
+
+
+def evaluate(
+    router: Router, rules: Rules, budgets_usd: list[float], episodes: int | None = None, seed: int = 0
+) -> Result:
+    """Plays `episodes` episodes at each budget, dollars a query; the same ones at every budget and for every router.
+
+    Unless told how many, it plays as many as ask 16,384 queries. A router that has `begin` is told the budgets of the
+    episodes, dollars a query [B], before their first query. One that has `max_calls` above 1 may ask that many experts
+    about a query, whatever the rules say; the others ask one.
+    """
+    max_calls = getattr(router, "max_calls", 1)
+    rules = replace(rules, max_calls=max_calls)
+    episodes = episodes or enough_episodes(rules)
+    g, n_queries = len(budgets_usd), episodes * rules.horizon
+    state = episodes_of(rules, budgets_usd, episodes, seed)
+    features = router.features if router.features is not None else rules.table.embeddings
+    if begin := getattr(router, "begin", None):
+        begin(state.budget_usd / rules.horizon)
+    score = torch.zeros(state.rows.shape, device=features.device)
+    chosen = torch.zeros_like(state.rows)
+    playing = torch.arange(len(state.t), device=features.device)
+    ended: list[tuple[Tensor, State]] = []
+    for step in range(rules.horizon * max_calls):
+        seen = features[dynamics.current_rows(state)].float()
+        calls = [seen_calls(state.polled, max_calls)] if max_calls > 1 else []
+        actions = router.choose(seen, state.left_usd, rules.horizon - state.t, *calls)
+        first = (state.asked[:, 0] < 0) if max_calls > 1 else slice(None)
+        chosen[playing[first], state.t[first]] = actions[first]
+        after, outcome = dynamics.step(rules, state, actions)
+        told = outcome.delivered
+        score[playing[told], state.t[told]] = outcome.score[told]
+        state = after
+        if max_calls > 1 and step >= rules.horizon - 1:  # episodes end one by one
+            over = outcome.terminated
+            ended.append((playing[over], dynamics.take(state, over.nonzero().squeeze(1))))
+            playing, state = playing[~over], dynamics.take(state, (~over).nonzero().squeeze(1))
+            if len(playing) == 0:
+                break
+    if ended:
+        order = torch.cat([where for where, _ in ended]).argsort()
+        state = State(**{f.name: torch.cat([getattr(s, f.name) for _, s in ended])[order] for f in fields(State)})
+    scored = score.view(g, -1).double().cpu().numpy()
+    rows = state.rows.view(g, -1).cpu().numpy()
+    return Result(
+        score=scored.mean(axis=1),
+        cost_usd=(state.budget_usd - state.left_usd).view(g, -1).sum(dim=1).cpu().numpy() / n_queries,
+        stderr=np.array([clustered_stderr(*pair) for pair in zip(scored, rows, strict=True)]),
+        calls=state.calls.view(g, episodes, -1).sum(dim=1).cpu().numpy() / n_queries,
+        refused=state.refused.view(g, -1).sum(dim=1).cpu().numpy() / n_queries,
+        chosen=chosen.view(g, -1).cpu().numpy(),
+        rows=rows,
+        scored=scored,
+    )
+
+
+def lead(result: Result, other: Result) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """How much more `result` scores than `other` on the same episodes: at each budget [G], the standard errors of that
+    [G], and the mean over the budgets with its own. Errors are those of differences, clustered by query."""
+    gain = result.scored - other.scored
+    stderr = np.array([clustered_stderr(*pair) for pair in zip(gain, result.rows, strict=True)])
+    mean = gain.mean(axis=0)
+    return gain.mean(axis=1), stderr, float(mean.mean()), clustered_stderr(mean, result.rows[0])
+
+
+def clearly_above(result: Result, other: Result) -> bool:
+    """Whether it scores more on the same episodes, by more than the standard error of the difference: the best of many
+    would else be kept for its luck."""
+    _, _, gain, stderr = lead(result, other)
+    return gain > stderr
+
+
+def clustered_stderr(scores: np.ndarray, clusters: np.ndarray) -> float:
+    """Standard error of the mean of `scores` [n] when those of one cluster [n] are not independent."""
+    sums = np.bincount(clusters, weights=scores - scores.mean())
+    n = len(np.unique(clusters))
+    return float(np.sqrt((sums**2).sum() * n / max(n - 1, 1)) / len(scores))
+
+
+def summary(
+    rules: Rules, split: str, seed: int, budgets_usd: list[float], results: dict[str, Result]
+) -> dict[str, Any]:
+    """`evaluation.json`."""
+    return {
+        "table": rules.table.name,
+        "split": split,
+        "experts": list(rules.table.experts),
+        "horizon": rules.horizon,
+        "seed": seed,
+        "budgets_usd": budgets_usd,
+        "routers": {
+            name: {key: getattr(result, key).tolist() for key in ("score", "cost_usd", "stderr", "calls", "refused")}
+            for name, result in results.items()
+        },
+    }

@@ -1,0 +1,1 @@
+"""Fine-tuning of the encoder on the routing task."""

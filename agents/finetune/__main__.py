@@ -1,0 +1,8 @@
+"""`python -m agents.finetune`."""
+
+import sys
+
+from agents.finetune.tuning import main
+
+if __name__ == "__main__":
+    sys.exit(main())

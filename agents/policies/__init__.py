@@ -1,0 +1,1 @@
+"""Policies: what they decide by, how they start, and how they are stored."""

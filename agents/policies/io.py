@@ -1,0 +1,158 @@
+"""Policies on disk and in use: what an algorithm has learnt, apart from the algorithm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor
+
+from agents.policies.answer_model import Calls
+from agents.policies.bid_price import BidPricePolicy
+from agents.policies.multi_call import AskingPolicy
+from agents.training.algorithms import ALGORITHMS
+from leeroo_env import InputError
+from leeroo_env.dynamics import Rules, action_mask, budget_features, call_mask
+from leeroo_env.env import observation_space
+from leeroo_env.files import read_json, read_tensors, write_json, write_tensors
+from leeroo_env.table import ExpertTable
+
+FORMAT = 2
+
+
+class HiddenBudget(BaseFeaturesExtractor):
+    """Shows a policy always the same middling budget and queries left: the ablation of `--hide-budget`."""
+
+    def __init__(self, space: gymnasium.spaces.Box):
+        super().__init__(space, space.shape[0])
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return torch.cat([observations[:, :-2], torch.full_like(observations[:, -2:], 0.5)], dim=1)
+
+
+class PolicyRouter:
+    """A policy as a router, see `agents.routers.Router`. `features` [N, F] are what it was trained to see of a query;
+    None: the embeddings."""
+
+    def __init__(self, policy: BasePolicy, description: dict[str, Any], features: Tensor | None = None):
+        self.policy, self.features = policy, features
+        self.mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
+        self.price_range_usd = tuple(description["price_range_usd"])
+        self.max_calls: int = description["max_calls"]
+
+    @torch.no_grad()
+    def choose(
+        self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls | None = None
+    ) -> Tensor:
+        """[B, F], [B] float64, [B] int64 -> [B] int64; experts whose mean cost exceeds what is left are not chosen.
+
+        A policy that asks several needs the `calls` made, with what was seen of them; K delivers.
+        """
+        budget = budget_features(self.price_range_usd, remaining_usd, remaining_queries)
+        if self.max_calls > 1:
+            assert calls is not None and calls.polled is not None
+            seen = torch.cat([seen, calls.polled], dim=1)
+            mask = call_mask(self.mean_cost_usd, remaining_usd, calls.polled)
+        else:
+            mask = action_mask(self.mean_cost_usd, remaining_usd)
+        return preferences(self.policy, torch.cat([seen, budget], dim=1)).masked_fill(~mask, -torch.inf).argmax(dim=1)
+
+
+def preferences(policy: Any, observations: Tensor) -> Tensor:
+    """How much the policy prefers each expert, [B, K], for observations [B, D + 2]: log-probabilities or values."""
+    if hasattr(policy, "q_net"):
+        return policy.q_net(observations)
+    if hasattr(policy, "quantile_net"):
+        return policy.quantile_net(observations).mean(dim=1)
+    return policy.get_distribution(observations).distribution.logits
+
+
+def describe_policy(
+    rules: Rules,
+    algorithm: str,
+    policy_kwargs: dict[str, Any],
+    policy: str = "mlp",
+    table: ExpertTable | None = None,
+    hide_budget: bool = False,
+) -> dict[str, Any]:
+    """What has to be known beside the weights to route with a policy; `policy.json`.
+
+    Args:
+        rules: those that the policy plays by.
+        algorithm: its name in `ALGORITHMS`.
+        policy_kwargs: arguments of the policy class.
+        policy: "mlp" or "bid-price".
+        table: the table of embeddings, where the rules' table holds other features.
+        hide_budget: whether the policy sees nothing of the budget.
+    """
+    table = table or rules.table
+    features = rules.table.embeddings
+    return {
+        "format": FORMAT,
+        "algorithm": algorithm,
+        "policy": policy,
+        "policy_kwargs": policy_kwargs,
+        "hide_budget": hide_budget,
+        "max_calls": rules.max_calls,
+        "experts": list(rules.table.experts),
+        "mean_cost_usd": rules.mean_cost_usd.tolist(),
+        "price_range_usd": list(rules.price_range_usd),
+        "feature_low": float(features.min()),
+        "feature_high": float(features.max()),
+        "feature_dim": features.shape[1],
+        "embedding_dim": table.embeddings.shape[1],
+        "encoder": table.info.encoder,
+        "table": table.name,
+        "table_sha256": table.fingerprint(),
+    }
+
+
+def save_policy(directory: Path, policy: BasePolicy, description: dict[str, Any]) -> None:
+    """Writes `policy.safetensors` and `policy.json`. The weights go first: the description never lacks them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(directory / "policy.safetensors", policy.state_dict())
+    write_json(directory / "policy.json", description)
+
+
+def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[BasePolicy, dict[str, Any]]:
+    """The policy, ready to choose, and its description.
+
+    Raises:
+        InputError: a file is missing, broken, or of another format.
+    """
+    path = directory / "policy.json"
+    description = {"max_calls": 1, **read_json(path)}
+    if description.get("format") != FORMAT:
+        raise InputError(f"{path}: format: {description.get('format')!r} is not {FORMAT}")
+    if description.get("algorithm") not in ALGORITHMS:
+        raise InputError(f"{path}: algorithm: {description.get('algorithm')!r} is none of {', '.join(ALGORITHMS)}")
+    try:
+        if len(description["experts"]) != len(description["mean_cost_usd"]):
+            raise TypeError(f"{len(description['experts'])} experts, {len(description['mean_cost_usd'])} mean costs")
+        with torch.random.fork_rng(devices=[]):  # a run may load while it trains
+            policy = empty_policy(description)
+        policy.load_state_dict(read_tensors(directory / "policy.safetensors"))
+    except KeyError as error:
+        raise InputError(f"{path}: {error.args[0]}: missing") from None
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{directory}: weights and description do not fit: {str(error).splitlines()[0]}") from None
+    policy.set_training_mode(False)
+    return policy.to(device), description
+
+
+def empty_policy(description: dict[str, Any]) -> BasePolicy:
+    """An untrained policy of the kind and size that is described. Raises KeyError, TypeError."""
+    k, several = len(description["experts"]), description["max_calls"] > 1
+    observations = observation_space(
+        description["feature_dim"], description["feature_low"], description["feature_high"], k if several else 0
+    )
+    actions = gymnasium.spaces.Discrete(k + several)
+    policy_class: Any = AskingPolicy if several else BidPricePolicy
+    if description["policy"] == "mlp":
+        policy_class = ALGORITHMS[description["algorithm"]].load().policy_aliases["MlpPolicy"]
+    hidden = {"features_extractor_class": HiddenBudget} if description["hide_budget"] else {}
+    return policy_class(observations, actions, lambda _: 0.0, **hidden, **description["policy_kwargs"])

@@ -1,0 +1,1 @@
+"""PPO with rollouts that stay on the table's device."""

@@ -1,0 +1,212 @@
+"""Cascade routing (Dekoninck, Baader and Vechev, A Unified Approach to Routing and Cascading for LLMs,
+arXiv:2410.10347): before every call, the set of experts that is worth most, be it of those asked or with more.
+
+B queries at hand, n training queries, K experts, L of them considered, M: max_calls, S samples, W sets kept, P prices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from agents.estimators import split_estimates
+from agents.policies.answer_model import Agreement, Calls, fit_agreement, group_answers
+from agents.routers.base import by_cost, may_spend, usd_per_query
+from agents.routers.panels import price_grid
+from agents.routers.sequences import ask_or_deliver, can_pay, spent_usd
+from leeroo_env.dynamics import poll, vote_weight
+from leeroo_env.table import ExpertTable
+
+SAMPLES = 24
+CONSIDERED = 8
+KEPT = 4
+N_PRICES = 32
+# prices after the first call, of that before it (the paper tunes one price a step), and the scale of errors
+VARIANTS = ((1.0, 1.0), (1.0, 0.5), (1.0, 0.25), (0.5, 0.25), (2.0, 0.25), (0.5, 1.0), (2.0, 1.0))
+ROWS = 500
+MAX_ROWS = 6_000
+CHUNK = 8_192
+DRAWS = 2
+MANY = 8  # answers, after which estimates count as settled
+FORBIDDEN = -1e4
+
+
+class CascadeRouting:
+    """What a set of experts is worth is the expected best of their qualities, less a price on what they cost.
+
+    Qualities are estimates with normal errors: how far estimates move, on the training queries, from a number of calls
+    on until all have answered; they move together, so the errors have a covariance. With the answers estimates become
+    those of `answer_model`. Of the best set the cheapest expert not yet asked is asked next; if nobody is left of
+    it, that is all. The price is that at which the training queries cost what is left per query.
+    """
+
+    def __init__(
+        self, table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0, agreement: Agreement | None = None
+    ):
+        self.features, self.max_calls = estimates, max_calls
+        self.mean_cost_usd = table.mean_cost_usd()
+        rows = table.rows("train")
+        self.agreement = agreement or fit_agreement(table, rows, split_estimates(estimates[rows])[0], seed)
+        rows = rows[:: -(-len(rows) // MAX_ROWS)]
+        generator = torch.Generator(table.device).manual_seed(seed)
+        self.noise = self._noise(table, rows, generator)
+        rows = rows[torch.randperm(len(rows), generator=generator, device=table.device)[:ROWS]]
+        self.settings, self.spent_usd = self._tune(table, rows)
+
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
+        before_usd = remaining_usd + spent_usd(seen, calls)
+        n = may_spend(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
+        price, later, scale = self._setting(usd_per_query(before_usd, remaining_queries), n)
+        everybody = torch.arange(len(self.mean_cost_usd), device=seen.device).expand(len(seen), -1)
+        allowed = torch.stack(
+            [can_pay(self.mean_cost_usd, seen, k, remaining_usd, remaining_queries) for k in everybody.T], dim=1
+        )
+        expert, asks = self.next_of(seen, torch.where(calls.made > 0, later, price), scale, calls, allowed)
+        return ask_or_deliver(self.mean_cost_usd, expert, asks, calls)
+
+    def qualities(self, seen: Tensor, calls: Calls) -> Tensor:
+        """[B, K], estimated chances to be right, given what was answered."""
+        chance = split_estimates(seen)[0].clamp(0, 1)
+        belief = self.agreement.believe(chance, vote_weight(chance), calls)
+        right = belief.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
+        k = chance.shape[1]
+        told = torch.cat([belief.chance(), right.new_zeros(len(seen), 1)], dim=1)
+        return told.scatter(1, calls.asked.where(calls.asked >= 0, k), right)[:, :k]
+
+    def next_of(
+        self, seen: Tensor, price: Tensor, scale: Tensor, calls: Calls, allowed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Whom to ask next [B], and whether to ask [B] bool: of the `allowed` [B, K], at a `price` [B], errors taken
+        times `scale` [B]."""
+        quality, k = self.qualities(seen, calls), len(self.mean_cost_usd)
+        price_usd = price[:, None] * split_estimates(seen)[1].clamp(min=0)
+        asked = one_hot(calls.asked.where(calls.asked >= 0, k), k + 1).sum(dim=1)[:, :k] > 0
+        allowed = allowed & ~asked
+        noise = self.noise[calls.made.clamp(max=len(self.noise) - 1)] * scale[:, None, None]  # [B, K, S]
+        drawn = torch.where(asked[..., None], quality[..., None], quality[..., None] + noise)
+        best = torch.where(asked[..., None], drawn, FORBIDDEN).amax(dim=1)  # [B, S]
+        alone = drawn.maximum(best[:, None]).mean(dim=2) - price_usd
+        who = alone.masked_fill(~allowed, FORBIDDEN).topk(min(CONSIDERED, k), dim=1).indices  # [B, L]
+        rank = by_cost(self.mean_cost_usd).argsort()
+        who = who.gather(1, rank[who].argsort(dim=1))  # by rising cost: the first of a set is its cheapest
+        drawn, open_ = drawn.gather(1, who[..., None].expand(-1, -1, drawn.shape[2])), allowed.gather(1, who)
+        price_usd = price_usd.gather(1, who)
+        worth, first = self._search(best, drawn, price_usd, open_, calls.made)
+        stays = torch.where(calls.made > 0, best.mean(dim=1), FORBIDDEN)
+        return who.gather(1, first[:, None]).squeeze(1), (worth > stays) & (worth > FORBIDDEN / 2)
+
+    def _search(
+        self, best: Tensor, drawn: Tensor, price_usd: Tensor, open_: Tensor, made: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The worth of the best set that goes on [B], and the place of its cheapest new expert [B]: a beam search that
+        adds dearer and dearer experts.
+
+        Args:
+            best: [B, S], the best quality of those asked.
+            drawn: [B, L, S], qualities, by rising cost.
+            price_usd: [B, L], what they cost, in score.
+            open_: [B, L] bool, who may be asked.
+            made: [B], calls so far.
+        """
+        n, samples = drawn.shape[1:]
+        place = torch.arange(n, device=best.device)
+        tops, paid = best[:, None], torch.zeros_like(best[:, :1])  # of the sets kept, [B, W, S] and [B, W]
+        last, first = torch.full_like(paid, -1, dtype=torch.int64), torch.zeros_like(paid, dtype=torch.int64)
+        worth, answer = torch.full_like(paid[:, 0], 2 * FORBIDDEN), first[:, 0]
+        for depth in range(self.max_calls):
+            fits = open_[:, None] & (place > last[..., None]) & (depth + made < self.max_calls)[:, None, None]
+            if not bool(fits.any()):
+                break
+            value = tops[:, :, None].maximum(drawn[:, None]).mean(dim=3) - paid[..., None] - price_usd[:, None]
+            value, which = value.masked_fill(~fits, 2 * FORBIDDEN).flatten(1).topk(min(KEPT, fits[0].numel()), dim=1)
+            parent, last = which // n, which % n
+            tops = tops.gather(1, parent[..., None].expand(-1, -1, samples))
+            tops = tops.maximum(drawn.gather(1, last[..., None].expand(-1, -1, samples)))
+            paid = paid.gather(1, parent) + price_usd.gather(1, last)
+            first = last if depth == 0 else first.gather(1, parent)
+            last = last.masked_fill(value <= FORBIDDEN, n)
+            better = value[:, 0] > worth
+            worth, answer = torch.where(better, value[:, 0], worth), torch.where(better, first[:, 0], answer)
+        return worth, answer
+
+    def _noise(self, table: ExpertTable, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Samples of how far the estimates of experts move from 0 to M - 1 calls on until they, and others, have
+        answered; [M, K, S]."""
+        k, m = len(self.mean_cost_usd), self.max_calls
+        rows = rows.repeat(DRAWS)
+        seen, answer_ids = self.features[rows], table.answer_ids[rows].long()
+        order = torch.rand(len(rows), k, generator=generator, device=table.device).argsort(dim=1)[:, :MANY]
+        after = self.qualities(seen, calls_of(order, answer_ids))
+        half = torch.randn(k, SAMPLES // 2, generator=generator, device=table.device)
+        normal = torch.cat([half, -half], dim=1)
+        noise = []
+        for made in range(min(m, k)):
+            moved = after - self.qualities(seen, calls_of(order[:, :made], answer_ids))
+            new = torch.zeros_like(moved).scatter(1, order[:, made:], 1.0)
+            moved = moved * new
+            cov = moved.T @ moved / (new.T @ new).clamp(min=1)
+            value, vector = torch.linalg.eigh(cov.double())
+            noise.append(((vector * value.clamp(min=0).sqrt()) @ vector.T).float() @ normal)
+        return torch.stack(noise)
+
+    def _tune(self, table: ExpertTable, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Settings [2, 3, X] that are best at a price on the training queries `rows` [n]: prices before and after the
+        first call, scale of errors; and what they cost [2, X]. Row 0 is for all but the dearest expert."""
+        k, device = len(self.mean_cost_usd), self.features.device
+        prices = price_grid(self.mean_cost_usd, N_PRICES)
+        everybody = torch.ones(k, dtype=torch.bool, device=device)
+        others = everybody.clone()
+        others[self.mean_cost_usd.argmax()] = k == 1
+        settings, paces = [], []
+        for allowed, variants in ((others, VARIANTS[:1]), (everybody, VARIANTS)):
+            tried = torch.cat(
+                [torch.stack([prices, later * prices, scale + 0 * prices]) for later, scale in variants], 1
+            )
+            score, cost_usd = self._play(table, rows, tried, allowed)
+            best = (score - prices[:, None] * cost_usd).argmax(dim=1)
+            settings.append(tried[:, best])
+            paces.append(cost_usd[best].double())
+        return torch.stack(settings), torch.stack(paces).cummax(dim=1).values
+
+    def _play(self, table: ExpertTable, rows: Tensor, settings: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean score and cost [P] on queries `rows` [n] with `settings` [3, P]."""
+        n, k = len(rows), len(self.mean_cost_usd)
+        rows = rows.repeat(settings.shape[1])
+        price, later, scale = settings.repeat_interleave(n, dim=1)
+        asked = torch.full((len(rows), self.max_calls), -1, device=rows.device)
+        playing = torch.arange(len(rows), device=rows.device)
+        for made in range(self.max_calls):
+            for part in playing.split(CHUNK):
+                calls = calls_of(asked[part, :made], table.answer_ids[rows[part]].long())
+                seen = self.features[rows[part]]
+                expert, asks = self.next_of(
+                    seen, (later if made else price)[part], scale[part], calls, allowed.expand(len(part), k)
+                )
+                asked[part, made] = torch.where(asks, expert, -1)
+            playing = playing[asked[playing, made] >= 0]
+        who, made_at = asked.clamp(min=0), asked >= 0
+        votes = vote_weight(split_estimates(self.features)[0].clamp(0, 1)[rows].gather(1, who))
+        polled = poll(asked, made_at, table.answer_ids[rows].long().gather(1, who), votes)
+        led = polled.leader >= 0
+        score = table.scores[rows].gather(1, polled.leader.clamp(min=0)[:, None]).squeeze(1) * led
+        cost_usd = (table.costs_usd[rows].gather(1, who) * made_at).sum(dim=1)
+        return score.view(-1, n).mean(dim=1), cost_usd.view(-1, n).mean(dim=1)
+
+    def _setting(self, pace: Tensor, n: Tensor) -> tuple[Tensor, ...]:
+        """The settings, [B] each, at paces [B], where none but the n + 1 [B] cheapest may be asked."""
+        row = (n == len(self.mean_cost_usd) - 1).long()
+        spent, settings = self.spent_usd[row], self.settings[row].log()
+        above = torch.searchsorted(spent, pace[:, None]).clamp(1, spent.shape[1] - 1)
+        low, high = spent.gather(1, above - 1), spent.gather(1, above)
+        way = ((pace[:, None] - low) / (high - low).clamp(min=1e-30)).clamp(0, 1).float()
+        ends = [settings.gather(2, at[:, None].expand(-1, 3, -1)).squeeze(2) for at in (above - 1, above)]
+        return torch.lerp(ends[0], ends[1], way).exp().unbind(1)
+
+
+def calls_of(asked: Tensor, answer_ids: Tensor) -> Calls:
+    """The calls to `asked` [B, C], -1 where there is none, all answered as `answer_ids` [B, K] say."""
+    asked = asked if asked.shape[1] else asked.new_full((len(asked), 1), -1)
+    made = asked >= 0
+    given = answer_ids.gather(1, asked.clamp(min=0)).masked_fill(~made, -1)
+    return Calls(asked, group_answers(given), made.sum(dim=1))

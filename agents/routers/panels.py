@@ -1,0 +1,218 @@
+"""What panels of experts would have delivered on the training queries, and how surely: what the routers that ask
+several experts are tuned on.
+
+A panel is a few experts by rising mean cost; asked about a query, all of them vote, as the rules have it. Of a long
+list of experts only some are considered, those that a simple rule with two of them and one to fall back on could use.
+
+n training queries, K experts, Q panels, C: the most experts of a panel, F features, X prices.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from agents.estimators import split_estimates
+from agents.policies.answer_model import Calls
+from agents.routers.base import by_cost
+from leeroo_env.dynamics import Poll, poll, vote_weight
+from leeroo_env.table import ExpertTable
+
+LONGEST = 4  # calls that are planned for; a panel of five adds little and there are many of them
+CONSIDERED = 10
+SELDOM = 0.02
+N_PRICES = 80
+MAX_ROWS = 6_000
+CHUNK = 200_000
+FOLDS = 5
+RIDGE = 3.0
+NEWTON_STEPS = 6
+FOLD_STEPS = 2  # from there; enough, and that start tells a fold nothing to speak of
+
+
+class Panels:
+    """All panels of the experts considered.
+
+    Attributes:
+        rows: [n], the training queries.
+        estimates: [n, 2K], left out.
+        prices: [X], score a dollar, falling.
+        members: [Q, C] int64, each panel's experts by rising mean cost; -1 after the last.
+        index: where a panel is, by its experts.
+        size: [Q] int64, how many they are.
+        score: [Q, n], what it would deliver.
+        cost_usd: [Q, n], what it costs.
+        fold: [n] int64, for whoever fits something more.
+    """
+
+    def __init__(self, table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0):
+        """Args: the table, estimated scores and costs_usd [N, 2K] of all its rows, most calls a query, and a seed."""
+        rows = table.rows("train")
+        self.rows = rows = rows[:: -(-len(rows) // MAX_ROWS)]
+        self.estimates = estimates[rows]
+        self.mean_cost_usd = table.mean_cost_usd()
+        self.prices = price_grid(self.mean_cost_usd)
+        self.answer_ids, scores, cost_usd = table.answer_ids[rows].long(), table.scores[rows], table.costs_usd[rows]
+        order = by_cost(self.mean_cost_usd)
+        useful = shortlist(scores, cost_usd, self.answer_ids, self.prices, CONSIDERED)
+        self.experts = [k for k in order.tolist() if useful[k]]
+        self.longest = min(max_calls, LONGEST, len(order))
+        panels = [p for m in range(1, min(self.longest, len(self.experts)) + 1) for p in combinations(self.experts, m)]
+        cheapest = [tuple(order[:m].tolist()) for m in range(1, self.longest + 1)]
+        panels += [p for p in cheapest if p not in set(panels)]
+        self.index = {p: i for i, p in enumerate(panels)}
+        padded = [[*p, *[-1] * (self.longest - len(p))] for p in panels]
+        self.members = torch.tensor(padded, device=table.device)
+        self.size = (self.members >= 0).sum(dim=1)
+        self.score = torch.empty(len(panels), len(rows), device=table.device)
+        self.cost_usd = torch.empty_like(self.score)
+        step = max(1, CHUNK // len(rows))
+        for start in range(0, len(panels), step):
+            part = slice(start, start + step)
+            polled, *_ = self.polled(self.members[part])
+            self.score[part] = scores.gather(1, polled.leader.view(-1, len(rows)).T).T
+            asked = self.members[part]
+            paid = cost_usd.T[asked.clamp(min=0)] * (asked >= 0)[..., None]
+            self.cost_usd[part] = paid.sum(dim=1)
+        generator = torch.Generator().manual_seed(seed)
+        fold = torch.arange(len(rows)) % FOLDS
+        self.fold = fold[torch.randperm(len(rows), generator=generator)].to(table.device)
+
+    def parts(self, number: int) -> list[int]:
+        """The panels of the first 1, 2, ... experts of a panel, [C]; itself from its size on."""
+        members = tuple(k for k in self.members[number].tolist() if k >= 0)
+        return [self.index[members[: m + 1]] for m in range(self.longest)]
+
+    def polled(self, members: Tensor) -> tuple[Poll, Tensor, Tensor]:
+        """How the panels [q, C] vote on all queries, [q * n]; their estimated chances and answers [q * n, C]."""
+        q, c = members.shape
+        who = members.clamp(min=0).T.reshape(-1)  # [C * q]
+        made = (members >= 0)[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
+        chance, answers = (
+            x.T[who].view(c, q * len(self.rows)).T for x in (split_estimates(self.estimates)[0], self.answer_ids)
+        )
+        chance = chance.clamp(0, 1)
+        asked = members[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
+        return poll(asked, made, answers, vote_weight(chance)), chance, answers
+
+    def described(self, panels: Tensor) -> Tensor:
+        """What `describe` says of the panels of these numbers [q] on all queries, [q, n, F]."""
+        members = self.members[panels]
+        polled, chance, answers = self.polled(members)
+        made = (members >= 0)[:, None].expand(-1, len(self.rows), -1).reshape(chance.shape)
+        return describe(polled, chance, made, made & (answers >= 0)).view(len(panels), len(self.rows), -1)
+
+
+def price_grid(mean_cost_usd: Tensor, n: int = N_PRICES) -> Tensor:
+    """From a price at which hardly anything but cost counts to one at which hardly anything but score does; [X]."""
+    paid = mean_cost_usd[mean_cost_usd > 0]
+    low, high = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 1.0)
+    powers = torch.linspace(0, 1, n, dtype=torch.float64, device=mean_cost_usd.device)
+    return (3 / low * (0.01 / 3 * low / high) ** powers).float()
+
+
+def shortlist(scores: Tensor, cost_usd: Tensor, answer_ids: Tensor, prices: Tensor, n: int) -> Tensor:
+    """The `n` experts of most use to this rule: ask two; where they differ, ask a third and take its word. [K] bool.
+
+    An expert's use is how near the best rule with it comes to the best of all, at the price that suits it most. The
+    cheapest and the best expert are always among them.
+    """
+    k = scores.shape[1]
+    first, second = torch.triu_indices(k, k, device=scores.device)  # a pair of one expert: it alone, then nobody
+    one, other = answer_ids[:, first], answer_ids[:, second]
+    differ = (one != other) | (one < 0)
+    kept = scores[:, first] * ~differ
+    mean = len(scores)
+    asks = differ.float().T
+    score = (kept.sum(dim=0)[:, None] + asks @ scores) / mean  # [pairs, K]
+    twice = (first != second).float()
+    start = cost_usd.mean(dim=0)[first] + cost_usd.mean(dim=0)[second] * twice
+    cost = start[:, None] + asks @ cost_usd / mean
+    alone, paid = scores.mean(dim=0), cost_usd.mean(dim=0)
+    worth = score - prices[:, None, None] * cost  # [X, pairs, K]
+    seldom = differ.float().mean(dim=0) < SELDOM  # a third who is hardly ever asked does no harm, and has no use
+    third = worth.masked_fill(seldom[:, None], -torch.inf).amax(dim=1)
+    best = (alone - prices[:, None] * paid).maximum(third)  # [X, K]
+    in_pair = worth.amax(dim=2)
+    best = best.scatter_reduce(1, first.expand(len(prices), -1), in_pair, "amax")
+    best = best.scatter_reduce(1, second.expand(len(prices), -1), in_pair, "amax")
+    use = (best - best.amax(dim=1, keepdim=True)).amax(dim=0)
+    use[[int(alone.argmax()), int(paid.argmin())]] = torch.inf
+    useful = torch.zeros(k, dtype=torch.bool, device=scores.device)
+    useful[use.topk(min(n, k)).indices] = True
+    return useful
+
+
+def describe(polled: Poll, chance: Tensor, made: Tensor, given: Tensor) -> Tensor:
+    """What answers say of the leading one, [B, F]: estimates of those asked, who agrees with it, and by how much.
+
+    Args:
+        polled: the votes.
+        chance: [B, C] in [0, 1], estimated, of those asked.
+        made: [B, C] bool, whether there is such a call.
+        given: [B, C] bool, whether it brought an answer.
+    """
+    logit = torch.logit(chance.clamp(0.02, 0.98)) * made
+    agrees = polled.agrees.float()
+    leads = torch.where(agrees.bool(), logit, -9.0).amax(dim=1, keepdim=True).clamp(min=-4)
+    summary = [torch.ones_like(leads), leads, polled.share.float()[:, None], (polled.different == 1).float()[:, None]]
+    return torch.cat([*summary, logit, agrees, agrees * logit, given.float()], dim=1)
+
+
+def fit_logistic(features: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
+    """Ridge logistic regressions by Newton's method, many at once.
+
+    Args:
+        features: [q, n, F], the first is 1.
+        target: [q, n] in [0, 1].
+        fold: [n].
+
+    Returns:
+        Weights [q, F] fitted to all, and what those fitted without its fold say of each query [q, n], in log-odds.
+    """
+    q, f = len(features), features.shape[2]
+    ridge = RIDGE * torch.eye(f, device=features.device)
+    ridge[0, 0] = 1e-3
+    told = torch.empty_like(target)
+
+    def newton(weights: Tensor, use: Tensor, steps: int) -> Tensor:
+        for _ in range(steps):
+            chance = torch.sigmoid(torch.einsum("qnf,qf->qn", features, weights))
+            slope = torch.einsum("qnf,qn->qf", features, (target - chance) * use) - weights @ ridge
+            curve = chance * (1 - chance) * use
+            hessian = (features * curve[..., None]).transpose(1, 2) @ features + ridge
+            weights = weights + torch.linalg.solve(hessian, slope)
+        return weights
+
+    weights = newton(torch.zeros(q, f, device=features.device), torch.ones_like(target[0]), NEWTON_STEPS)
+    for part in range(FOLDS):
+        without = newton(weights, (fold != part).float(), FOLD_STEPS)
+        told[:, fold == part] = torch.einsum("qnf,qf->qn", features[:, fold == part], without)
+    return weights, told
+
+
+def fit_ridge(features: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
+    """Ridge regressions, many at once; as `fit_logistic`."""
+    ridge = RIDGE * torch.eye(features.shape[2], device=features.device)
+    ridge[0, 0] = 1e-3
+    gram, moment, told = [], [], torch.empty_like(target)
+    for part in range(FOLDS):
+        x, y = features[:, fold == part], target[:, fold == part]
+        gram.append(x.transpose(1, 2) @ x)
+        moment.append(torch.einsum("qnf,qn->qf", x, y))
+    all_gram, all_moment = sum(gram) + ridge, sum(moment)
+    for part in range(FOLDS):
+        without = torch.linalg.solve(all_gram - gram[part], all_moment - moment[part])
+        told[:, fold == part] = torch.einsum("qnf,qf->qn", features[:, fold == part], without)
+    return torch.linalg.solve(all_gram, all_moment), told
+
+
+def seen_answers(calls: Calls, order: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Whether the experts `order` [B, C] were asked and answered, and which answer they gave; -1 for none."""
+    group = torch.full((len(order), k + 1), -2, device=order.device)
+    group.scatter_(1, calls.asked.where(calls.asked >= 0, k), calls.group.clamp(min=-1))
+    group[:, k] = -2
+    group = group.gather(1, order.where(order >= 0, k))
+    return group > -2, group.clamp(min=-1)

@@ -1,0 +1,133 @@
+"""Routers that follow a list of experts through a query, which list being looked up by what is left per query.
+
+Many policies are tried on the training queries; those that are best at some price make up the upper convex hull of mean
+score over mean cost. What is left per remaining query lies between two neighbours on it, and a lottery between them
+costs just that: no policy, nor mixture of policies, does better on the training queries (the constrained optimum of
+Lagrange relaxation, Everett, 1963). Of one query only the list is kept, by what was asked already.
+
+B episodes, K experts, P policies, C experts a list at most, X prices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.estimators import split_estimates
+from agents.policies.answer_model import Calls
+from agents.routers.base import by_cost, may_spend, usd_per_query
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Policies that are best at some price.
+
+    Attributes:
+        order: [P, C] int64, whom to ask, in order; -1 after the last.
+        cost_usd: [P] float64, mean cost on the training queries.
+        tried: [P] int64, which they are of those tried.
+        hull: [K, X] int64, the best at each price, by rising cost; row n - 1 of those with none but the n cheapest.
+    """
+
+    order: Tensor
+    cost_usd: Tensor
+    tried: Tensor
+    hull: Tensor
+
+
+def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tensor, mean_cost_usd: Tensor) -> Policies:
+    """`Policies` of all that were tried: `order` [P, C], mean `score` [P] and `cost_usd` [P]; `prices` [X] fall.
+
+    The first has to be the cheapest expert alone.
+    """
+    rank = by_cost(mean_cost_usd).argsort()[order.clamp(min=0)].masked_fill(order < 0, 0).amax(dim=1)
+    worth = score.double() - prices.double()[:, None] * cost_usd.double()  # [X, P]
+    hulls = [worth.masked_fill(rank > n, -torch.inf).argmax(dim=1) for n in range(len(mean_cost_usd))]
+    hull = torch.stack(hulls)
+    hull[:, 0] = 0
+    used, hull = hull.unique(return_inverse=True)
+    return Policies(order[used], cost_usd[used].double(), used, hull)
+
+
+class Tabulated:
+    """Looks the list up; those who inherit say whether to go on in it."""
+
+    def __init__(self, features: Tensor, mean_cost_usd: Tensor, max_calls: int, policies: Policies, seed: int):
+        self.features, self.mean_cost_usd, self.max_calls = features, mean_cost_usd, max_calls
+        self.policies = policies
+        self.seed, self.generator = seed, torch.Generator(features.device)
+        self.generator.manual_seed(seed)
+
+    def begin(self, usd_per_query: Tensor) -> None:
+        """Draws the same lots in every evaluation."""
+        self.generator.manual_seed(self.seed)
+
+    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+        """[B] bool, whether the `policy` [B] asks the next expert of its list; not looked at before the first call."""
+        raise NotImplementedError
+
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
+        policy, known = self._policy(seen, remaining_usd, remaining_queries, calls)
+        order = self.policies.order[policy]
+        last = order.shape[1] - 1
+        follow = order.gather(1, calls.made.clamp(max=last)[:, None]).squeeze(1)
+        follow = follow.masked_fill(calls.made > last, -1)
+        first = calls.made == 0
+        asks = known & (follow >= 0) & (first | self.goes_on(policy, seen, calls, remaining_usd))
+        asks &= can_pay(self.mean_cost_usd, seen, follow.clamp(min=0), remaining_usd, remaining_queries)
+        return ask_or_deliver(self.mean_cost_usd, follow, asks, calls)
+
+    def _policy(
+        self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls
+    ) -> tuple[Tensor, Tensor]:
+        """The policy that each query is in [B], and whether there is one [B]: the nearest on the hull to the one drawn
+        of those that would have asked the same experts."""
+        before_usd = remaining_usd + spent_usd(seen, calls)
+        n = may_spend(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
+        hull = self.policies.hull[n]  # [B, X]
+        drawn = self._draw(self.policies.cost_usd[hull], usd_per_query(before_usd, remaining_queries))
+        order = self.policies.order[hull]  # [B, X, C]
+        k = len(self.mean_cost_usd)
+        asked = torch.zeros(len(seen), k + 1, dtype=torch.bool, device=seen.device)
+        asked.scatter_(1, calls.asked.where(calls.asked >= 0, k), True)
+        asked[:, k] = False
+        place = torch.arange(order.shape[2], device=seen.device)
+        same = asked.gather(1, order.where(order >= 0, k).flatten(1)).view(order.shape)
+        same = (same | (place >= calls.made[:, None, None])).all(dim=2)
+        same &= (asked.sum(dim=1) == calls.made)[:, None]
+        far = (torch.arange(hull.shape[1], device=seen.device) - drawn[:, None]).abs()
+        nearest = far.masked_fill(~same, hull.shape[1]).argmin(dim=1, keepdim=True)
+        return hull.gather(1, nearest).squeeze(1), same.gather(1, nearest).squeeze(1)
+
+    def _draw(self, cost_usd: Tensor, pace: Tensor) -> Tensor:
+        """A place [B] on the hulls that cost `cost_usd` [B, X], so that the expected cost is `pace` [B]."""
+        above = (cost_usd <= pace[:, None]).sum(dim=1, keepdim=True).clamp(1, cost_usd.shape[1] - 1)
+        low, high = cost_usd.gather(1, above - 1), cost_usd.gather(1, above)
+        lot = torch.rand(pace[:, None].shape, generator=self.generator, device=pace.device, dtype=torch.float64)
+        return torch.where(lot * (high - low) < pace[:, None] - low, above, above - 1).squeeze(1)
+
+
+def spent_usd(seen: Tensor, calls: Calls) -> Tensor:
+    """About what the answered calls of this query have cost, by the estimates `seen` [B, 2K]; [B]."""
+    cost_usd = split_estimates(seen)[1].clamp(min=0)
+    return (cost_usd.gather(1, calls.asked.clamp(min=0)) * (calls.asked >= 0)).sum(dim=1)
+
+
+def can_pay(
+    mean_cost_usd: Tensor, seen: Tensor, expert: Tensor, remaining_usd: Tensor, remaining_queries: Tensor
+) -> Tensor:
+    """[B] bool, whether asking `expert` [B] leaves what the queries to come need at the cheapest's, and would not be
+    refused, by its estimated cost."""
+    cheapest = mean_cost_usd.double().min()
+    free_usd = remaining_usd - (remaining_queries - 1) * cheapest
+    estimated = split_estimates(seen)[1].gather(1, expert[:, None]).squeeze(1)
+    return (mean_cost_usd[expert] <= free_usd) & (estimated <= remaining_usd)
+
+
+def ask_or_deliver(mean_cost_usd: Tensor, expert: Tensor, asks: Tensor, calls: Calls) -> Tensor:
+    """`expert` [B] where it `asks` [B], else K; where nobody has answered yet, the cheapest. [B] int64."""
+    nothing = (calls.asked < 0).all(dim=1)
+    otherwise = torch.where(nothing, mean_cost_usd.argmin(), len(mean_cost_usd))
+    return torch.where(asks, expert, otherwise)

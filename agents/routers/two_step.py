@@ -1,0 +1,83 @@
+"""The two-step cascade by estimate: a cheap expert for most queries, a dear one where it promises the most gain.
+
+B episodes, N queries in the table, n of them in the training split, K experts, X paces.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.estimators import split_estimates
+from agents.routers.base import by_cost, may_spend, usd_per_query
+from leeroo_env.table import ExpertTable
+
+N_PACES = 512
+
+
+class TwoStep:
+    """Two experts at a time: the dear one where estimated score of the dear minus that of the cheap is highest.
+
+    A share of the queries goes on to the dear one, such that the mean cost is what is left per remaining query, or less
+    where going on does not pay. Of all pairs it takes the one that scores best on the training queries, by their
+    left-out estimates. Where the reserve forbids experts, the pairs are those of the others.
+    """
+
+    def __init__(self, table: ExpertTable, estimates: Tensor):
+        """Args: the table, and estimated scores and costs_usd [N, 2K] of all its rows; training rows' left out."""
+        self.features = estimates
+        self.mean_cost_usd = table.mean_cost_usd()
+        self.paces_usd = _paces(self.mean_cost_usd)
+        order, rows = by_cost(self.mean_cost_usd), table.rows("train")
+        tensors = (split_estimates(estimates)[0], table.scores, table.costs_usd)
+        estimated, score, cost_usd = (tensor[rows][:, order].T.contiguous() for tensor in tensors)
+        pairs = [_best_with(j, estimated, score, cost_usd, self.paces_usd) for j in range(len(order))]
+        value, cheap, threshold = (torch.stack(part) for part in zip(*pairs, strict=True))
+        dear = value.cummax(dim=0).indices  # [K, X]: row n - 1 is for the n cheapest experts
+        self.cheap, self.dear = order[cheap.gather(0, dear)], order[dear]
+        self.threshold = threshold.gather(0, dear)
+
+    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+        last = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries).sum(dim=1) - 1
+        pace = usd_per_query(remaining_usd, remaining_queries)
+        place = (torch.searchsorted(self.paces_usd, pace, right=True) - 1).clamp(min=0)
+        cheap, dear = self.cheap[last, place][:, None], self.dear[last, place][:, None]
+        score, cost_usd = split_estimates(seen)
+        goes_on = score.gather(1, dear) - score.gather(1, cheap) > self.threshold[last, place][:, None]
+        goes_on &= cost_usd.gather(1, dear) <= remaining_usd[:, None]  # it would be refused
+        return torch.where(goes_on, dear, cheap).squeeze(1)
+
+
+def _paces(mean_cost_usd: Tensor) -> Tensor:
+    """Dollars a query, from 0 over the cheapest's to the dearest's mean cost; [X] float64, rising."""
+    paid = mean_cost_usd[mean_cost_usd > 0].double()
+    low, high = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 1.0)
+    steps = torch.linspace(0, 1, N_PACES - 1, dtype=torch.float64, device=mean_cost_usd.device)
+    return torch.cat([steps.new_zeros(1), low * (1 + 1e-6) * (high / low) ** steps])
+
+
+def _best_with(
+    j: int, estimated: Tensor, score: Tensor, cost_usd: Tensor, paces_usd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best cheap partner for the dear expert j, from [K, n] each by rising mean cost.
+
+    Returns:
+        For every pace [X]: the mean score, -inf where no pair costs as little; the partner; the gain above which a
+        query goes on.
+    """
+    n = estimated.shape[1]
+    gain, best_first = (estimated[j] - estimated[: j + 1]).sort(dim=1, descending=True, stable=True)
+    curves = []  # mean score and cost of every number of queries that go on, 0 to n; [j + 1, n + 1]
+    for values in (score.double(), cost_usd.double()):
+        steps = (values[j] - values[: j + 1]).gather(1, best_first)
+        start = values[: j + 1].sum(dim=1, keepdim=True)
+        curves.append(torch.cat([start, start + steps.cumsum(dim=1)], dim=1) / n)
+    affordable = torch.searchsorted(curves[1].cummax(dim=1).values, paces_usd.repeat(j + 1, 1), right=True) - 1
+    best_score, goes_on = curves[0].cummax(dim=1)
+    reached = affordable.clamp(min=0)
+    value = best_score.gather(1, reached).masked_fill(affordable < 0, -torch.inf)
+    threshold = torch.nn.functional.pad(gain, (0, 1), value=-torch.inf).gather(1, goes_on.gather(1, reached))
+    value, cheap = value.max(dim=0)
+    if j == 0:
+        value = value.clamp(min=-1.0)  # the cheapest alone is always an option
+    return value, cheap, threshold.gather(0, cheap[None]).squeeze(0)

@@ -1,0 +1,1 @@
+"""Self-play: new queries, asked, graded and learned from, round after round."""

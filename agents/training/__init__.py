@@ -1,0 +1,1 @@
+"""Training runs: settings, algorithms, callbacks, checkpoints and run directories."""

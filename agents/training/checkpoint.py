@@ -1,0 +1,115 @@
+"""Stops and goes on: all that decides how a run continues, without pickle.
+
+On-policy algorithms are stored between two iterations and go on bit for bit on a CPU. Off-policy ones begin again with
+an empty replay buffer.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
+
+from leeroo_env import InputError
+from leeroo_env.files import read_json, read_tensors, write_json, write_tensors
+from leeroo_env.sb3 import LeerooSB3VecEnv
+
+KEEP = 2
+COUNTERS = (
+    "num_timesteps",
+    "_n_updates",
+    "_episode_num",
+    "_n_calls",
+    "_current_progress_remaining",
+    "exploration_rate",
+)
+
+
+def save_checkpoint(directory: Path, model: BaseAlgorithm, progress: dict[str, Any]) -> None:
+    """Writes `directory/step-N/`, whole or not at all, and drops all but the last two.
+
+    Args:
+        directory: the run's `checkpoints/`.
+        model: between two iterations, its environment a `LeerooSB3VecEnv`.
+        progress: what else the run has to remember, as JSON.
+    """
+    target = directory / f"step-{model.num_timesteps:012d}"
+    temporary = directory / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    optimizer = model.policy.optimizer.state_dict()["state"]
+    version, internal, gauss = random.getstate()
+    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, state in optimizer.items() for k, v in state.items()}
+    tensors |= {f"env.{name}": value for name, value in _environment(model).state_dict().items()}
+    tensors |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    write_tensors(temporary / "state.safetensors", tensors | {"rng.torch": torch.get_rng_state()})
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - SB3 shuffles with it
+    state = {
+        "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
+        "episode_starts": np.asarray(model._last_episode_starts).tolist(),
+        "rng": {
+            "python": [version, list(internal), gauss],
+            "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+        },
+        "progress": progress,
+    }
+    write_json(temporary / "state.json", state)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    for old in sorted(directory.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """None where there is none yet."""
+    return max(directory.glob("step-*"), default=None)
+
+
+def restore_checkpoint(path: Path, model: BaseAlgorithm) -> dict[str, Any]:
+    """Puts a freshly made model and its environment where `save_checkpoint` found them; returns `progress`.
+
+    Raises:
+        InputError: the checkpoint is broken or belongs to another table, algorithm or network.
+    """
+    tensors, state = read_tensors(path / "state.safetensors"), read_json(path / "state.json")
+    try:
+        model.policy.load_state_dict(_part(tensors, "policy."))
+        _restore_optimizer(model.policy.optimizer, _part(tensors, "optimizer."))
+        model._last_obs = _environment(model).load_state_dict(_part(tensors, "env."))
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: does not fit this run: {str(error).splitlines()[0]}") from None
+    model._last_episode_starts = np.array(state["episode_starts"])
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    version, internal, gauss = state["rng"]["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["rng"]["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(tensors["rng.torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(list(_part(tensors, "rng.cuda.").values()))
+    return state["progress"]
+
+
+def _environment(model: BaseAlgorithm) -> Any:
+    assert isinstance(model.env, LeerooSB3VecEnv)
+    return model.env.env
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in stored.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

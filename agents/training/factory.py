@@ -1,0 +1,56 @@
+"""The algorithm that learns, on its environment, with the policy that it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.policies.bid_price import BidPricePolicy
+from agents.policies.io import HiddenBudget
+from agents.policies.multi_call import AskingPolicy
+from agents.training.algorithms import ALGORITHMS
+from leeroo_env import LeerooVectorEnv
+from leeroo_env.dynamics import Rules
+from leeroo_env.sb3 import LeerooSB3VecEnv
+
+
+def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
+    """The algorithm on its environment, and the settings it was given; `config` is that of `train.py`."""
+    algorithm = ALGORITHMS[config.algo]
+    model_class: Any = algorithm.load()
+    settings, n_envs = dict(algorithm.settings), algorithm.n_envs
+    if policy == "bid-price" and config.algo == "ppo":
+        one = {"learning_rate": 1e-3, "n_epochs": 2, "batch_size": 4096}
+        several = {"learning_rate": 3e-4, "n_epochs": 1, "batch_size": 1024}
+        settings |= {"ent_coef": 0.0, **(several if config.max_calls > 1 else one)}
+        n_envs = 256 if config.max_calls > 1 else 1024
+        settings["batch_size"] *= max(config.n_envs // n_envs, 1)  # more episodes do not make more minibatches
+    vector_env = LeerooVectorEnv(
+        num_envs=config.n_envs or n_envs,
+        table=rules.table,
+        horizon=config.horizon,
+        budget=rules.budget_usd_per_query,
+        cost_weight=config.cost_weight,
+        max_calls=rules.max_calls,
+        reliability=rules.reliability,
+    )
+    if "n_steps" in settings and "batch_size" in settings:
+        settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
+    network: Any = dict(algorithm.policy_kwargs)
+    if policy == "bid-price":
+        prices = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(rules.price_range_usd)}
+        network = {**prices, "horizon": config.horizon}
+        if config.max_calls > 1:
+            network["max_calls"] = config.max_calls
+    hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}
+    kind = "MlpPolicy" if policy == "mlp" else AskingPolicy if config.max_calls > 1 else BidPricePolicy
+    model = model_class(
+        kind,
+        LeerooSB3VecEnv(vector_env),
+        policy_kwargs={**network, **hidden},
+        seed=config.seed,
+        device=rules.table.device,
+        **settings,
+    )
+    return model, {**settings, "n_envs": model.n_envs, "policy_kwargs": network}

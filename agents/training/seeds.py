@@ -1,0 +1,84 @@
+"""What several agents, alike but for their seeds, come to: means and intervals.
+
+S seeds, G budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from agents.evaluation.markdown import table_head, table_line
+from agents.evaluation.metrics import interval
+from agents.evaluation.report import AGENT
+from leeroo_env.files import read_json, write_atomically, write_json, write_text
+
+DRAWN = 4  # routers beside the agent
+
+
+def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
+    """Writes `seeds.json`, `curve.png` and `report.md` from the `evaluation.json` of the runs, one a seed.
+
+    Intervals are Student's t over seeds: what training and episodes make of the same test queries.
+    """
+    told = [read_json(run / "evaluation.json") for run in runs]
+    budgets = told[0]["budgets_usd"]
+    scores = {name: np.array([one["routers"][name]["score"] for one in told]) for name in told[0]["routers"]}  # [S, G]
+    costs = {name: np.array([one["routers"][name]["cost_usd"] for one in told]) for name in scores}
+    rows = [_row(name, score, scores[AGENT]) for name, score in _by_score(scores)]
+    write_json(
+        run_dir / "seeds.json",
+        {
+            "seeds": [one["seed"] for one in told],
+            "budgets_usd": budgets,
+            "scores": {name: score.tolist() for name, score in scores.items()},
+        },
+    )
+    write_atomically(run_dir / "curve.png", lambda file: _curve(scores, costs).savefig(file, format="png", dpi=130))
+    head = table_head(["router", "mean score", "agent's lead", *(f"${usd:.3g}" for usd in budgets)])
+    text = [
+        f"# {told[0]['table']}: {len(told)} seeds",
+        f"Seeds {told[0]['seed']} to {told[-1]['seed']}, each an agent of its own with its own report beside this one; "
+        f"the other routers are fitted once and play each seed's episodes. Scores on the {told[0]['split']} queries, "
+        f"episodes of {told[0]['horizon']}, at each budget a query; ± is half of the 95 % interval of the mean "
+        "over seeds. The queries are the same for all: for others, the uncertainty is that of each report.",
+        "\n".join([*head, *rows]),
+        "![score over spend](curve.png)",
+    ]
+    write_text(run_dir / "report.md", "\n\n".join(text) + "\n")
+
+
+def _halves(values: np.ndarray) -> list[float]:
+    """Half of the 95 % interval of the mean over seeds, for each column of [S, G]; NaN for one seed."""
+    return [interval(column)[1] for column in values.T]
+
+
+def _by_score(scores: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    """The agent, then the others from the best to the worst."""
+    return sorted(scores.items(), key=lambda item: (item[0] != AGENT, -item[1].mean()))
+
+
+def _row(name: str, score: np.ndarray, agent: np.ndarray) -> str:
+    cells = [f"{m:.4f} ± {h:.4f}" for m, h in zip(score.mean(axis=0), _halves(score), strict=True)]
+    mean, lead = (interval(one) for one in (score.mean(axis=1), (agent - score).mean(axis=1)))
+    led = "" if name == AGENT else f"{lead[0]:+.4f} ± {lead[1]:.4f}"
+    return table_line([name, f"{mean[0]:.4f} ± {mean[1]:.4f}", led, *cells])
+
+
+def _curve(scores: dict[str, np.ndarray], costs: dict[str, np.ndarray]) -> Figure:
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    shown = [name for name, _ in _by_score(scores) if not name.startswith("hindsight")][: DRAWN + 1]
+    for name in shown:
+        width, above = (2.4, 3) if name == AGENT else (1.2, 2)
+        mean, spend, half = scores[name].mean(axis=0), costs[name].mean(axis=0), np.array(_halves(scores[name]))
+        color = "C3" if name == AGENT else ["C0", "C1", "C2", "C4", "C5"][shown.index(name) % 5]
+        axes.plot(spend, mean, "o-", ms=4, label=name, color=color, lw=width, zorder=above)
+        axes.fill_between(spend, mean - half, mean + half, color=color, alpha=0.15, lw=0)
+    axes.set(xscale="log", xlabel="dollars spent a query", ylabel="score")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,1 @@
+"""Backends that answer queries: OpenAI-compatible servers, transformers, vLLM."""

@@ -1,0 +1,188 @@
+"""Experts behind a server that speaks OpenAI's protocol: OpenAI, vLLM, Ollama and others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from experts.spending import Purse, not_asked
+from experts.types import Answer, Query
+from leeroo_env.errors import InputError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+    from experts.pool import OpenAISpec
+
+TEMPLATE_TOKENS = 256  # the most that a server's chat template is taken to add to a prompt
+NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+GATEWAY_ERRORS = {502, 504}  # the model behind the gateway may have answered, and be paid for
+ERROR_CHARS = 300
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Attempts:
+    """How often one call was sent, as far as money is concerned."""
+
+    billable: int = 0  # sent and not refused: the server may bill them, whether their answer arrived or not
+
+
+_attempts: contextvars.ContextVar[Attempts] = contextvars.ContextVar("attempts")
+_starting = threading.Lock()
+
+
+class OpenAIExpert:
+    """Asks a server, at most `spec.concurrency` calls at a time, however many threads call `answer`."""
+
+    def __init__(self, spec: OpenAISpec, purse: Purse) -> None:
+        """
+        Raises:
+            InputError: an environment variable that the spec names is not set.
+        """
+        key = _variable("api_key_env", spec.api_key_env) if spec.api_key_env else "unused"
+        url = _variable("base_url_env", spec.base_url_env) if spec.base_url_env else None
+        self.name = spec.name
+        self.spec = spec
+        self._purse = purse
+        self._secrets = tuple(s for s in (spec.api_key_env and key, _url_password(url)) if s)
+        self._client = _client(key, url, spec.timeout_s, spec.max_retries)
+        self._slots = asyncio.Semaphore(spec.concurrency)
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """Asks every query with the library's retries; a failed call is an Answer with `error`, free of secrets."""
+        return asyncio.run_coroutine_threadsafe(self._answer(queries), _event_loop()).result()
+
+    async def _answer(self, queries: Sequence[Query]) -> list[Answer]:
+        return await asyncio.gather(*(self._ask(query) for query in queries))
+
+    async def _ask(self, query: Query) -> Answer:
+        """One call with its money: reserves what every attempt may cost, keeps what was or may have been billed."""
+        prompt = self.spec.render(query)
+        worst_usd = self.spec.price.worst_usd(most_tokens(prompt, self.spec.system), self.spec.max_tokens)
+        async with self._slots:
+            reserved_usd = worst_usd * (1 + self.spec.max_retries)
+            if not await self._purse.reserve_async(reserved_usd):
+                return not_asked()
+            attempts = Attempts()
+            spent_usd = reserved_usd
+            try:
+                answer = await self._call(prompt, attempts)
+                lost = attempts.billable - (answer.error is None)
+                spent_usd = answer.cost_usd + lost * worst_usd
+                return answer
+            finally:
+                self._purse.settle(reserved_usd, spent_usd)
+
+    async def _call(self, prompt: str, attempts: Attempts) -> Answer:
+        _attempts.set(attempts)
+        started = time.perf_counter()
+        try:
+            text, prompt_tokens, completion_tokens = await self._complete(prompt)
+        except Exception as error:  # whatever it is, the other calls of the batch must get their answers
+            return Answer("", 0, 0, 0.0, time.perf_counter() - started, error=self._describe(error))
+        seconds = time.perf_counter() - started
+        cost_usd = self.spec.price.cost_usd(prompt_tokens, completion_tokens, seconds)
+        return Answer(text, prompt_tokens, completion_tokens, cost_usd, seconds)
+
+    async def _complete(self, prompt: str) -> tuple[str, int, int]:
+        """Text, prompt tokens and completion tokens of one call."""
+        settings = _settings(self.spec)
+        if self.spec.chat:
+            system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
+            messages: Any = [*system, {"role": "user", "content": prompt}]
+            reply = await self._client.chat.completions.create(messages=messages, **settings)
+            text = reply.choices[0].message.content
+        else:
+            prompt = f"{self.spec.system}\n\n{prompt}" if self.spec.system else prompt
+            reply = await self._client.completions.create(prompt=prompt, **settings)
+            text = reply.choices[0].text
+        if reply.usage is None:
+            _warn_of_no_usage(self.name)
+            return text or "", most_tokens(prompt, self.spec.system), self.spec.max_tokens
+        return text or "", reply.usage.prompt_tokens, reply.usage.completion_tokens
+
+    def _describe(self, error: Exception) -> str:
+        """One short line without secrets."""
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        for secret in self._secrets:
+            text = text.replace(secret, "[redacted]")
+        return text[:ERROR_CHARS]
+
+
+def most_tokens(prompt: str, system: str | None) -> int:
+    """More tokens than a prompt can have: a token is at least a byte, and the chat template adds some."""
+    return len(prompt.encode()) + len((system or "").encode()) + TEMPLATE_TOKENS
+
+
+def _settings(spec: OpenAISpec) -> dict[str, Any]:
+    """The arguments of a call besides its prompt."""
+    drawn = spec.generation
+    optional = {"temperature": drawn.temperature, "top_p": drawn.top_p, "seed": drawn.seed}
+    settings: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+    if drawn.stop:
+        settings["stop"] = list(drawn.stop)
+    if drawn.extra:
+        settings["extra_body"] = drawn.extra
+    field = spec.max_tokens_field if spec.chat else "max_tokens"
+    return {"model": spec.model, field: spec.max_tokens, **settings}
+
+
+def _client(key: str, url: str | None, timeout_s: float, max_retries: int) -> AsyncOpenAI:
+    import openai
+
+    class CountingClient(openai.DefaultAsyncHttpxClient):
+        """Counts the attempts that may be billed, the library's own retries among them."""
+
+        async def send(self, request: Any, **kwargs: Any) -> Any:
+            attempts = _attempts.get()
+            attempts.billable += 1
+            try:
+                response = await super().send(request, **kwargs)
+            except Exception as error:
+                attempts.billable -= type(error).__name__ in NEVER_SENT
+                raise
+            attempts.billable -= response.status_code >= 400 and response.status_code not in GATEWAY_ERRORS
+            return response
+
+    client = CountingClient(timeout=timeout_s)
+    return openai.AsyncOpenAI(api_key=key, base_url=url, timeout=timeout_s, max_retries=max_retries, http_client=client)
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The loop that all servers' calls run in, on a thread of its own, so that `answer` works from any thread."""
+    with _starting:  # a cache alone would let two threads make two loops
+        return _started_loop()
+
+
+@functools.cache
+def _started_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="openai", daemon=True).start()
+    return loop
+
+
+@functools.cache
+def _warn_of_no_usage(name: str) -> None:
+    log.warning("%s: the server reports no token usage; the most that its calls can have used is recorded", name)
+
+
+def _variable(field: str, name: str) -> str:
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise InputError(f"{field}: environment variable {name} is not set")
+    return value
+
+
+def _url_password(url: str | None) -> str | None:
+    return urlsplit(url).password if url else None

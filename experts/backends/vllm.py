@@ -1,0 +1,67 @@
+"""Experts that run in vLLM's offline engine."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from experts.backends.local import answer_locally, prompt_ids
+from experts.spending import Purse
+from experts.types import Answer, Query
+from leeroo_env.errors import InputError
+
+if TYPE_CHECKING:
+    from experts.pool import VllmSpec
+
+
+class VllmExpert:
+    """A model in an engine of its own; the engine starts when it is first asked, and answers one batch at a time."""
+
+    def __init__(self, spec: VllmSpec, purse: Purse) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self._purse = purse
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def _engine(self) -> Any:
+        try:
+            import vllm
+        except ImportError as error:
+            raise InputError(f"expert {self.name!r}: backend vllm needs the package vllm: {error}") from error
+
+        spec = self.spec
+        try:
+            return vllm.LLM(model=spec.model_path, revision=spec.revision, dtype=spec.dtype, **spec.engine)
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"expert {self.name!r}: vLLM cannot load {spec.model!r}: {reason}") from error
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """Generates in batches; a batch that fails gives Answers with `error`.
+
+        Raises:
+            InputError: vLLM is not installed or cannot load the model.
+        """
+        with self._lock:
+            tokenizer = self._engine.get_tokenizer()
+            ids = [prompt_ids(tokenizer, self.spec, query) for query in queries]
+            context = self._engine.llm_engine.model_config.max_model_len
+            return answer_locally(self.spec, self._purse, ids, context, self._generate)
+
+    def _generate(self, prompts: list[list[int]]) -> list[tuple[str, int]]:
+        from vllm import SamplingParams
+
+        drawn = self.spec.generation
+        params = SamplingParams(
+            temperature=drawn.temperature or 0.0,
+            top_p=drawn.top_p or 1.0,
+            seed=drawn.seed,
+            stop=list(drawn.stop) or None,
+            max_tokens=self.spec.max_tokens,
+            **drawn.extra,
+        )
+        outputs = self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        return [(output.outputs[0].text, len(output.outputs[0].token_ids)) for output in outputs]

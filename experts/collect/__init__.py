@@ -1,0 +1,1 @@
+"""Collecting experts' answers into a table."""

@@ -1,0 +1,1 @@
+"""Query files and data sets."""

@@ -1,0 +1,1 @@
+"""New questions for training: writers, novelty filter, consensus references."""

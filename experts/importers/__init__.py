@@ -1,0 +1,1 @@
+"""Published answers as tables."""
