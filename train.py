@@ -18,7 +18,7 @@ from agents.estimators.ensemble import Predictor, estimates_of, fit_predictors, 
 from agents.evaluation.report import compare, write_report
 from agents.policies.bid_price import BidPricePolicy, table_of_estimates
 from agents.policies.io import PolicyRouter, describe_policy
-from agents.policies.multi_call import AskingPolicy, begin_as_plan
+from agents.policies.multi_call import MultiCallPolicy, start_from_plan
 from agents.routers import Router, calling_routers, other_routers
 from agents.training.algorithms import ALGORITHMS, AlgorithmName
 from agents.training.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
@@ -128,7 +128,7 @@ def train_agent(
     rules = make_rules(played, "train", config.horizon, budget, config.cost_weight, config.max_calls, reliability)
     model, hyperparameters = make_model(config, policy, rules)
     if isinstance(model.policy, BidPricePolicy):
-        begin_as_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
+        start_from_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
     description = describe_policy(
         rules, config.algo, hyperparameters["policy_kwargs"], policy, table, config.hide_budget
     )
@@ -144,7 +144,9 @@ def train_agent(
             raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it is begun again
     if config.max_calls > 1:
-        fitted = model.policy.agreement if isinstance(model.policy, AskingPolicy) else None  # takes seconds to fit
+        fitted = (
+            model.policy.answer_model if isinstance(model.policy, MultiCallPolicy) else None
+        )  # takes seconds to fit
         routers = routers | calling_routers(table, estimates, config.max_calls, config.seed, fitted)
     monitor = Monitor(
         run_dir,

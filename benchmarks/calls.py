@@ -31,7 +31,7 @@ from agents.evaluation.evaluate import enough_episodes, evaluate, lead  # noqa: 
 from agents.evaluation.metrics import interval  # noqa: E402
 from agents.policies.bid_price import table_of_estimates  # noqa: E402
 from agents.policies.io import PolicyRouter, describe_policy, load_policy  # noqa: E402
-from agents.policies.multi_call import begin_as_plan  # noqa: E402
+from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.routers import Cheapest, calling_routers  # noqa: E402
 from agents.training.callbacks import Monitor, tensorboard_logger  # noqa: E402
 from leeroo_env import ExpertTable  # noqa: E402
@@ -168,7 +168,7 @@ def _train(
     rules = make_rules(played, "train", horizon, None, config.cost_weight, max_calls, reliability)
     model, settings = train.make_model(config, "bid-price", rules)
     began = time.perf_counter()
-    begin_as_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
+    start_from_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
     val = train.held_out_rules(table, "val", config, reliability)
     description = describe_policy(rules, config.algo, settings["policy_kwargs"], "bid-price", table)
     iteration = model.n_envs * model.n_steps

@@ -45,8 +45,8 @@ from agents.estimators.ensemble import Predictor, estimates_of, fit_predictor  #
 from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
 from agents.policies.bid_price import table_of_estimates  # noqa: E402
 from agents.policies.io import PolicyRouter, describe_policy  # noqa: E402
-from agents.policies.multi_call import begin_as_plan  # noqa: E402
-from agents.ppo.cuda_graph import captured  # noqa: E402
+from agents.policies.multi_call import start_from_plan  # noqa: E402
+from agents.ppo.cuda_graph import capture  # noqa: E402
 from agents.ppo.ppo import DevicePPO  # noqa: E402
 from agents.training.device import choose_device  # noqa: E402
 from agents.training.factory import make_model  # noqa: E402
@@ -319,7 +319,7 @@ def cuda_env(setup: Setup, n_envs: int, few: int = 32) -> list[Row]:
 def cuda_training(setup: Setup, n_envs: int) -> list[Row]:
     ours = bid_price_model(setup, n_envs)
     learning(ours)()
-    with patch("agents.ppo.ppo.captured", lambda work, *_: work):
+    with patch("agents.ppo.ppo.capture", lambda work, *_: work):
         plain = bid_price_model(setup, n_envs)
         learning(plain)()
     fast, slow = alternated(setup.pairs, learning(ours), learning(plain))
@@ -388,7 +388,7 @@ def captured_rows(rules: Rules, n_envs: int, capture: bool, episodes: int = 4) -
         rows.copy_(dynamics.current_rows(state))
         put(dynamics.step(rules, state, actions)[0])
 
-    go = captured(step, [rows, *vars(state).values()], device) if capture else step
+    go = capture(step, [rows, *vars(state).values()], device) if capture else step
 
     def work() -> float:
         began = now(device)
@@ -423,7 +423,7 @@ def with_threads(threads: int, work: Callable[[], float]) -> float:
 def bid_price_model(setup: Setup, n_envs: int = 0) -> DevicePPO:
     """As `train.py` makes it by default."""
     model, _ = make_model(train.Config(n_envs=n_envs), "bid-price", setup.played_rules)
-    begin_as_plan(model.policy, setup.table, setup.predictor.rows, setup.predictor.out_of_fold)
+    start_from_plan(model.policy, setup.table, setup.predictor.rows, setup.predictor.out_of_fold)
     return model
 
 
@@ -510,7 +510,7 @@ def product_flops_per_s(rows: int, inner: int, columns: int, threads: int = 1) -
 def replay_seconds(device: torch.device, times: int = 1000) -> float:
     """Of a captured graph that does next to nothing."""
     x = torch.zeros(1, device=device)
-    replay = captured(lambda: x.zero_(), [x], device)  # type: ignore[arg-type, return-value]
+    replay = capture(lambda: x.zero_(), [x], device)  # type: ignore[arg-type, return-value]
     return fastest(lambda: [replay() for _ in range(times)], device) / times
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policies.answer_model import seen_calls
+from agents.policies.answer_model import calls_from_features
 from agents.routers.base import Router
 from leeroo_env import dynamics
 from leeroo_env.dynamics import Rules, State
@@ -87,7 +87,7 @@ def evaluate(
     ended: list[tuple[Tensor, State]] = []
     for step in range(rules.horizon * max_calls):
         seen = features[dynamics.current_rows(state)].float()
-        calls = [seen_calls(state.polled, max_calls)] if max_calls > 1 else []
+        calls = [calls_from_features(state.polled, max_calls)] if max_calls > 1 else []
         actions = router.choose(seen, state.left_usd, rules.horizon - state.t, *calls)
         first = (state.asked[:, 0] < 0) if max_calls > 1 else slice(None)
         chosen[playing[first], state.t[first]] = actions[first]

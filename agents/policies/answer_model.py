@@ -50,7 +50,7 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Belief:
+class Posterior:
     """What is believed of B queries after calls.
 
     Attributes:
@@ -85,7 +85,7 @@ class Belief:
         return torch.einsum("bz,bkz->bk", self.joint.sum(dim=1), self.right)
 
 
-class Agreement(nn.Module):
+class AnswerModel(nn.Module):
     """The model of K experts; four numbers each at most, so little can be learnt by heart."""
 
     ease: Tensor
@@ -113,7 +113,7 @@ class Agreement(nn.Module):
         centre = centre + (off / ((right * (1 - right)) @ self.weight).clamp(min=1e-3)).clamp(-1, 1)
         return centre[..., None] + slope
 
-    def believe(self, chance: Tensor, votes: Tensor, calls: Calls) -> Belief:
+    def posterior(self, chance: Tensor, votes: Tensor, calls: Calls) -> Posterior:
         """What follows from `calls`, from experts' estimated chances and votes [B, K]."""
         strength = self.strength(chance)
         made, answer = calls.asked >= 0, calls.group >= 0
@@ -130,7 +130,7 @@ class Agreement(nn.Module):
         log_joint = torch.cat([none + instead, none], dim=1) + prior[..., None] + self.weight.log()
         groups = log_joint[:, :-1].masked_fill((count == 0)[..., None], -torch.inf)
         log_joint = torch.cat([groups, log_joint[:, -1:]], dim=1)
-        return Belief(
+        return Posterior(
             joint=log_joint.flatten(1).softmax(dim=1).view(log_joint.shape),
             right=torch.sigmoid(strength),
             count=count,
@@ -148,7 +148,7 @@ class Agreement(nn.Module):
         seats = torch.lgamma(wrong + concentration) - torch.lgamma(concentration)
         return wrong, torch.cat([tables - table, tables], dim=1) - seats
 
-    def after(self, belief: Belief, who: Tensor, votes: Tensor) -> Tensor:
+    def after(self, belief: Posterior, who: Tensor, votes: Tensor) -> Tensor:
         """[B, L], the chance that the leading answer is right once one of `who` [B, L], whose votes are `votes`, was
         asked as well."""
         right = belief.right_of(who)
@@ -176,7 +176,7 @@ class Agreement(nn.Module):
             total = total + torch.where(wins, joins[..., group], other) * (belief.count[:, group, None] > 0)
         return total
 
-    def outcomes(self, belief: Belief, who: Tensor) -> Tensor:
+    def outcomes(self, belief: Posterior, who: Tensor) -> Tensor:
         """Chances of hypothesis and ease [B, 3, L, H, Z] together with what each of `who` [B, L] does when asked:
         agrees with the leading answer, gives another one, gives none."""
         right = belief.right_of(who)[:, :, None]
@@ -191,7 +191,7 @@ class Agreement(nn.Module):
         return torch.stack([agrees, joint - agrees - silent, silent], dim=1)
 
 
-def seen_calls(polled: Tensor, max_calls: int) -> Calls:
+def calls_from_features(polled: Tensor, max_calls: int) -> Calls:
     """The calls that `leeroo_env.dynamics.poll_features` [B, 3K + 3] tell of; in any order, which does not matter."""
     k = (polled.shape[1] - 3) // 3
     which = polled[:, 2 * k : 3 * k]  # 0 for those who were not asked, or refused
@@ -211,7 +211,7 @@ def group_answers(answer_ids: Tensor) -> Tensor:
     return same.int().argmax(dim=2).masked_fill(answer_ids < 0, -1)
 
 
-def fit_agreement(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 0) -> Agreement:
+def fit_answer_model(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 0) -> AnswerModel:
     """Fits the model to the training queries `rows` [n], whose left-out estimated `chance` of each expert is [n, K].
 
     First the loadings, by how likely the scores of all experts are together; then everything, by how well it tells who
@@ -220,7 +220,7 @@ def fit_agreement(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 
     device = table.device
     generator = torch.Generator(device).manual_seed(seed)
     scores, answer_ids = table.scores[rows], table.answer_ids[rows].long()
-    model = Agreement(scores.shape[1]).to(device)
+    model = AnswerModel(scores.shape[1]).to(device)
     fails = scores < 0.5
     quiet = ((answer_ids < 0) & fails).sum(dim=0) / fails.sum(dim=0).clamp(min=1)
     model.silence.copy_(quiet)
@@ -245,7 +245,7 @@ def fit_agreement(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 
     return model.requires_grad_(False)
 
 
-def _fit_loadings(model: Agreement, scores: Tensor, chance: Tensor, generator: torch.Generator) -> None:
+def _fit_loadings(model: AnswerModel, scores: Tensor, chance: Tensor, generator: torch.Generator) -> None:
     """Maximum marginal likelihood (Bock and Aitkin, 1981) of scores [n, K]."""
     optimizer = torch.optim.Adam([model.loading], lr=0.05)
     for _ in range(FIRST_STEPS):
@@ -257,15 +257,17 @@ def _fit_loadings(model: Agreement, scores: Tensor, chance: Tensor, generator: t
         optimizer.step()
 
 
-def _loss(model: Agreement, scores: Tensor, answer_ids: Tensor, chance: Tensor, votes: Tensor, asked: Tensor) -> Tensor:
+def _loss(
+    model: AnswerModel, scores: Tensor, answer_ids: Tensor, chance: Tensor, votes: Tensor, asked: Tensor
+) -> Tensor:
     """Cross-entropy of what the model says before and after the last of the calls `asked` [B, n]."""
     group = group_answers(answer_ids.gather(1, asked))
     last = asked[:, -1:]
     but_last = torch.cat([asked[:, :-1], torch.full_like(last, -1)], dim=1)
     made = (asked >= 0).sum(dim=1)
-    before = model.believe(chance, votes, Calls(but_last, group, made - 1))
+    before = model.posterior(chance, votes, Calls(but_last, group, made - 1))
     after = model.after(before, last, votes.gather(1, last)).squeeze(1)
-    belief = model.believe(chance, votes, Calls(asked, group, made))
+    belief = model.posterior(chance, votes, Calls(asked, group, made))
     delivered = _delivered(scores, votes, asked, group, belief.leader()[1])
     told = [(after, delivered), (belief.now(), delivered), (before.chance(), scores)]
     return sum(binary_cross_entropy(p.clamp(1e-3, 1 - 1e-3), y) for p, y in told)  # type: ignore[return-value]

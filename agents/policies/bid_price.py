@@ -14,7 +14,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.policies.budget_value import POINTS, QUERIES, RATIOS, Plan
+from agents.policies.budget_value import POINTS, QUERIES, RATIOS, BudgetValue
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
@@ -62,8 +62,8 @@ class BidPriceNetwork(nn.Module):
         self.critic = nn.Sequential(nn.Linear(2 * k + 2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
 
     @property
-    def plan(self) -> Plan:
-        return Plan(self.value, self.cost_ratios, self.mean_cost_usd, self.low_usd, self.spread)
+    def budget_value(self) -> BudgetValue:
+        return BudgetValue(self.value, self.cost_ratios, self.mean_cost_usd, self.low_usd, self.spread)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         return self.decide(self.digest(observations))
@@ -80,10 +80,12 @@ class BidPriceNetwork(nn.Module):
         k = len(self.mean_cost_usd)
         score, cost = observations[:, :k], observations[:, k : 2 * k]
         budget, usd, queries = self._budget(observations)
-        answered, price = self.plan.stakes(cost * self.dearest_usd, usd, queries)
+        answered, price = self.budget_value.call_terms(cost * self.dearest_usd, usd, queries)
         allowed = action_mask(self.mean_cost_usd, usd[:, 0])
         gain = torch.where(allowed, score * answered, FORBIDDEN * TEMPERATURE)
-        return torch.cat([gain, price, observations[:, : 2 * k], budget, self.plan.worth(queries, usd)], dim=1)
+        return torch.cat(
+            [gain, price, observations[:, : 2 * k], budget, self.budget_value.value_at(queries, usd)], dim=1
+        )
 
     def decide(self, digest: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and value features from `digest` [B, 4K + 3]."""
@@ -144,12 +146,12 @@ class BidPricePolicy(ActorCriticPolicy):
         """What of the forward pass learning does not change, [B, F], computed once for all epochs of an iteration."""
         return self.network.digest(self.extract_features(observations))  # type: ignore[arg-type]
 
-    def judge(self, digest: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate_digest(self, digest: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K] and values [B] from `digest` [B, F]."""
         logits, features = self.network.decide(digest)
         return logits, self.value_net(features).squeeze(1)
 
-    def start_from(self, plan: Plan) -> None:
+    def start_from(self, plan: BudgetValue) -> None:
         """Makes the policy that of the plan, but for what its networks add."""
         self.network.value.copy_(plan.value)
         self.network.cost_ratios.copy_(plan.cost_ratios)

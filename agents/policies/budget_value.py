@@ -33,7 +33,7 @@ LEAST_COST = 0.05  # of an expert's mean cost: no lower estimate is believed
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetValue:
     """What the rest of an episode is worth.
 
     Attributes:
@@ -51,7 +51,7 @@ class Plan:
     low_usd: float
     spread: float
 
-    def worth(self, queries: Tensor, usd: Tensor) -> Tensor:
+    def value_at(self, queries: Tensor, usd: Tensor) -> Tensor:
         """The score to come with `queries` and `usd` left, both [...]. Beyond T queries, T of them at the same pace
         are planned for, and count for all."""
         last, step = self.value.shape[1] - 2, 3 * self.spread / (self.value.shape[1] - 2)
@@ -65,7 +65,7 @@ class Plan:
         height, slope = (part.view(-1).index_select(0, at.reshape(-1)).view(at.shape) for part in (height, slope))
         return (height + slope * pace.clamp(max=points[-1])) * (queries / planned.clamp(min=1))
 
-    def stakes(self, cost_usd: Tensor, usd: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def call_terms(self, cost_usd: Tensor, usd: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         """How likely calls are answered, and what the money that they cost would be worth later; both [..., K].
 
         Args:
@@ -75,11 +75,11 @@ class Plan:
         """
         cost_usd = cost_usd.maximum(LEAST_COST * self.mean_cost_usd)
         rest = queries - 1
-        now = self.worth(rest, usd)
+        now = self.value_at(rest, usd)
         apart = [1] * (max(cost_usd.dim(), usd.dim()) - 1)
         left = usd - cost_usd * self.cost_ratios.view(-1, *apart, cost_usd.shape[-1])  # [J, ..., K]
         fits = left >= 0
-        price = torch.where(fits, now - self.worth(rest, left.clamp(min=0)), 0.0)
+        price = torch.where(fits, now - self.value_at(rest, left.clamp(min=0)), 0.0)
         return fits.float().mean(dim=0), price.mean(dim=0)
 
 
@@ -88,9 +88,9 @@ def paces(spread: float, like: Tensor) -> Tensor:
     return torch.linspace(-spread, 2 * spread, POINTS - 1, device=like.device, dtype=like.dtype).exp()
 
 
-def make_plan(
+def solve_one_call(
     estimates: Tensor, cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float], seed: int = 0
-) -> Plan:
+) -> BudgetValue:
     """Plans for queries like the n of `estimates`.
 
     Args:
@@ -103,7 +103,7 @@ def make_plan(
     device = estimates.device
     low_usd, high_usd = price_range_usd
     spread = max(math.log(high_usd / low_usd), math.log(2))
-    plan = Plan(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
+    plan = BudgetValue(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
     sample = torch.randperm(len(estimates), generator=torch.Generator().manual_seed(seed))[:SAMPLE].to(device)
     score, cost_usd = estimates[sample].chunk(2, dim=1)
     lowest = 1e-3 * low_usd  # an expert may be free
@@ -114,7 +114,7 @@ def make_plan(
     pace = low_usd * torch.nn.functional.pad(paces(spread, plan.value), (1, 0))
     for t in range(1, QUERIES + 1):
         usd = t * pace
-        answered, price = plan.stakes(binned, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]
+        answered, price = plan.call_terms(binned, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]
         price = price.masked_fill(~action_mask(mean_cost_usd, usd)[:, None], torch.inf)
         answered, price = (
             part.permute(2, 1, 0).contiguous() for part in (answered, price)
@@ -123,14 +123,14 @@ def make_plan(
         for k, bins in enumerate(place.T.contiguous()):
             gain = score[:, k, None] * answered[k].index_select(0, bins) - price[k].index_select(0, bins)  # [n, P]
             best = torch.maximum(best, gain)
-        value = plan.worth(usd.new_tensor(t - 1), usd) + best.mean(dim=0)
+        value = plan.value_at(usd.new_tensor(t - 1), usd) + best.mean(dim=0)
         plan.value[t] = _without_dips(value, usd, concave=t >= SMOOTH_FROM)
     return plan
 
 
-def plan_calls(
+def solve_call_sequences(
     spent_usd: Tensor, value: Tensor, cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float]
-) -> Plan:
+) -> BudgetValue:
     """Plans for queries that may be asked of several experts, from what ways of asking lead to.
 
     Of every way it is known what n queries have cost after each call and what the answer is worth then; every query is
@@ -146,7 +146,7 @@ def plan_calls(
     low_usd, high_usd = price_range_usd
     spread = max(math.log(high_usd / low_usd), math.log(2))
     device = spent_usd.device
-    plan = Plan(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
+    plan = BudgetValue(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
     pace = low_usd * torch.nn.functional.pad(paces(spread, plan.value), (1, 0))
     spent_usd, value = (torch.nn.functional.pad(x, (1, 0)) for x in (spent_usd, value))
     for t in range(1, QUERIES + 1):
@@ -155,17 +155,17 @@ def plan_calls(
         for costs, values in zip(spent_usd, value, strict=True):
             last = torch.searchsorted(costs, usd.expand(len(costs), -1).contiguous(), right=True) - 1  # [n, P]
             left = usd - costs.gather(1, last)
-            best = best.maximum((values.gather(1, last) + plan.worth(usd.new_tensor(t - 1), left)).mean(dim=0))
+            best = best.maximum((values.gather(1, last) + plan.value_at(usd.new_tensor(t - 1), left)).mean(dim=0))
         plan.value[t] = _without_dips(best, usd, concave=t >= SMOOTH_FROM)
     return plan
 
 
-def plan_for(table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> Plan:
+def fit_budget_value(table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> BudgetValue:
     """The plan for a table, from left-out estimates [n, 2K] of its training queries `rows` [n]."""
     mean_cost_usd = table.mean_cost_usd()
     low_usd, high_usd = price_range(mean_cost_usd)
     ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], mean_cost_usd)
-    return make_plan(estimates, ratios, mean_cost_usd, (low_usd, high_usd), seed)
+    return solve_one_call(estimates, ratios, mean_cost_usd, (low_usd, high_usd), seed)
 
 
 def cost_ratios(estimated_usd: Tensor, true_usd: Tensor, mean_cost_usd: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
-from agents.policies.answer_model import Agreement, Belief, Calls, fit_agreement, group_answers
+from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answer_model, group_answers
 from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
 
-CONSIDERED = 5  # experts, those that would give the most by themselves; 4 to 8 do alike on train and val
+N_CANDIDATES = 5  # experts, those that would give the most by themselves; 4 to 8 do alike on train and val
 CLOSERS = 3  # of them, as the second of two calls
 FORBIDDEN = -1e4
 HIDDEN = 32
@@ -29,13 +29,13 @@ QUERIES = 16_000  # a sweep
 STEPS = 500
 BATCH = 2_048
 LEARNING_RATE = 3e-3
-CURIOSITY = 0.15  # share of calls at random in the fitting
-SPREAD = 0.03  # of the value of calls in it
-FORESIGHT = 0.5  # how far what was learnt is trusted: best of 0, 0.5 and 1 by cross-validation on train and val
+EXPLORATION_RATE = 0.15  # share of calls at random in the fitting
+NOISE_SCALE = 0.03  # of the value of calls in it
+CONTINUATION_WEIGHT = 0.5  # of the fitted continuation: best of 0, 0.5 and 1 by cross-validation on train and val
 
 
 @dataclass(frozen=True)
-class Advice:
+class CallEstimates:
     """What calls are worth.
 
     Attributes:
@@ -54,25 +54,25 @@ class Advice:
     second: Tensor
 
 
-class Asking(nn.Module):
+class CallValue(nn.Module):
     """`max_calls` M of K experts; C = M - 1 calls are the most that can have been made when it is consulted."""
 
-    foresight: Tensor
+    continuation_weight: Tensor
 
     def __init__(self, n_experts: int, max_calls: int):
         super().__init__()
         self.max_calls = max_calls
-        self.register_buffer("foresight", torch.ones(()))  # how far `beyond` is trusted, wholly while it is learnt
-        self.agreement = Agreement(n_experts)
-        self.beyond = nn.Sequential(
+        self.register_buffer("continuation_weight", torch.ones(()))  # 1 while `continuation_net` is fitted
+        self.answer_model = AnswerModel(n_experts)
+        self.continuation_net = nn.Sequential(
             nn.Linear(10 + max_calls, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)
         )
-        nn.init.zeros_(self.beyond[-1].weight)  # type: ignore[arg-type]
-        nn.init.constant_(self.beyond[-1].bias, -4.0)  # type: ignore[arg-type]
+        nn.init.zeros_(self.continuation_net[-1].weight)  # type: ignore[arg-type]
+        nn.init.constant_(self.continuation_net[-1].bias, -4.0)  # type: ignore[arg-type]
 
     def forward(
         self, chance: Tensor, price: Tensor, calls: Calls, allowed: Tensor, share: Tensor | None = None
-    ) -> Advice:
+    ) -> CallEstimates:
         """What to think of asking each expert, and of delivering.
 
         Args:
@@ -84,26 +84,26 @@ class Asking(nn.Module):
                 than all of it. None: money has no end.
         """
         votes = vote_weight(chance.clamp(0, 1))
-        belief = self.agreement.believe(chance, votes, calls)
+        belief = self.answer_model.posterior(chance, votes, calls)
         now, alone = belief.now(), (belief.chance() - price).masked_fill(~allowed, FORBIDDEN)
-        worth, who = alone.topk(min(CONSIDERED, alone.shape[1]), dim=1)
+        worth, who = alone.topk(min(N_CANDIDATES, alone.shape[1]), dim=1)
         votes, price = votes.gather(1, who), price.gather(1, who)
         share = torch.zeros_like(price) if share is None else share.gather(1, who)
-        step = self.agreement.after(belief, who, votes) - now[:, None]
+        step = self.answer_model.after(belief, who, votes) - now[:, None]
         net = (step - price).masked_fill(worth <= FORBIDDEN, FORBIDDEN)
         second, agrees = self._two_ahead(belief, who, votes, price, net, share)
         features = self._features(now, step, price, worth + price, agrees, second, net, calls.made)
         more = (calls.made < self.max_calls - 1)[:, None]
-        gain = step + (second + self.foresight * softplus(self.beyond(features).squeeze(-1))) * more
-        return Advice(who, gain.masked_fill(worth <= FORBIDDEN, FORBIDDEN), now, features, second)
+        gain = step + (second + self.continuation_weight * softplus(self.continuation_net(features).squeeze(-1))) * more
+        return CallEstimates(who, gain.masked_fill(worth <= FORBIDDEN, FORBIDDEN), now, features, second)
 
     def _two_ahead(
-        self, belief: Belief, who: Tensor, votes: Tensor, price: Tensor, net: Tensor, share: Tensor
+        self, belief: Posterior, who: Tensor, votes: Tensor, price: Tensor, net: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the best second call after each of `who` [B, L] is expected to add, less its price, once it is known
         whether the first one agrees with the leading answer; and the chance that it does; both [B, L]."""
         n = who.shape[1]
-        outcomes = self.agreement.outcomes(belief, who)  # [B, 3, L, H, Z]
+        outcomes = self.answer_model.outcomes(belief, who)  # [B, 3, L, H, Z]
         by_hypothesis = outcomes.sum(dim=4)
         chance = by_hypothesis.sum(dim=3)
         best, leader = belief.leader()
@@ -149,7 +149,7 @@ class Asking(nn.Module):
         return torch.cat([torch.stack([*own, *(x[:, None].expand_as(step) for x in shared)], dim=2), calls], dim=2)
 
 
-def fit_asking(table: ExpertTable, rows: Tensor, estimates: Tensor, max_calls: int, seed: int = 0) -> Asking:
+def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Tensor, max_calls: int, seed: int = 0) -> CallValue:
     """Learns what calls are worth on the training queries `rows` [n] from their left-out estimates [n, 2K].
 
     Every sweep asks on about some queries, at prices of all sizes, mostly whom the last sweep would ask, and fits what
@@ -160,8 +160,8 @@ def fit_asking(table: ExpertTable, rows: Tensor, estimates: Tensor, max_calls: i
     chance, cost_usd = estimates.chunk(2, dim=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        asking = Asking(chance.shape[1], max_calls).to(device)
-    asking.agreement.load_state_dict(fit_agreement(table, rows, chance, seed).state_dict())
+        asking = CallValue(chance.shape[1], max_calls).to(device)
+    asking.answer_model.load_state_dict(fit_answer_model(table, rows, chance, seed).state_dict())
     asking.requires_grad_(False)
     if max_calls == 1:
         return asking
@@ -173,29 +173,29 @@ def fit_asking(table: ExpertTable, rows: Tensor, estimates: Tensor, max_calls: i
             batch = torch.randint(len(rows), (BATCH,), generator=generator, device=device)
             parts += _explore(asking, chance[batch], cost[batch], answer_ids[batch], generator)
         features, second, found = (torch.cat(part) for part in zip(*parts, strict=True))
-        _fit_beyond(asking.beyond, features, second, found, generator)
-    asking.foresight.fill_(FORESIGHT)
+        _fit_continuation_net(asking.continuation_net, features, second, found, generator)
+    asking.continuation_weight.fill_(CONTINUATION_WEIGHT)
     return asking
 
 
 def _explore(
-    asking: Asking, chance: Tensor, cost: Tensor, answer_ids: Tensor, generator: torch.Generator
+    asking: CallValue, chance: Tensor, cost: Tensor, answer_ids: Tensor, generator: torch.Generator
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Asks on about B queries. For each call but the last: features and foresight of the one made, and what the state
-    that it led to is worth over delivering."""
+    """Asks on about B queries. For each call but the last: features and lookahead value of the one made, and what the
+    state that it led to is worth over delivering."""
     b, device = len(chance), chance.device
     low, high = PRICES
     price = low * (high / low) ** torch.rand(b, 1, generator=generator, device=device) * cost
     asked = torch.full((b, asking.max_calls), -1, device=device)
     steps, before = [], None
     for n in range(asking.max_calls):
-        advice = asking(chance, price, calls_of(asked[:, :-1], answer_ids), open_to(asked, chance.shape[1]))
+        advice = asking(chance, price, calls_from_table(asked[:, :-1], answer_ids), not_asked(asked, chance.shape[1]))
         net = advice.gain - price.gather(1, advice.who)
         if before is not None:
             steps.append((*before, net.amax(dim=1).clamp(min=0)))
         lot = torch.empty(2, b, net.shape[1], device=device).exponential_(generator=generator)
-        noisy = net / SPREAD - lot[0].log()
-        curious = torch.rand(b, 1, generator=generator, device=device) < CURIOSITY
+        noisy = net / NOISE_SCALE - lot[0].log()
+        curious = torch.rand(b, 1, generator=generator, device=device) < EXPLORATION_RATE
         place = torch.where(curious, lot[1].masked_fill(net < FORBIDDEN / 2, -1.0), noisy).argmax(dim=1, keepdim=True)
         at = place[..., None].expand(-1, -1, advice.features.shape[2])
         before = advice.features.gather(1, at).squeeze(1), advice.second.gather(1, place).squeeze(1)
@@ -203,22 +203,24 @@ def _explore(
     return steps
 
 
-def _fit_beyond(beyond: nn.Module, features: Tensor, second: Tensor, found: Tensor, generator: torch.Generator) -> None:
+def _fit_continuation_net(
+    continuation_net: nn.Module, features: Tensor, second: Tensor, found: Tensor, generator: torch.Generator
+) -> None:
     """Least squares of `found` [n] less `second` [n] on `features` [n, F]."""
-    beyond.requires_grad_(True)
-    optimizer = torch.optim.AdamW(beyond.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
+    continuation_net.requires_grad_(True)
+    optimizer = torch.optim.AdamW(continuation_net.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     for _ in range(STEPS):
         batch = torch.randint(len(found), (BATCH,), generator=generator, device=found.device)
-        error = second[batch] + softplus(beyond(features[batch]).squeeze(1)) - found[batch]
+        error = second[batch] + softplus(continuation_net(features[batch]).squeeze(1)) - found[batch]
         optimizer.zero_grad()
         error.square().mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    beyond.requires_grad_(False)
+    continuation_net.requires_grad_(False)
 
 
-def ask_on(asking: Asking, chance: Tensor, price: Tensor, answer_ids: Tensor) -> tuple[Tensor, Tensor]:
+def simulate_calls(asking: CallValue, chance: Tensor, price: Tensor, answer_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Asks about n queries as long as it pays at a `price` [n, K], answers being as `answer_ids` [n, K] say.
 
     Returns:
@@ -228,7 +230,7 @@ def ask_on(asking: Asking, chance: Tensor, price: Tensor, answer_ids: Tensor) ->
     asked = torch.full((n, asking.max_calls), -1, device=chance.device)
     told, on = [], torch.ones(n, dtype=torch.bool, device=chance.device)
     for call in range(asking.max_calls + 1):
-        advice = asking(chance, price, calls_of(asked, answer_ids), open_to(asked, k))
+        advice = asking(chance, price, calls_from_table(asked, answer_ids), not_asked(asked, k))
         if call > 0:
             told.append(advice.now)
         if call < asking.max_calls:
@@ -238,14 +240,14 @@ def ask_on(asking: Asking, chance: Tensor, price: Tensor, answer_ids: Tensor) ->
     return asked, torch.stack(told, dim=1)
 
 
-def calls_of(asked: Tensor, answer_ids: Tensor) -> Calls:
+def calls_from_table(asked: Tensor, answer_ids: Tensor) -> Calls:
     """The calls to `asked` [B, C], -1 where there is none, all answered as the table's `answer_ids` [B, K] say."""
     made = asked >= 0
     given = answer_ids.gather(1, asked.clamp(min=0)).masked_fill(~made, -1)
     return Calls(asked, group_answers(given), made.sum(dim=1))
 
 
-def open_to(asked: Tensor, k: int) -> Tensor:
+def not_asked(asked: Tensor, k: int) -> Tensor:
     """[B, K] bool, the experts not among `asked` [B, C]."""
     closed = torch.zeros(len(asked), k + 1, dtype=torch.bool, device=asked.device)
     return ~closed.scatter_(1, asked.where(asked >= 0, k), True)[:, :k]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.policies.answer_model import Calls
 from agents.policies.bid_price import BidPricePolicy
-from agents.policies.multi_call import AskingPolicy
+from agents.policies.multi_call import MultiCallPolicy
 from agents.training.algorithms import ALGORITHMS
 from leeroo_env import InputError
 from leeroo_env.dynamics import Rules, action_mask, budget_features, call_mask
@@ -22,6 +22,12 @@ from leeroo_env.files import read_json, read_tensors, write_json, write_tensors
 from leeroo_env.table import ExpertTable
 
 FORMAT = 2
+RENAMED_PREFIXES = {  # of stored tensors, old to current: files written before the names changed still load
+    "mlp_extractor.asking.agreement.": "mlp_extractor.call_value.answer_model.",
+    "mlp_extractor.asking.beyond.": "mlp_extractor.call_value.continuation_net.",
+    "mlp_extractor.asking.foresight": "mlp_extractor.call_value.continuation_weight",
+    "mlp_extractor.patience.": "mlp_extractor.stop_logit.",
+}
 
 
 class HiddenBudget(BaseFeaturesExtractor):
@@ -59,10 +65,10 @@ class PolicyRouter:
             mask = call_mask(self.mean_cost_usd, remaining_usd, calls.polled)
         else:
             mask = action_mask(self.mean_cost_usd, remaining_usd)
-        return preferences(self.policy, torch.cat([seen, budget], dim=1)).masked_fill(~mask, -torch.inf).argmax(dim=1)
+        return action_scores(self.policy, torch.cat([seen, budget], dim=1)).masked_fill(~mask, -torch.inf).argmax(dim=1)
 
 
-def preferences(policy: Any, observations: Tensor) -> Tensor:
+def action_scores(policy: Any, observations: Tensor) -> Tensor:
     """How much the policy prefers each expert, [B, K], for observations [B, D + 2]: log-probabilities or values."""
     if hasattr(policy, "q_net"):
         return policy.q_net(observations)
@@ -135,13 +141,22 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[Ba
             raise TypeError(f"{len(description['experts'])} experts, {len(description['mean_cost_usd'])} mean costs")
         with torch.random.fork_rng(devices=[]):  # a run may load while it trains
             policy = empty_policy(description)
-        policy.load_state_dict(read_tensors(directory / "policy.safetensors"))
+        policy.load_state_dict(with_current_names(read_tensors(directory / "policy.safetensors")))
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}: missing") from None
     except (RuntimeError, TypeError) as error:
         raise InputError(f"{directory}: weights and description do not fit: {str(error).splitlines()[0]}") from None
     policy.set_training_mode(False)
     return policy.to(device), description
+
+
+def with_current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A stored policy's tensors under the names that its class gives them today."""
+    renamed = {}
+    for name, value in tensors.items():
+        old = next((prefix for prefix in RENAMED_PREFIXES if name.startswith(prefix)), "")
+        renamed[RENAMED_PREFIXES.get(old, "") + name.removeprefix(old)] = value
+    return renamed
 
 
 def empty_policy(description: dict[str, Any]) -> BasePolicy:
@@ -151,7 +166,7 @@ def empty_policy(description: dict[str, Any]) -> BasePolicy:
         description["feature_dim"], description["feature_low"], description["feature_high"], k if several else 0
     )
     actions = gymnasium.spaces.Discrete(k + several)
-    policy_class: Any = AskingPolicy if several else BidPricePolicy
+    policy_class: Any = MultiCallPolicy if several else BidPricePolicy
     if description["policy"] == "mlp":
         policy_class = ALGORITHMS[description["algorithm"]].load().policy_aliases["MlpPolicy"]
     hidden = {"features_extractor_class": HiddenBudget} if description["hide_budget"] else {}

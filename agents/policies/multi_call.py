@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.policies.answer_model import Agreement, seen_calls
+from agents.policies.answer_model import AnswerModel, calls_from_features
 from agents.policies.bid_price import NARROW, TEMPERATURE, BidPriceNetwork, BidPricePolicy
-from agents.policies.budget_value import LEAST_COST, Plan, cost_ratios, plan_calls, plan_for
-from agents.policies.call_value import FORBIDDEN, Asking, ask_on, fit_asking
+from agents.policies.budget_value import LEAST_COST, BudgetValue, cost_ratios, fit_budget_value, solve_call_sequences
+from agents.policies.call_value import FORBIDDEN, CallValue, fit_call_value, simulate_calls
 from leeroo_env.dynamics import action_mask, price_range
 from leeroo_env.table import ExpertTable
 
@@ -24,7 +24,7 @@ WAY_PRICES = (2e-3, 100.0)  # as `agents.policies.call_value.PRICES`, a little w
 SAMPLE = 768
 
 
-class AskingNetwork(BidPriceNetwork):
+class MultiCallNetwork(BidPriceNetwork):
     """Observations [B, 5K + 5] (estimate features, poll features, budget features) to logits [B, K + 1], the last of
     which delivers, and features of the value.
 
@@ -36,8 +36,8 @@ class AskingNetwork(BidPriceNetwork):
         super().__init__(mean_cost_usd, price_range_usd, horizon)
         self.latent_dim_pi = len(mean_cost_usd) + 1
         self.max_calls = max_calls
-        self.asking = Asking(len(mean_cost_usd), max_calls).requires_grad_(False)
-        self.patience = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, 1))
+        self.call_value = CallValue(len(mean_cost_usd), max_calls).requires_grad_(False)
+        self.stop_logit = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, 1))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         who, net, now, made = self._weigh(observations)
@@ -55,15 +55,15 @@ class AskingNetwork(BidPriceNetwork):
         """The experts considered [B, L], what asking them brings net of its price [B, L], what delivering is worth [B],
         and the calls made [B]."""
         k = len(self.mean_cost_usd)
-        calls = seen_calls(observations[:, 2 * k : 5 * k + 3], self.max_calls)
+        calls = calls_from_features(observations[:, 2 * k : 5 * k + 3], self.max_calls)
         budget, usd, queries = self._budget(observations)
         cost_usd = (observations[:, k : 2 * k] * self.dearest_usd).maximum(LEAST_COST * self.mean_cost_usd)
-        answered, price = self.plan.stakes(cost_usd, usd, queries)
+        answered, price = self.budget_value.call_terms(cost_usd, usd, queries)
         price = self.price(budget).exp() * price
         allowed = action_mask(self.mean_cost_usd, usd[:, 0]) & (observations[:, 2 * k : 3 * k] == 0)
         with torch.no_grad():
             if_answered = torch.where(answered > 0, price / answered, 1.0)
-            advice = self.asking(observations[:, :k], if_answered, calls, allowed, cost_usd / usd.clamp(min=1e-30))
+            advice = self.call_value(observations[:, :k], if_answered, calls, allowed, cost_usd / usd.clamp(min=1e-30))
         net = advice.gain * answered.gather(1, advice.who) - price.gather(1, advice.who)
         return advice.who, net.masked_fill(advice.gain <= FORBIDDEN, FORBIDDEN), advice.now, calls.made
 
@@ -71,7 +71,7 @@ class AskingNetwork(BidPriceNetwork):
         budget, _, _ = self._budget(observations)
         ask = net / TEMPERATURE + self.bias(budget).gather(1, who)
         logits = torch.full((len(who), self.latent_dim_pi), FORBIDDEN, device=who.device)
-        deliver = self.patience(budget).masked_fill(made[:, None] == 0, FORBIDDEN)
+        deliver = self.stop_logit(budget).masked_fill(made[:, None] == 0, FORBIDDEN)
         return torch.cat([logits[:, :-1].scatter(1, who, ask.clamp(min=FORBIDDEN)), deliver], dim=1)
 
     def _ask_features(self, observations: Tensor, net: Tensor, now: Tensor, made: Tensor) -> Tensor:
@@ -80,51 +80,53 @@ class AskingNetwork(BidPriceNetwork):
         features = self.critic(torch.cat([observations[:, : 2 * k], budget], dim=1))
         best = net.detach().amax(dim=1)
         here = now + torch.where(made > 0, best.clamp(min=0), best.clamp(min=-1))
-        return torch.cat([features, self.plan.worth(queries - 1, usd) + here[:, None]], dim=1)
+        return torch.cat([features, self.budget_value.value_at(queries - 1, usd) + here[:, None]], dim=1)
 
 
-class AskingPolicy(BidPricePolicy):
-    """An SB3 policy around `AskingNetwork`; arguments as `BidPricePolicy`, and `max_calls`."""
+class MultiCallPolicy(BidPricePolicy):
+    """An SB3 policy around `MultiCallNetwork`; arguments as `BidPricePolicy`, and `max_calls`."""
 
     def __init__(self, *args: Any, max_calls: int, **kwargs: Any):
         self.max_calls = max_calls
         super().__init__(*args, **kwargs)
 
     def _build_mlp_extractor(self) -> None:
-        self.mlp_extractor = AskingNetwork(*self._network_arguments, self.max_calls)  # type: ignore[assignment]
+        self.mlp_extractor = MultiCallNetwork(*self._network_arguments, self.max_calls)  # type: ignore[assignment]
 
     def _actor(self) -> tuple[nn.Sequential, ...]:
-        assert isinstance(self.network, AskingNetwork)
-        return (*super()._actor(), self.network.patience)
+        assert isinstance(self.network, MultiCallNetwork)
+        return (*super()._actor(), self.network.stop_logit)
 
     @property
     def digest_width(self) -> int:
         return 0
 
     @property
-    def agreement(self) -> Agreement:
+    def answer_model(self) -> AnswerModel:
         """What has been learnt of how experts agree; training leaves it as it is."""
-        assert isinstance(self.network, AskingNetwork)
-        return self.network.asking.agreement
+        assert isinstance(self.network, MultiCallNetwork)
+        return self.network.call_value.answer_model
 
-    def ask_by(self, asking: Asking) -> None:
-        """Takes over what `agents.policies.call_value.fit_asking` has learnt."""
-        assert isinstance(self.network, AskingNetwork)
-        self.network.asking.load_state_dict(asking.state_dict())
+    def set_call_value(self, asking: CallValue) -> None:
+        """Takes over what `agents.policies.call_value.fit_call_value` has learnt."""
+        assert isinstance(self.network, MultiCallNetwork)
+        self.network.call_value.load_state_dict(asking.state_dict())
 
 
-def begin_as_plan(policy: BidPricePolicy, table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> None:
+def start_from_plan(policy: BidPricePolicy, table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> None:
     """Makes an untrained policy the one that follows from left-out estimates [n, 2K] of training queries `rows` [n]."""
-    if not isinstance(policy, AskingPolicy):
-        policy.start_from(plan_for(table, rows, estimates, seed))
+    if not isinstance(policy, MultiCallPolicy):
+        policy.start_from(fit_budget_value(table, rows, estimates, seed))
         return
-    asking = fit_asking(table, rows, estimates, policy.max_calls, seed)
-    policy.ask_by(asking)
-    policy.start_from(plan_asking(table, rows, estimates, asking, seed))
+    asking = fit_call_value(table, rows, estimates, policy.max_calls, seed)
+    policy.set_call_value(asking)
+    policy.start_from(fit_multi_call_budget_value(table, rows, estimates, asking, seed))
 
 
 @torch.no_grad()
-def plan_asking(table: ExpertTable, rows: Tensor, estimates: Tensor, asking: Asking, seed: int = 0) -> Plan:
+def fit_multi_call_budget_value(
+    table: ExpertTable, rows: Tensor, estimates: Tensor, asking: CallValue, seed: int = 0
+) -> BudgetValue:
     """The plan for a table, from how `asking` would go about training queries `rows` [n], whose left-out estimates are
     [n, 2K], at prices from low to high."""
     device = table.device
@@ -137,8 +139,8 @@ def plan_asking(table: ExpertTable, rows: Tensor, estimates: Tensor, asking: Ask
     answer_ids, costs_usd = table.answer_ids[rows[sample]].long(), table.costs_usd[rows[sample]]
     spent_usd, value = [], []
     for price in prices:
-        asked, told = ask_on(asking, chance, price * cost_usd, answer_ids)
+        asked, told = simulate_calls(asking, chance, price * cost_usd, answer_ids)
         spent_usd.append((costs_usd.gather(1, asked.clamp(min=0)) * (asked >= 0)).cumsum(dim=1))
         value.append(told)
     ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], mean_cost_usd)
-    return plan_calls(torch.stack(spent_usd), torch.stack(value), ratios, mean_cost_usd, (low_usd, high_usd))
+    return solve_call_sequences(torch.stack(spent_usd), torch.stack(value), ratios, mean_cost_usd, (low_usd, high_usd))

@@ -10,7 +10,7 @@ from torch import Tensor
 WARM_UPS = 3
 
 
-def captured(work: Callable[[], None], changed: Sequence[Tensor], device: torch.device) -> Callable[[], None]:
+def capture(work: Callable[[], None], changed: Sequence[Tensor], device: torch.device) -> Callable[[], None]:
     """`work` as one CUDA graph; on a CPU as it is.
 
     Args:

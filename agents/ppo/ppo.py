@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from torch.optim.adam import adam
 
-from agents.ppo.cuda_graph import captured
+from agents.ppo.cuda_graph import capture
 from agents.ppo.storage import Rollout
 from leeroo_env import InputError
 from leeroo_env.sb3 import LeerooSB3VecEnv
@@ -170,7 +170,7 @@ class DevicePPO(PPO):
 
     def _captured(self, key: Any, work: Callable[[], None], changed: list[Tensor]) -> Callable[[], None]:
         if key not in self._works:
-            self._works[key] = captured(work, changed, self.device)
+            self._works[key] = capture(work, changed, self.device)
         return self._works[key]
 
     def _differentiate(self, places: Tensor) -> tuple[Sequence[Tensor], Tensor]:
@@ -257,7 +257,7 @@ def look(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
 def judge(policy: ActorCriticPolicy, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [B, K] and values [B] of what `look` gave."""
     if digest_width(policy):
-        return policy.judge(seen)  # type: ignore[operator]
+        return policy.evaluate_digest(seen)  # type: ignore[operator]
     features = policy.extract_features(seen)
     if isinstance(features, tuple):
         latent_pi = policy.mlp_extractor.forward_actor(features[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from agents import estimators
-from agents.policies.answer_model import Agreement
+from agents.policies.answer_model import AnswerModel
 from agents.routers.base import Router, may_spend
 from agents.routers.boosted import TwoStageTrees
 from agents.routers.cascade import Cascade, Gains, Majority, Scorer
@@ -76,7 +76,7 @@ def other_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, 
 
 
 def calling_routers(
-    table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0, agreement: Agreement | None = None
+    table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0, answer_model: AnswerModel | None = None
 ) -> dict[str, Router]:
     """Routers that ask several experts about a query, by name.
 
@@ -85,12 +85,12 @@ def calling_routers(
         estimates: [N, 2K], scores and costs_usd of all rows, the training rows' left out; the same for all routers.
         max_calls: M, above 1.
         seed: of folds, samples and lotteries.
-        agreement: where it has been fitted to the training rows already.
+        answer_model: where it has been fitted to the training rows already.
     """
     panels = Panels(table, estimates, max_calls, seed)
     return {
         "majority": Majority(panels, estimates, max_calls, seed),
         "cascade": Cascade(panels, Scorer(panels), estimates, max_calls, seed),
-        "cascade routing": CascadeRouting(table, estimates, max_calls, seed, agreement),
+        "cascade routing": CascadeRouting(table, estimates, max_calls, seed, answer_model),
         "two-stage trees": TwoStageTrees(panels, Gains(panels), estimates, max_calls, seed),
     }

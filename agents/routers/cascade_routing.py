@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from agents.estimators import split_estimates
-from agents.policies.answer_model import Agreement, Calls, fit_agreement, group_answers
+from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, group_answers
 from agents.routers.base import by_cost, may_spend, usd_per_query
 from agents.routers.panels import price_grid
 from agents.routers.sequences import ask_or_deliver, can_pay, spent_usd
@@ -42,12 +42,17 @@ class CascadeRouting:
     """
 
     def __init__(
-        self, table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0, agreement: Agreement | None = None
+        self,
+        table: ExpertTable,
+        estimates: Tensor,
+        max_calls: int,
+        seed: int = 0,
+        answer_model: AnswerModel | None = None,
     ):
         self.features, self.max_calls = estimates, max_calls
         self.mean_cost_usd = table.mean_cost_usd()
         rows = table.rows("train")
-        self.agreement = agreement or fit_agreement(table, rows, split_estimates(estimates[rows])[0], seed)
+        self.answer_model = answer_model or fit_answer_model(table, rows, split_estimates(estimates[rows])[0], seed)
         rows = rows[:: -(-len(rows) // MAX_ROWS)]
         generator = torch.Generator(table.device).manual_seed(seed)
         self.noise = self._noise(table, rows, generator)
@@ -68,7 +73,7 @@ class CascadeRouting:
     def qualities(self, seen: Tensor, calls: Calls) -> Tensor:
         """[B, K], estimated chances to be right, given what was answered."""
         chance = split_estimates(seen)[0].clamp(0, 1)
-        belief = self.agreement.believe(chance, vote_weight(chance), calls)
+        belief = self.answer_model.posterior(chance, vote_weight(chance), calls)
         right = belief.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
         k = chance.shape[1]
         told = torch.cat([belief.chance(), right.new_zeros(len(seen), 1)], dim=1)

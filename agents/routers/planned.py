@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.estimators import split_estimates
-from agents.policies.budget_value import plan_for
+from agents.policies.budget_value import fit_budget_value
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
@@ -18,10 +18,12 @@ class Planned:
         """Args: the table, estimated scores and costs_usd [N, 2K] of all its rows, and the seed of the sample."""
         self.features = estimates
         rows = table.rows("train")
-        self.plan = plan_for(table, rows, estimates[rows], seed)
+        self.plan = fit_budget_value(table, rows, estimates[rows], seed)
 
     def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
         score, cost_usd = split_estimates(seen)
-        answered, price = self.plan.stakes(cost_usd, remaining_usd.float()[:, None], remaining_queries.float()[:, None])
+        answered, price = self.plan.call_terms(
+            cost_usd, remaining_usd.float()[:, None], remaining_queries.float()[:, None]
+        )
         allowed = action_mask(self.plan.mean_cost_usd, remaining_usd)
         return (score * answered - price).masked_fill(~allowed, -torch.inf).argmax(dim=1)

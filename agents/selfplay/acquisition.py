@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policies.budget_value import LEAST_COST, Plan
+from agents.policies.budget_value import LEAST_COST, BudgetValue
 
 BUDGETS = 6
 TEMPERATURE = 0.1  # how far estimated net values are off, roughly
@@ -22,7 +22,7 @@ LEAST_CHANCE = 0.02  # no estimated score is believed to be nearer to 0 or 1
 EVEN = 0.5  # share of the new queries that is spread evenly over the domains
 
 
-def contention(estimates: Tensor, plan: Plan, queries: int) -> Tensor:
+def contention(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
     """How open it is whether each expert is chosen, [B, K] from 0 to 1/4: the mean of p (1 - p) over budgets.
 
     p is the chance that an expert is the best choice in the middle of an episode, if net values are off a little.
@@ -37,13 +37,13 @@ def contention(estimates: Tensor, plan: Plan, queries: int) -> Tensor:
     total = torch.zeros_like(score)
     for budget in np.geomspace(low, high, BUDGETS):
         usd = score.new_full((len(score), 1), float(budget) * queries)
-        answered, price = plan.stakes(cost_usd, usd, torch.full_like(usd, queries))
+        answered, price = plan.call_terms(cost_usd, usd, torch.full_like(usd, queries))
         chance = torch.softmax((score * answered - price) / TEMPERATURE, dim=1)
         total += chance * (1 - chance) / BUDGETS
     return total
 
 
-def worth_asking(estimates: Tensor, plan: Plan, queries: int) -> Tensor:
+def worth_asking(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
     """How much each answer is worth asking for, [B, K], up to a factor; arguments as of `contention`."""
     score, cost_usd = estimates.chunk(2, dim=1)
     chance = score.clamp(LEAST_CHANCE, 1 - LEAST_CHANCE)

@@ -125,7 +125,7 @@ def explore(game: Game, agent: Orchestrator, queries: list[Query], rng: np.rando
 
 def plan_of(agent: Orchestrator) -> Any:
     assert isinstance(agent.policy, BidPricePolicy)
-    return agent.policy.network.plan
+    return agent.policy.network.budget_value
 
 
 def middle(game: Game) -> int:

@@ -20,7 +20,7 @@ from agents.estimators.ensemble import estimates_of, fit_predictor
 from agents.evaluation.evaluate import Result, clearly_above, enough_episodes, evaluate
 from agents.policies.bid_price import table_of_estimates
 from agents.policies.io import PolicyRouter, describe_policy, save_policy
-from agents.policies.multi_call import begin_as_plan
+from agents.policies.multi_call import start_from_plan
 from agents.selfplay.context import Game, eras, everyone, foretell, pairs_of, references, training_queries
 from agents.selfplay.drift import find_drift
 from agents.selfplay.labelling import Pair, table_of
@@ -142,7 +142,7 @@ def learn(game: Game, number: int, table: ExpertTable) -> dict[str, Any]:
     settings = {"algo": "ppo", "n_envs": 0, "horizon": horizon, "cost_weight": COST_WEIGHT, "max_calls": 1}
     model, made = make_model(SimpleNamespace(**settings, hide_budget=False, seed=config.seed), "bid-price", rules)
     policy: Any = model.policy
-    begin_as_plan(policy, table, predictor.rows, predictor.out_of_fold, config.seed)
+    start_from_plan(policy, table, predictor.rows, predictor.out_of_fold, config.seed)
     last = Orchestrator.load(game.directory(number - 1)) if number else None
     if last is not None:
         weights = {name: x for name, x in last.policy.state_dict().items() if name not in OF_THE_PLAN}

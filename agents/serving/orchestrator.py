@@ -16,8 +16,8 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.estimators.ensemble import Predictor, predict_all, reliability_of
-from agents.policies.add_expert import with_expert
-from agents.policies.answer_model import Calls, seen_calls
+from agents.policies.add_expert import add_expert
+from agents.policies.answer_model import Calls, calls_from_features
 from agents.policies.bid_price import estimate_features
 from agents.policies.io import PolicyRouter, load_policy, save_policy
 from agents.serving.answer_match import Compare, by_normal_form
@@ -206,14 +206,14 @@ class Orchestrator:
         """What a router with several calls takes besides, for queries [B, F]."""
         k, m, device = len(self.experts), self.max_calls, seen.device
         if calls is None:
-            return seen_calls(torch.zeros(len(seen), 3 * k + 3, device=device), m)
+            return calls_from_features(torch.zeros(len(seen), 3 * k + 3, device=device), m)
         if calls.polled is not None:
             return calls
         asked, group, made = (part.to(device) for part in (calls.asked, calls.group, calls.made))
         votes = vote_weight(self._reliability(seen)).gather(1, asked.clamp(min=0))
         polled = poll_features(k, asked, asked >= 0, poll(asked, asked >= 0, group, votes), m)
         polled[:, -1] = made / m
-        return seen_calls(polled, m)
+        return calls_from_features(polled, m)
 
     @torch.no_grad()
     def _see(self, x: np.ndarray, texts: Sequence[str] | None) -> Tensor:
@@ -284,7 +284,7 @@ class Orchestrator:
             raise InputError("costs_usd must not be negative")
         device = self.policy.device
         seen, scored, paid = (torch.from_numpy(part).to(device) for part in (x, score, cost_usd))
-        grown = with_expert(self.policy, self.description, self.predictor, name, seen, scored, paid, texts)
+        grown = add_expert(self.policy, self.description, self.predictor, name, seen, scored, paid, texts)
         self.__init__(*grown)  # type: ignore[misc]
 
     def save(self, run_dir: str | os.PathLike) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from agents.policies.answer_model import Calls, seen_calls
+from agents.policies.answer_model import Calls, calls_from_features
 from agents.serving.answer_match import Compare
 from experts.backends.openai import most_tokens
 from experts.pool import LocalSpec
@@ -201,7 +201,9 @@ class Live:
     def _calls(self, cases: Sequence[Case]) -> Calls:
         """What the router is told of the calls made."""
         asked, answered, polled = poll_of(cases, self.max_calls - 1)
-        return seen_calls(poll_features(len(self.experts), asked, answered, polled, self.max_calls), self.max_calls)
+        return calls_from_features(
+            poll_features(len(self.experts), asked, answered, polled, self.max_calls), self.max_calls
+        )
 
     def _within_means(self, case: Case) -> list[int]:
         """The experts not asked yet that what is left pays for."""

@@ -16,6 +16,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
+from agents.policies.io import with_current_names
 from leeroo_env import InputError
 from leeroo_env.files import read_json, read_tensors, write_json, write_tensors
 from leeroo_env.sb3 import LeerooSB3VecEnv
@@ -80,7 +81,7 @@ def restore_checkpoint(path: Path, model: BaseAlgorithm) -> dict[str, Any]:
     """
     tensors, state = read_tensors(path / "state.safetensors"), read_json(path / "state.json")
     try:
-        model.policy.load_state_dict(_part(tensors, "policy."))
+        model.policy.load_state_dict(with_current_names(_part(tensors, "policy.")))
         _restore_optimizer(model.policy.optimizer, _part(tensors, "optimizer."))
         model._last_obs = _environment(model).load_state_dict(_part(tensors, "env."))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.io import HiddenBudget
-from agents.policies.multi_call import AskingPolicy
+from agents.policies.multi_call import MultiCallPolicy
 from agents.training.algorithms import ALGORITHMS
 from leeroo_env import LeerooVectorEnv
 from leeroo_env.dynamics import Rules
@@ -44,7 +44,7 @@ def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, d
         if config.max_calls > 1:
             network["max_calls"] = config.max_calls
     hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}
-    kind = "MlpPolicy" if policy == "mlp" else AskingPolicy if config.max_calls > 1 else BidPricePolicy
+    kind = "MlpPolicy" if policy == "mlp" else MultiCallPolicy if config.max_calls > 1 else BidPricePolicy
     model = model_class(
         kind,
         LeerooSB3VecEnv(vector_env),

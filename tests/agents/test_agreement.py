@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.policies.answer_model import Agreement, Calls, fit_agreement, group_answers, seen_calls
+from agents.policies.answer_model import AnswerModel, Calls, calls_from_features, fit_answer_model, group_answers
 from leeroo_env import ExpertTable, dynamics
 from tests.leeroo_env.test_dynamics import keys
 from tests.leeroo_env.test_polls import polled_table
@@ -18,17 +18,17 @@ from tests.leeroo_env.test_polls import polled_table
 K = 4
 
 
-def some_agreement(seed: int) -> Agreement:
+def some_agreement(seed: int) -> AnswerModel:
     """A model of 4 experts that trusts all of them fully, so that chances add up."""
     generator = torch.Generator().manual_seed(seed)
-    model = Agreement(K).requires_grad_(False)
+    model = AnswerModel(K).requires_grad_(False)
     model.loading.copy_(2 * torch.rand(K, generator=generator))
     model.silence.copy_(0.05 + 0.3 * torch.rand(K, generator=generator))
     model.log_concentration.fill_(float(torch.rand(1, generator=generator)) * 3)
     return model
 
 
-def likelihood(model: Agreement, strength: torch.Tensor, asked: list[int], group: list[int]) -> dict[int, float]:
+def likelihood(model: AnswerModel, strength: torch.Tensor, asked: list[int], group: list[int]) -> dict[int, float]:
     """Chance of the calls' outcome together with each hypothesis, -1 that none is right; plain Python."""
     concentration = math.exp(float(model.log_concentration))
     told = {}
@@ -75,7 +75,7 @@ def test_beliefs_are_those_of_plain_python(case: dict):
     model, chance = some_agreement(case["seed"]), torch.tensor([case["chance"]])
     votes = dynamics.vote_weight(chance)
     calls, group = calls_from(case["asked"], case["said"])
-    belief = model.believe(chance, votes, calls)
+    belief = model.posterior(chance, votes, calls)
     told = likelihood(model, model.strength(chance)[0], case["asked"], group)
     total = sum(told.values())
     found = belief.joint.sum(dim=2)[0]
@@ -94,7 +94,7 @@ def test_what_is_expected_of_a_call_is_the_mean_of_what_it_may_bring(case: dict)
     model, chance = some_agreement(case["seed"]), torch.tensor([case["chance"]])
     votes = dynamics.vote_weight(chance)
     calls, group = calls_from(asked, case["said"])
-    belief, strength = model.believe(chance, votes, calls), model.strength(chance)[0]
+    belief, strength = model.posterior(chance, votes, calls), model.strength(chance)[0]
     who = torch.tensor([[nxt]])
     before = sum(likelihood(model, strength, asked, group).values())
     leader = int(belief.leader()[1]) if any(g >= 0 for g in group) else None
@@ -103,7 +103,7 @@ def test_what_is_expected_of_a_call_is_the_mean_of_what_it_may_bring(case: dict)
         told = likelihood(model, strength, [*asked, nxt], [*group, answer])
         p = sum(told.values()) / before
         then = Calls(torch.tensor([[*asked, nxt]]), torch.tensor([[*group, answer]]), torch.tensor([len(asked) + 1]))
-        expected += p * float(model.believe(chance, votes, then).now())
+        expected += p * float(model.posterior(chance, votes, then).now())
         agrees += p * (answer == leader)
         silent += p * (answer == -1)
     assert float(model.after(belief, who, votes[:, nxt : nxt + 1])) == pytest.approx(expected, abs=2e-4)
@@ -115,7 +115,7 @@ def test_before_any_call_experts_are_as_good_as_estimated():
     model = some_agreement(3)
     chance = torch.rand(50, K, generator=torch.Generator().manual_seed(0)) * 0.96 + 0.02
     none = Calls(torch.full((50, 3), -1), torch.full((50, 3), -1), torch.zeros(50, dtype=torch.int64))
-    belief = model.believe(chance, dynamics.vote_weight(chance), none)
+    belief = model.posterior(chance, dynamics.vote_weight(chance), none)
     assert torch.allclose(belief.chance(), chance, atol=5e-3) and belief.now().tolist() == [0.0] * 50
 
 
@@ -126,7 +126,7 @@ def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
     generator = torch.Generator().manual_seed(0)
     for _ in range(8):
         state, _ = dynamics.step(rules, state, torch.randint(K + 1, (40,), generator=generator))
-        calls = seen_calls(state.polled, max_calls)
+        calls = calls_from_features(state.polled, max_calls)
         answer_ids = rules.table.answer_ids[dynamics.current_rows(state)[:, None], state.asked.clamp(min=0)]
         for i in range(40):
             answered = {
@@ -158,8 +158,8 @@ def test_fitting_finds_that_experts_fail_together():
         answers=np.where(right, "right", wrong),
         split=["train"] * n,
     )
-    model = fit_agreement(table, table.rows("train"), torch.full((n, 4), 0.5))
+    model = fit_answer_model(table, table.rows("train"), torch.full((n, 4), 0.5))
     chance, silent = torch.full((2, 4), 0.5), torch.full((2, 3), -1)
     failed = Calls(torch.tensor([[0, -1, -1], [2, -1, -1]]), silent, torch.ones(2, dtype=torch.int64))
-    told = model.believe(chance, dynamics.vote_weight(chance), failed).chance()
+    told = model.posterior(chance, dynamics.vote_weight(chance), failed).chance()
     assert float(told[0, 1]) < 0.3 and float(told[1, 3]) > 0.4, "0 and 0.5 are true"

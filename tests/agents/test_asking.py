@@ -12,15 +12,15 @@ import torch
 import train
 from agents import Orchestrator
 from agents.evaluation.evaluate import evaluate
-from agents.policies import answer_model as agreement
-from agents.policies import call_value as asking_module
+from agents.policies import answer_model, call_value
 from agents.policies.answer_model import Calls
 from agents.policies.bid_price import table_of_estimates
-from agents.policies.budget_value import plan_calls
-from agents.policies.call_value import FORBIDDEN, Asking, ask_on, calls_of, fit_asking, open_to
-from agents.policies.io import PolicyRouter, describe_policy, load_policy, save_policy
-from agents.policies.multi_call import begin_as_plan
+from agents.policies.budget_value import solve_call_sequences
+from agents.policies.call_value import FORBIDDEN, CallValue, calls_from_table, fit_call_value, not_asked, simulate_calls
+from agents.policies.io import RENAMED_PREFIXES, PolicyRouter, describe_policy, load_policy, save_policy
+from agents.policies.multi_call import start_from_plan
 from leeroo_env import ExpertTable, InputError, dynamics
+from leeroo_env.files import read_tensors, write_tensors
 from tests.synthetic import DOUBT_COST_USD, RIGHT, doubting_optimum_usd, doubting_table
 
 PAIR_USD = sum(DOUBT_COST_USD[:2])
@@ -31,7 +31,7 @@ FEW = {"QUERIES": 2_000, "STEPS": 150, "BATCH": 500}
 def little_fitting():
     """Less to fit: what is tested here needs no precision."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, few in ((agreement, {"FIRST_STEPS": 40, "STEPS": 120, "BATCH": 400}), (asking_module, FEW)):
+        for module, few in ((answer_model, {"FIRST_STEPS": 40, "STEPS": 120, "BATCH": 400}), (call_value, FEW)):
             for name, value in few.items():
                 patch.setattr(module, name, value)
         yield
@@ -49,9 +49,9 @@ def doubting() -> ExpertTable:
 
 
 @pytest.fixture(scope="module")
-def asking(doubting: ExpertTable) -> Asking:
+def asking(doubting: ExpertTable) -> CallValue:
     rows = doubting.rows("train")
-    return fit_asking(doubting, rows, flat_estimates(doubting)[rows], max_calls=3)
+    return fit_call_value(doubting, rows, flat_estimates(doubting)[rows], max_calls=3)
 
 
 def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[PolicyRouter, dynamics.Rules, dict]:
@@ -63,7 +63,7 @@ def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[Poli
     rules = dynamics.make_rules(played, "train", horizon, None, 0.02, max_calls, reliability)
     model, settings = train.make_model(config, "bid-price", rules)
     rows = table.rows("train")
-    begin_as_plan(model.policy, table, rows, estimates[rows])  # type: ignore[arg-type]
+    start_from_plan(model.policy, table, rows, estimates[rows])  # type: ignore[arg-type]
     description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price", table)
     test = dynamics.make_rules(played, "test", horizon, reliability=reliability)
     return PolicyRouter(model.policy, description, played.embeddings), test, description
@@ -74,28 +74,28 @@ def agent(doubting: ExpertTable) -> tuple[PolicyRouter, dynamics.Rules, dict]:
     return planned(doubting, max_calls=3)
 
 
-def test_the_dear_one_is_asked_where_the_cheap_ones_differ(doubting: ExpertTable, asking: Asking):
+def test_the_dear_one_is_asked_where_the_cheap_ones_differ(doubting: ExpertTable, asking: CallValue):
     rows = doubting.rows("test")
     estimates = flat_estimates(doubting)[rows]
     chance, cost = estimates[:, :3], estimates[:, 3:] / DOUBT_COST_USD[2]
     answer_ids = doubting.answer_ids[rows].long()
-    asked, now = ask_on(asking, chance, 0.3 * cost, answer_ids)
+    asked, now = simulate_calls(asking, chance, 0.3 * cost, answer_ids)
     differ = answer_ids[:, 0] != answer_ids[:, 1]
     assert set(map(tuple, asked[:, :2].sort(dim=1).values.tolist())) == {(0, 1)}
     assert torch.equal(asked[:, 2] == 2, differ), "and nobody where they agree"
     assert now[~differ, 1].mean() > 0.9, "two that never agree on what is wrong"
-    once, _ = ask_on(asking, chance, 30 * cost, answer_ids)
+    once, _ = simulate_calls(asking, chance, 30 * cost, answer_ids)
     assert (once[:, 1:] < 0).all() and (once[:, 0] < 2).all(), "nothing else is worth that much"
 
 
-def test_fitting_twice_gives_the_same_bits(doubting: ExpertTable, asking: Asking):
+def test_fitting_twice_gives_the_same_bits(doubting: ExpertTable, asking: CallValue):
     rows = doubting.rows("train")
-    again = fit_asking(doubting, rows, flat_estimates(doubting)[rows], max_calls=3)
+    again = fit_call_value(doubting, rows, flat_estimates(doubting)[rows], max_calls=3)
     for (name, one), other in zip(asking.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 
-def test_who_cannot_be_asked_is_not_worth_asking(asking: Asking):
+def test_who_cannot_be_asked_is_not_worth_asking(asking: CallValue):
     chance = torch.full((4, 3), 0.5)
     none = Calls(torch.full((4, 2), -1), torch.full((4, 2), -1), torch.zeros(4, dtype=torch.int64))
     allowed = torch.tensor([[True, True, True], [False, True, True], [False, False, True], [False, False, False]])
@@ -105,7 +105,7 @@ def test_who_cannot_be_asked_is_not_worth_asking(asking: Asking):
         assert all((gain > FORBIDDEN) == bool(may[e]) for e, gain in worth.items())
 
 
-def test_no_second_call_is_counted_on_that_the_money_does_not_reach_for(asking: Asking):
+def test_no_second_call_is_counted_on_that_the_money_does_not_reach_for(asking: CallValue):
     """Else a cheap call comes first, as it costs next to nothing, and there is not enough left for the good one."""
     chance = torch.tensor([[0.2, 0.3, 0.9]] * 3)
     none = Calls(torch.full((3, 2), -1), torch.full((3, 2), -1), torch.zeros(3, dtype=torch.int64))
@@ -119,17 +119,17 @@ def test_no_second_call_is_counted_on_that_the_money_does_not_reach_for(asking: 
 
 def test_calls_already_made_are_closed():
     asked = torch.tensor([[2, -1], [0, 1], [-1, -1]])
-    assert open_to(asked, 3).tolist() == [[True, True, False], [False, False, True], [True, True, True]]
-    calls = calls_of(asked, torch.tensor([[0, 0, 0]] * 3))
+    assert not_asked(asked, 3).tolist() == [[True, True, False], [False, False, True], [True, True, True]]
+    calls = calls_from_table(asked, torch.tensor([[0, 0, 0]] * 3))
     assert calls.made.tolist() == [1, 2, 0] and calls.group.tolist() == [[0, -1], [0, 0], [-1, -1]]
 
 
 def test_a_plan_of_ways_is_worth_what_they_bring():
     """One way: a call for 1 dollar, worth 0.5, then one for 2, worth 1 altogether. Queries are alike."""
     spent, value = torch.tensor([[[1.0, 3.0]], [[1.0, 1.0]]]), torch.tensor([[[0.5, 1.0]], [[0.5, 0.5]]])
-    plan = plan_calls(spent, value, torch.ones(1, 2), torch.tensor([1.0, 2.0]), (1.0, 2.0))
+    plan = solve_call_sequences(spent, value, torch.ones(1, 2), torch.tensor([1.0, 2.0]), (1.0, 2.0))
     for queries, usd, worth in ((1, 0.9, 0.0), (1, 1.5, 0.5), (1, 3.5, 1.0), (2, 3.9, 1.0), (10, 20.0, 7.5)):
-        found = float(plan.worth(torch.tensor(float(queries)), torch.tensor(usd)))
+        found = float(plan.value_at(torch.tensor(float(queries)), torch.tensor(usd)))
         assert found == pytest.approx(worth, abs=0.06 * queries), (queries, usd)
 
 
@@ -165,6 +165,24 @@ def test_a_stored_policy_chooses_alike(agent: tuple[PolicyRouter, dynamics.Rules
     )
     np.testing.assert_array_equal(first.scored, second.scored)
     np.testing.assert_array_equal(first.cost_usd, second.cost_usd)
+
+
+def test_a_policy_stored_under_earlier_names_chooses_alike(
+    agent: tuple[PolicyRouter, dynamics.Rules, dict], tmp_path: Path
+):
+    router, _, description = agent
+    save_policy(tmp_path, router.policy, description)
+    tensors = read_tensors(tmp_path / "policy.safetensors")
+    earlier = {new: old for old, new in RENAMED_PREFIXES.items()}
+    old_names = {}
+    for name, value in tensors.items():
+        prefix = next((prefix for prefix in earlier if name.startswith(prefix)), "")
+        old_names[earlier.get(prefix, "") + name.removeprefix(prefix)] = value
+    assert sum("asking" in name or "patience" in name for name in old_names) == 15
+    write_tensors(tmp_path / "policy.safetensors", old_names)
+    loaded, _ = load_policy(tmp_path)
+    for name, value in router.policy.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_training_with_several_calls_leaves_an_orchestrator(tmp_path: Path):

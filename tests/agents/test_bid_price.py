@@ -13,7 +13,7 @@ from agents import Orchestrator
 from agents.estimators.ensemble import estimates_of, fit_predictor
 from agents.evaluation.evaluate import evaluate
 from agents.policies.bid_price import BidPricePolicy, table_of_estimates
-from agents.policies.budget_value import plan_for
+from agents.policies.budget_value import fit_budget_value
 from agents.policies.io import PolicyRouter, describe_policy
 from agents.routers import Planned
 from leeroo_env import ExpertTable, InputError, dynamics
@@ -39,7 +39,7 @@ def started(table: ExpertTable) -> tuple[BidPricePolicy, dict, torch.Tensor]:
     dearest_usd = dynamics.make_rules(table, horizon=8).price_range_usd[1]
     rules = dynamics.make_rules(table_of_estimates(table, estimates, dearest_usd), horizon=8)
     policy, kwargs = policy_for(rules)
-    policy.start_from(plan_for(table, predictor.rows, predictor.out_of_fold))
+    policy.start_from(fit_budget_value(table, predictor.rows, predictor.out_of_fold))
     return policy, describe_policy(rules, "ppo", kwargs, "bid-price", table), estimates
 
 

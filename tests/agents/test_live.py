@@ -18,7 +18,7 @@ from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
 from agents.policies.bid_price import table_of_estimates
 from agents.policies.io import describe_policy, empty_policy
-from agents.policies.multi_call import begin_as_plan
+from agents.policies.multi_call import start_from_plan
 from agents.serving.answer_match import answer_pairs, by_normal_form, by_similarity, fit_threshold
 from agents.serving.session import ASKED_BEFORE, Reply
 from experts.encoder import Encoder
@@ -64,7 +64,7 @@ def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24) -
     settings |= {"max_calls": max_calls} if max_calls > 1 else {}
     description = describe_policy(rules, "ppo", settings, "bid-price", table)
     policy = empty_policy(description)
-    begin_as_plan(policy, table, predictor.rows, predictor.out_of_fold)
+    start_from_plan(policy, table, predictor.rows, predictor.out_of_fold)
     policy.set_training_mode(False)
     return Orchestrator(policy, description, predictor)
 

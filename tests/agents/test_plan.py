@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from agents.evaluation.bounds import hindsight_bound
-from agents.policies.budget_value import QUERIES, Plan, cost_ratios, make_plan, plan_for
+from agents.policies.budget_value import QUERIES, BudgetValue, cost_ratios, fit_budget_value, solve_one_call
 from agents.routers import Planned
 from leeroo_env import dynamics
 from leeroo_env.builtin import resolve
 from tests.synthetic import synthetic_optimum, synthetic_table
 
 
-def certain(score: list[float], cost_usd: list[float]) -> Plan:
+def certain(score: list[float], cost_usd: list[float]) -> BudgetValue:
     """A plan for queries that are all alike, with costs that are known."""
     estimates = torch.tensor([score + cost_usd]).expand(50, -1)
     mean = torch.tensor(cost_usd)
-    return make_plan(estimates, torch.ones(1, len(score)), mean, (min(cost_usd), max(cost_usd)))
+    return solve_one_call(estimates, torch.ones(1, len(score)), mean, (min(cost_usd), max(cost_usd)))
 
 
-def worth(plan: Plan, queries: int, usd: float) -> float:
-    return float(plan.worth(torch.tensor(float(queries)), torch.tensor(usd)))
+def worth(plan: BudgetValue, queries: int, usd: float) -> float:
+    return float(plan.value_at(torch.tensor(float(queries)), torch.tensor(usd)))
 
 
 def test_alike_queries_are_worth_what_the_money_buys():
@@ -46,7 +46,7 @@ def test_money_and_queries_are_never_worth_less():
     table = resolve("tiny")
     estimates = torch.cat([table.scores, table.costs_usd], dim=1)
     rows = table.rows("train")
-    plan = plan_for(table, rows, estimates[rows])
+    plan = fit_budget_value(table, rows, estimates[rows])
     assert bool((plan.value.diff(dim=1) >= -1e-5).all())
     assert bool((plan.value[1:, -1].diff() > 0).all()) and len(plan.value) == QUERIES + 1
 
@@ -56,7 +56,7 @@ def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monke
     monkeypatch.setattr("agents.policies.budget_value.SAMPLE", 10_000)
     table = synthetic_table()
     rows = table.rows("train")
-    plan = plan_for(table, rows, torch.cat([table.scores, table.costs_usd], dim=1)[rows])
+    plan = fit_budget_value(table, rows, torch.cat([table.scores, table.costs_usd], dim=1)[rows])
     rules = dynamics.make_rules(table, "train")
     budgets = dynamics.budget_grid(rules)
     for budget, bound in zip(budgets, hindsight_bound(rules, budgets, 256).score, strict=True):
@@ -66,8 +66,10 @@ def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monke
 
 def test_a_call_that_may_not_fit_counts_for_less():
     plan = certain([0.2, 0.6], [1.0, 9.0])
-    unsure = Plan(plan.value, torch.tensor([[1.0, 0.5], [1.0, 1.5]]), plan.mean_cost_usd, plan.low_usd, plan.spread)
-    answered, _ = unsure.stakes(torch.tensor([[1.0, 9.0]]), torch.tensor([[10.0]]), torch.tensor([[1.0]]))
+    unsure = BudgetValue(
+        plan.value, torch.tensor([[1.0, 0.5], [1.0, 1.5]]), plan.mean_cost_usd, plan.low_usd, plan.spread
+    )
+    answered, _ = unsure.call_terms(torch.tensor([[1.0, 9.0]]), torch.tensor([[10.0]]), torch.tensor([[1.0]]))
     assert answered.tolist() == [[1.0, 0.5]]
 
 

@@ -29,8 +29,8 @@ from torch.utils._pytree import tree_leaves
 import agents.ppo.cuda_graph
 import agents.ppo.ppo
 from agents.policies.bid_price import BidPricePolicy, table_of_estimates
-from agents.policies.budget_value import Plan, plan_for
-from agents.policies.multi_call import AskingPolicy
+from agents.policies.budget_value import BudgetValue, fit_budget_value
+from agents.policies.multi_call import MultiCallPolicy
 from agents.ppo.ppo import DevicePPO, loss_gradients
 from agents.ppo.storage import Rollout
 from agents.training.checkpoint import restore_checkpoint, save_checkpoint
@@ -46,7 +46,7 @@ POLICIES: dict[str, tuple[Any, int]] = {  # class and M
     "MLP": ("MlpPolicy", 1),
     "MLP, 4 calls": ("MlpPolicy", 4),
     "bid price": (BidPricePolicy, 1),
-    "asking": (AskingPolicy, 4),
+    "asking": (MultiCallPolicy, 4),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -78,13 +78,13 @@ def estimates(small: ExpertTable) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def plan(small: ExpertTable, estimates: Tensor) -> Plan:
+def plan(small: ExpertTable, estimates: Tensor) -> BudgetValue:
     rows = small.rows("train")
-    return plan_for(small, rows, estimates[rows])
+    return fit_budget_value(small, rows, estimates[rows])
 
 
 @pytest.fixture
-def make(small: ExpertTable, estimates: Tensor, plan: Plan) -> Make:
+def make(small: ExpertTable, estimates: Tensor, plan: BudgetValue) -> Make:
     """`make(DevicePPO, "bid price", n_steps=5)`, begun from the plan; the same seed seeds the global generators."""
 
     def made(algorithm: type[PPO], policy: str, device: str = "cpu", **chosen: Any) -> PPO:
@@ -95,7 +95,7 @@ def make(small: ExpertTable, estimates: Tensor, plan: Plan) -> Make:
             prices = price_range(mean_cost_usd)
             table = table_of_estimates(small, estimates, prices[1])
             network = {"mean_cost_usd": mean_cost_usd.tolist(), "price_range_usd": list(prices), "horizon": H}
-        if kind is AskingPolicy:
+        if kind is MultiCallPolicy:
             network["max_calls"] = max_calls
         env = LeerooSB3VecEnv(LeerooVectorEnv(B, table.to(device), horizon=H, max_calls=max_calls))
         chosen = {"n_steps": H, "batch_size": 16, "n_epochs": 2, "learning_rate": 1e-3, "gamma": 0.98} | chosen
@@ -413,10 +413,10 @@ def on_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     )
 
     def begin() -> None:
-        real = agents.ppo.cuda_graph.captured
+        real = agents.ppo.cuda_graph.capture
         monkeypatch.setattr(agents.ppo.cuda_graph, "torch", SimpleNamespace(cuda=cuda, no_grad=torch.no_grad))
         monkeypatch.setattr(
-            agents.ppo.ppo, "captured", lambda work, changed, _: real(work, changed, torch.device("cuda"))
+            agents.ppo.ppo, "capture", lambda work, changed, _: real(work, changed, torch.device("cuda"))
         )
 
     return begin
@@ -460,7 +460,7 @@ def test_what_is_captured_keeps_what_it_reads(on_graphs: Callable[[], None], mon
     monkeypatch.setattr(agents.ppo.cuda_graph.torch.cuda, "graph", contextlib.nullcontext)
     numbers = torch.ones(2)
     alive = weakref.ref(numbers)
-    again = agents.ppo.cuda_graph.captured(lambda x=numbers: x.sum(), [], torch.device("cuda"))  # type: ignore[misc]
+    again = agents.ppo.cuda_graph.capture(lambda x=numbers: x.sum(), [], torch.device("cuda"))  # type: ignore[misc]
     del numbers
     again()
     assert alive() is not None
