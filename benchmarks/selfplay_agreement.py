@@ -19,7 +19,7 @@ import tyro
 
 from agents.estimators.ensemble import fit_predictor, predict_all
 from agents.selfplay.voting import LEAST_SETTLED, rank_voters
-from experts.generation.consensus import Agreed, agreed_references
+from experts.generation.consensus import Consensus, consensus_references
 from experts.grading import GRADERS
 from experts.spending import not_asked
 from experts.types import Answer, Query
@@ -98,19 +98,21 @@ def settle(table: ExpertTable, rows: np.ndarray, asked: np.ndarray, weight: np.n
         for k, name in enumerate(table.experts)
     }
     weights = dict(zip(table.experts, weight.T.tolist(), strict=True))
-    agreed = agreed_references(queries, answers, "exact", weights=weights)
-    truth = [queries[i] for i in agreed.rows]
-    right = np.array([GRADERS["exact"](q.reference or "", t).score for q, t in zip(agreed.queries, truth, strict=True)])
+    consensus = consensus_references(queries, answers, "exact", weights=weights)
+    truth = [queries[i] for i in consensus.rows]
+    right = np.array(
+        [GRADERS["exact"](q.reference or "", t).score for q, t in zip(consensus.queries, truth, strict=True)]
+    )
     usd = sum(answer.cost_usd for given in answers.values() for answer in given)
-    graded, true = (_scores(answers, agreed, references) for references in (agreed.queries, truth))
+    graded, true = (_scores(answers, consensus, references) for references in (consensus.queries, truth))
     return Vote(int(asked.any(axis=1).sum()), right, graded, true, [query.domain for query in truth], usd)
 
 
-def _scores(answers: dict[str, list[Answer]], agreed: Agreed, references: list[Query]) -> np.ndarray:
+def _scores(answers: dict[str, list[Answer]], consensus: Consensus, references: list[Query]) -> np.ndarray:
     """[settled, K], NaN where an expert was not asked."""
     scores = np.full((len(references), len(answers)), np.nan)
     for k, given in enumerate(answers.values()):
-        for i, (row, query) in enumerate(zip(agreed.rows, references, strict=True)):
+        for i, (row, query) in enumerate(zip(consensus.rows, references, strict=True)):
             if not given[row].error:
                 scores[i, k] = GRADERS["exact"](given[row].text, query).score
     return scores

@@ -1,4 +1,4 @@
-"""What calls cost, and the purse that all experts of a run pay from."""
+"""What calls cost, and the cap that all experts of a run pay from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Price:
         return self.cost_usd(prompt_tokens, max_tokens, self.timeout_s)
 
 
-class Purse:
+class SpendCap:
     """A hard cap on what the experts of a run spend together. Safe to use from several threads.
 
     The worst case of a call is reserved before it is made; afterwards what it cost is kept and the rest released.
@@ -83,9 +83,9 @@ def not_asked() -> Answer:
 
 
 def ask_affordable(
-    purse: Purse, worst_usd: Sequence[float], ask: Callable[[slice], list[Answer]], batch_size: int
+    spend_cap: SpendCap, worst_usd: Sequence[float], ask: Callable[[slice], list[Answer]], batch_size: int
 ) -> list[Answer]:
-    """Asks a local model in batches of at most `batch_size`, each no larger than the purse can pay for.
+    """Asks a local model in batches of at most `batch_size`, each no larger than the spend cap can pay for.
 
     Args:
         worst_usd: the most that each call can cost.
@@ -94,10 +94,10 @@ def ask_affordable(
     answers: list[Answer] = []
     while len(answers) < len(worst_usd):
         start = len(answers)
-        if not purse.reserve(worst_usd[start]):
+        if not spend_cap.reserve(worst_usd[start]):
             return answers + [not_asked() for _ in worst_usd[start:]]
         end = start + 1
-        while end < min(start + batch_size, len(worst_usd)) and purse.try_reserve(worst_usd[end]) == "granted":
+        while end < min(start + batch_size, len(worst_usd)) and spend_cap.try_reserve(worst_usd[end]) == "granted":
             end += 1
         batch: list[Answer] = []
         try:
@@ -105,6 +105,6 @@ def ask_affordable(
         finally:
             costs = [answer.cost_usd for answer in batch] or [0.0] * (end - start)
             for reserved, cost in zip(worst_usd[start:end], costs, strict=True):
-                purse.settle(reserved, cost)
+                spend_cap.settle(reserved, cost)
         answers += batch
     return answers

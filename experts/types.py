@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -37,4 +39,17 @@ class Expert(Protocol):
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Asks a batch and returns its answers in the same order. A failed call is an Answer with `error`."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """A model that embeds texts; `experts.encoder.Encoder` is one."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The encoder's description in table.json."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings [N, D] float32 of N texts, also where N is 0."""
         ...

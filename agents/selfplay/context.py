@@ -21,14 +21,13 @@ import experts.tiny
 from agents.selfplay.labelling import Asker, Pair
 from agents.serving.orchestrator import Orchestrator
 from agents.training.run_dir import begin_run, read_settings
-from experts.collect.pipeline import QueryEncoder
 from experts.collect.store import StoredExpert
 from experts.data.queries import load_queries
 from experts.generation.novelty import normal_question
 from experts.generation.writers import GymWriter, ModelWriter, TaskWriter, Writer, writing_expert
 from experts.grading import GRADERS
 from experts.pool import Pool, keys_for
-from experts.types import Query
+from experts.types import Query, TextEncoder
 from leeroo_env import InputError
 from leeroo_env.builtin import DEFAULT, resolve
 from leeroo_env.dynamics import HORIZON
@@ -101,7 +100,7 @@ class Game:
     config: Config
     asker: Asker
     writers: list[Writer]
-    encoder: QueryEncoder
+    encoder: TextEncoder
     held_out: list[Query]
     start: list[Query]
 
@@ -183,7 +182,7 @@ def seed_queries(config: Config) -> tuple[list[Query], list[Query]]:
     return held_out, train
 
 
-def make_encoder(config: Config) -> QueryEncoder:
+def make_encoder(config: Config) -> TextEncoder:
     from experts.encoder import Encoder
 
     return Encoder(config.encoder)
@@ -200,7 +199,7 @@ def make_writer(name: str, config: Config, asker: Asker, writer_pool: Pool, star
     if name == "reasoning-gym":
         return GymWriter()
     (spec,) = writer_pool.select([name])
-    expert: Any = writing_expert(spec, asker.purse, seed=config.seed)
+    expert: Any = writing_expert(spec, asker.spend_cap, seed=config.seed)
     return ModelWriter(StoredExpert(expert, keys_for(expert.spec), asker.store), start)
 
 

@@ -17,14 +17,14 @@ from agents.selfplay.acquisition import draw_domains, draw_pairs, worth_asking
 from agents.selfplay.context import Game, foretell, read_queries, training_queries, usable_queries
 from agents.selfplay.labelling import unanswered_usd
 from agents.serving.orchestrator import Orchestrator
-from experts.generation.novelty import Sieve
+from experts.generation.novelty import NoveltyFilter
 from experts.generation.writers import ModelWriter, Writer, Written
 from experts.types import Query
 from leeroo_env.files import read_json, write_json, write_text
 
 WRITTEN_AT_ONCE = 20  # by a model: the replies to these are all that a kill can lose
 WRITING_SHARE = 0.3  # of a round's money: the rest is for answers
-MAX_WRITING = 3  # times that the writer is asked for what the sieve has left too few of
+MAX_WRITING = 3  # times that the writer is asked for what the novelty filter leaves too few of
 
 
 def new_queries(game: Game, number: int) -> tuple[list[Query], dict[str, Any]]:
@@ -41,14 +41,14 @@ def new_queries(game: Game, number: int) -> tuple[list[Query], dict[str, Any]]:
 
 
 def write_queries(game: Game, number: int) -> tuple[list[Query], Written]:
-    """Has queries written, more for domains whose answers are worth asking for, until enough of each pass the sieve.
+    """Has queries written, more for domains whose answers are worth asking for, until enough of each are new.
 
     Writers share the number evenly. What any round has written counts as seen, also where experts did not agree on it.
     """
     rng, total = game.rng(number, 1), Written()
     known = training_queries(game, number)
     seen = [query.text for earlier in range(number) for query in read_queries(game, earlier)]
-    sieve = Sieve(game.encoder, [query.text for query in game.held_out], seen)
+    novelty = NoveltyFilter(game.encoder, [query.text for query in game.held_out], seen)
     worth = torch.ones(len(known), 1)
     if game.config.ask == "aimed":
         agent = Orchestrator.load(game.directory(number - 1))
@@ -60,23 +60,29 @@ def write_queries(game: Game, number: int) -> tuple[list[Query], Written]:
             for domain, n in missing.items():
                 batch = WRITTEN_AT_ONCE if isinstance(writer, ModelWriter) else max(n, 1)
                 for done in range(0, n, batch):
-                    missing[domain] -= write_some(game, writer, domain, min(batch, n - done), sieve, total, rng)
+                    missing[domain] -= write_some(game, writer, domain, min(batch, n - done), novelty, total, rng)
     return total.queries, total
 
 
 def write_some(
-    game: Game, writer: Writer, domain: str, n: int, sieve: Sieve, total: Written, rng: np.random.Generator
+    game: Game,
+    writer: Writer,
+    domain: str,
+    n: int,
+    novelty: NoveltyFilter,
+    total: Written,
+    rng: np.random.Generator,
 ) -> int:
     """Adds up to n new queries of a domain to `total`, as far as the money for writing goes; returns how many."""
-    purse = game.asker.purse
-    before_usd = purse.spent_usd
-    purse.max_usd = before_usd + WRITING_SHARE * game.config.usd_per_round - total.cost_usd
+    spend_cap = game.asker.spend_cap
+    before_usd = spend_cap.spent_usd
+    spend_cap.max_usd = before_usd + WRITING_SHARE * game.config.usd_per_round - total.cost_usd
     written = writer.write(n, domain, rng)
-    sifted = sieve.sift(written.queries)
-    total.queries += [replace(query, split="train") for query in sifted.queries]
-    total.dropped += written.dropped + sifted.dropped
-    total.cost_usd += written.cost_usd + unanswered_usd(purse.spent_usd - before_usd, written.cost_usd)
-    return len(sifted.queries)
+    filtered = novelty.filter(written.queries)
+    total.queries += [replace(query, split="train") for query in filtered.queries]
+    total.dropped += written.dropped + filtered.dropped
+    total.cost_usd += written.cost_usd + unanswered_usd(spend_cap.spent_usd - before_usd, written.cost_usd)
+    return len(filtered.queries)
 
 
 def chosen_pairs(game: Game, number: int, limit_usd: float) -> dict[str, list[list[str]]]:

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from experts.backends.openai import most_tokens
-from experts.collect.pipeline import QueryEncoder, Row, answer_rows, expert_info, lane_of, query_rows
+from experts.collect.pipeline import Row, answer_rows, expert_info, query_rows, queue_for
 from experts.collect.scheduler import ask_all
 from experts.collect.store import Store, StoredExpert
 from experts.grading import GRADERS
-from experts.pool import ExpertSpec, OpenAISpec, Pool, keys_for, make_experts
-from experts.spending import Purse
-from experts.types import Answer, Expert, Query
+from experts.pool import ExpertSpec, Pool, keys_for, make_experts
+from experts.spending import SpendCap
+from experts.types import Answer, Expert, Query, TextEncoder
 from leeroo_env.table import TableInfo
 
 Pair = tuple[Query, str]
@@ -28,7 +27,7 @@ ROUNDING_USD = 1e-12
 
 @dataclass
 class Asker:
-    """A pool's experts, the purse that they pay from and the store that keeps their answers.
+    """A pool's experts, the spend cap that they pay from and the store that keeps their answers.
 
     Attributes:
         era: of an expert that changed, the round in which this was noticed; its answers from then on are kept apart.
@@ -36,12 +35,12 @@ class Asker:
 
     pool: Pool
     store: Store
-    purse: Purse = field(default_factory=Purse)
+    spend_cap: SpendCap = field(default_factory=SpendCap)
     era: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.specs: dict[str, ExpertSpec] = {spec.name: spec for spec in self.pool.experts}
-        self.experts: dict[str, Expert] = {e.name: e for e in make_experts(self.pool, None, self.purse)}
+        self.experts: dict[str, Expert] = {e.name: e for e in make_experts(self.pool, None, self.spend_cap)}
         self._keys = {name: keys_for(spec) for name, spec in self.specs.items()}
 
     def key(self, expert: str) -> Callable[[Query], str]:
@@ -58,8 +57,7 @@ class Asker:
         """The most that a call can cost, every retry billed."""
         query, expert = pair
         spec = self.specs[expert]
-        attempts = 1 + spec.max_retries if isinstance(spec, OpenAISpec) else 1
-        return attempts * spec.price.worst_usd(most_tokens(spec.render(query), spec.system), spec.max_tokens)
+        return spec.attempts * spec.worst_usd(query)
 
     def ask(self, pairs: Sequence[Pair], max_usd: float) -> float:
         """Asks the pairs in order as far as the money goes, and returns what their answers cost, in dollars.
@@ -72,11 +70,13 @@ class Asker:
             wave = rest[: self._affordable(rest, max_usd - spent_usd)]
             if not wave:
                 break
-            before_usd = self.purse.spent_usd
-            self.purse.max_usd = before_usd + max_usd - spent_usd
+            before_usd = self.spend_cap.spent_usd
+            self.spend_cap.max_usd = before_usd + max_usd - spent_usd
             new = [pair for pair in wave if self.found(pair) is None]
             self._ask_all(new)
-            spent_usd += self._paid_usd(wave) + unanswered_usd(self.purse.spent_usd - before_usd, self._paid_usd(new))
+            spent_usd += self._paid_usd(wave) + unanswered_usd(
+                self.spend_cap.spent_usd - before_usd, self._paid_usd(new)
+            )
             rest = rest[len(wave) :]
         return spent_usd
 
@@ -94,12 +94,12 @@ class Asker:
         return count
 
     def _ask_all(self, pairs: Sequence[Pair]) -> None:
-        lanes = []
+        queues = []
         for name, expert in self.experts.items():
             queries = list({self.key(name)(query): query for query, asked in pairs if asked == name}.values())
             if queries:
-                lanes.append(lane_of(StoredExpert(expert, self.key(name), self.store), self.specs[name], queries))
-        ask_all(lanes, show_progress=False)
+                queues.append(queue_for(StoredExpert(expert, self.key(name), self.store), self.specs[name], queries))
+        ask_all(queues, show_progress=False)
 
 
 def unanswered_usd(billed_usd: float, answered_usd: float) -> float:
@@ -114,7 +114,7 @@ def table_of(
     queries: Sequence[Query],
     answers: dict[tuple[str, str], Answer],
     grader: str,
-    encoder: QueryEncoder,
+    encoder: TextEncoder,
     agreement: Mapping[str, float],
 ) -> tuple[TableInfo, pa.Table, pa.Table, np.ndarray]:
     """What the files of a table directory hold.

@@ -45,9 +45,9 @@ from agents.selfplay.learn import answers_so_far, coverage, drifts, learn, live_
 from agents.selfplay.report import log_round, total, write_selfplay_report
 from agents.selfplay.voting import agreement_of, settle, tally
 from agents.serving.orchestrator import Orchestrator
-from experts.collect.pipeline import QueryEncoder
 from experts.collect.store import open_store
 from experts.pool import load_pool
+from experts.types import TextEncoder
 from leeroo_env.cli import exit_code
 from leeroo_env.dynamics import make_rules
 from leeroo_env.files import read_json, write_json
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code(work, "the same command goes on")
 
 
-def run(config: Config, encoder: QueryEncoder | None = None) -> list[dict[str, Any]]:
+def run(config: Config, encoder: TextEncoder | None = None) -> list[dict[str, Any]]:
     """Plays the rounds that are still to be played, writes the report, and returns the rounds' numbers.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 from agents.selfplay.acquisition import LEAST_CHANCE
 from agents.selfplay.context import VOTERS, Game, foretell
 from agents.serving.orchestrator import Orchestrator
-from experts.generation.consensus import agreed_references
+from experts.generation.consensus import consensus_references
 from experts.spending import not_asked
 from experts.types import Query
 from leeroo_env.files import read_json, write_json
@@ -131,7 +131,7 @@ def count_votes(game: Game, number: int, queries: Sequence[Query]) -> dict[str, 
         return told
     scores = foretell(game, Orchestrator.load(game.directory(number - 1)), enough)[:, : len(names)]
     weights = scores.double().clamp(LEAST_CHANCE, 1 - LEAST_CHANCE).T.tolist()
-    agreed = agreed_references(
+    consensus = consensus_references(
         enough,
         {name: [came[query.query_id].get(name) or not_asked() for query in enough] for name in names},
         config.grader,
@@ -139,9 +139,9 @@ def count_votes(game: Game, number: int, queries: Sequence[Query]) -> dict[str, 
         teacher=config.teacher or None,
         least_share=config.least_agreement,
     )
-    for query, share in zip(agreed.queries, agreed.shares.tolist(), strict=True):
+    for query, share in zip(consensus.queries, consensus.shares.tolist(), strict=True):
         told["references"][query.query_id] = {"reference": query.reference, "agreement": share}
-    return told | {"dropped": dict(dropped + agreed.dropped)}
+    return told | {"dropped": dict(dropped + consensus.dropped)}
 
 
 def tally(written: dict[str, Any], settled: dict[str, Any], usable: int) -> dict[str, Any]:

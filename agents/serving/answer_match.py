@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from experts.grading import NORMAL_FORMS
-from experts.types import Query
+from experts.types import Query, TextEncoder
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
 # The answers in the outputs that one query brought, in the order they came: equal strings are equal answers, None is
 # no answer. Those of the first outputs do not change when more come.
 Compare = Callable[[Query, Sequence[str]], list[str | None]]
-
-
-class TextEncoder(Protocol):
-    """Texts to embeddings of length 1, [N, D] float32; `experts.encoder.Encoder` is one."""
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 def by_normal_form(name: str) -> Compare:

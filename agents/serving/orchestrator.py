@@ -138,7 +138,7 @@ class Orchestrator:
 
         The budget is hard: a call is only made if its worst case fits what is left, by its price and `max_tokens`, of
         an expert without a `spec` its mean cost. A call that fails costs nothing and counts as one of the M. If the
-        server may have billed it all the same, only the purse that the experts pay from knows.
+        server may have billed it all the same, only the spend cap that the experts pay from knows.
 
         Args:
             queries: B, or their texts.

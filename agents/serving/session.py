@@ -15,7 +15,6 @@ from torch import Tensor
 
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.serving.answer_match import Compare
-from experts.backends.openai import most_tokens
 from experts.pool import LocalSpec
 from experts.spending import NOT_ASKED, not_asked
 from experts.types import Answer, Expert, Query
@@ -220,9 +219,7 @@ class Live:
     def _worst_usd(self, expert: int, query: Query) -> float:
         """The most that a call can cost, as far as prices and token limits are known; else what it costs on average."""
         spec = getattr(self.experts[expert], "spec", None)
-        if spec is None:
-            return self.mean_cost_usd[expert]
-        return spec.price.worst_usd(most_tokens(spec.render(query), spec.system), spec.max_tokens)
+        return self.mean_cost_usd[expert] if spec is None else spec.worst_usd(query)
 
     def _ask(self, asks: dict[int, list[Case]]) -> dict[int, list[Answer]]:
         """Asks each expert its queries together: servers side by side, local models one after the other."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experts.spending import Purse, ask_affordable
+from experts.spending import SpendCap, ask_affordable
 from experts.types import Answer, Query
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def prompt_ids(tokenizer: Any, spec: LocalSpec, query: Query) -> list[int]:
 
 
 def answer_locally(
-    spec: LocalSpec, purse: Purse, ids: Sequence[list[int]], context: int, generate: Generate
+    spec: LocalSpec, spend_cap: SpendCap, ids: Sequence[list[int]], context: int, generate: Generate
 ) -> list[Answer]:
     """Answers prompts in batches of like length and returns the answers in the order of the prompts.
 
@@ -50,7 +50,7 @@ def answer_locally(
     def ask(part: slice) -> list[Answer]:
         return _ask_batch(spec, [ids[i] for i in order[part]], generate)
 
-    for i, answer in zip(order, ask_affordable(purse, worst_usd, ask, spec.batch_size), strict=True):
+    for i, answer in zip(order, ask_affordable(spend_cap, worst_usd, ask, spec.batch_size), strict=True):
         answers[i] = answer
     return [answer for answer in answers if answer is not None]
 

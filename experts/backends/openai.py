@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from experts.spending import Purse, not_asked
+from experts.spending import SpendCap, not_asked
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from experts.pool import OpenAISpec
 
-TEMPLATE_TOKENS = 256  # the most that a server's chat template is taken to add to a prompt
 NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
 GATEWAY_ERRORS = {502, 504}  # the model behind the gateway may have answered, and be paid for
 ERROR_CHARS = 300
@@ -45,7 +44,7 @@ _starting = threading.Lock()
 class OpenAIExpert:
     """Asks a server, at most `spec.concurrency` calls at a time, however many threads call `answer`."""
 
-    def __init__(self, spec: OpenAISpec, purse: Purse) -> None:
+    def __init__(self, spec: OpenAISpec, spend_cap: SpendCap) -> None:
         """
         Raises:
             InputError: an environment variable that the spec names is not set.
@@ -54,7 +53,7 @@ class OpenAIExpert:
         url = _variable("base_url_env", spec.base_url_env) if spec.base_url_env else None
         self.name = spec.name
         self.spec = spec
-        self._purse = purse
+        self._spend_cap = spend_cap
         self._secrets = tuple(s for s in (spec.api_key_env and key, _url_password(url)) if s)
         self._client = _client(key, url, spec.timeout_s, spec.max_retries)
         self._slots = asyncio.Semaphore(spec.concurrency)
@@ -68,36 +67,35 @@ class OpenAIExpert:
 
     async def _ask(self, query: Query) -> Answer:
         """One call with its money: reserves what every attempt may cost, keeps what was or may have been billed."""
-        prompt = self.spec.render(query)
-        worst_usd = self.spec.price.worst_usd(most_tokens(prompt, self.spec.system), self.spec.max_tokens)
+        worst_usd = self.spec.worst_usd(query)
         async with self._slots:
-            reserved_usd = worst_usd * (1 + self.spec.max_retries)
-            if not await self._purse.reserve_async(reserved_usd):
+            reserved_usd = worst_usd * self.spec.attempts
+            if not await self._spend_cap.reserve_async(reserved_usd):
                 return not_asked()
             attempts = Attempts()
             spent_usd = reserved_usd
             try:
-                answer = await self._call(prompt, attempts)
+                answer = await self._call(query, attempts)
                 lost = attempts.billable - (answer.error is None)
                 spent_usd = answer.cost_usd + lost * worst_usd
                 return answer
             finally:
-                self._purse.settle(reserved_usd, spent_usd)
+                self._spend_cap.settle(reserved_usd, spent_usd)
 
-    async def _call(self, prompt: str, attempts: Attempts) -> Answer:
+    async def _call(self, query: Query, attempts: Attempts) -> Answer:
         _attempts.set(attempts)
         started = time.perf_counter()
         try:
-            text, prompt_tokens, completion_tokens = await self._complete(prompt)
+            text, prompt_tokens, completion_tokens = await self._complete(query)
         except Exception as error:  # whatever it is, the other calls of the batch must get their answers
             return Answer("", 0, 0, 0.0, time.perf_counter() - started, error=self._describe(error))
         seconds = time.perf_counter() - started
         cost_usd = self.spec.price.cost_usd(prompt_tokens, completion_tokens, seconds)
         return Answer(text, prompt_tokens, completion_tokens, cost_usd, seconds)
 
-    async def _complete(self, prompt: str) -> tuple[str, int, int]:
+    async def _complete(self, query: Query) -> tuple[str, int, int]:
         """Text, prompt tokens and completion tokens of one call."""
-        settings = _settings(self.spec)
+        prompt, settings = self.spec.render(query), _settings(self.spec)
         if self.spec.chat:
             system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
             messages: Any = [*system, {"role": "user", "content": prompt}]
@@ -109,7 +107,7 @@ class OpenAIExpert:
             text = reply.choices[0].text
         if reply.usage is None:
             _warn_of_no_usage(self.name)
-            return text or "", most_tokens(prompt, self.spec.system), self.spec.max_tokens
+            return text or "", self.spec.most_prompt_tokens(query), self.spec.max_tokens
         return text or "", reply.usage.prompt_tokens, reply.usage.completion_tokens
 
     def _describe(self, error: Exception) -> str:
@@ -118,11 +116,6 @@ class OpenAIExpert:
         for secret in self._secrets:
             text = text.replace(secret, "[redacted]")
         return text[:ERROR_CHARS]
-
-
-def most_tokens(prompt: str, system: str | None) -> int:
-    """More tokens than a prompt can have: a token is at least a byte, and the chat template adds some."""
-    return len(prompt.encode()) + len((system or "").encode()) + TEMPLATE_TOKENS
 
 
 def _settings(spec: OpenAISpec) -> dict[str, Any]:

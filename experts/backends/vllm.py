@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from experts.backends.local import answer_locally, prompt_ids
-from experts.spending import Purse
+from experts.spending import SpendCap
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class VllmExpert:
     """A model in an engine of its own; the engine starts when it is first asked, and answers one batch at a time."""
 
-    def __init__(self, spec: VllmSpec, purse: Purse) -> None:
+    def __init__(self, spec: VllmSpec, spend_cap: SpendCap) -> None:
         self.name = spec.name
         self.spec = spec
-        self._purse = purse
+        self._spend_cap = spend_cap
         self._lock = threading.Lock()
 
     @functools.cached_property
@@ -49,7 +49,7 @@ class VllmExpert:
             tokenizer = self._engine.get_tokenizer()
             ids = [prompt_ids(tokenizer, self.spec, query) for query in queries]
             context = self._engine.llm_engine.model_config.max_model_len
-            return answer_locally(self.spec, self._purse, ids, context, self._generate)
+            return answer_locally(self.spec, self._spend_cap, ids, context, self._generate)
 
     def _generate(self, prompts: list[list[int]]) -> list[tuple[str, int]]:
         from vllm import SamplingParams

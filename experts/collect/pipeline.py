@@ -19,35 +19,24 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 import tyro
 
-from experts.backends.openai import most_tokens
-from experts.collect.scheduler import Lane, ask_all, make_lane
+from experts.collect.scheduler import ExpertQueue, ask_all, make_queue
 from experts.collect.store import StoredExpert, open_store, read_parts, successes
 from experts.grading import GRADERS, Grade, judge_batch
 from experts.pool import ExpertSpec, OpenAISpec, Pool, keys_for, load_pool, make_experts
-from experts.spending import Purse
-from experts.types import Answer, Expert, Query
+from experts.spending import SpendCap
+from experts.types import Answer, Expert, Query, TextEncoder
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertInfo, ExpertTable, TableInfo, write_table
 
 BYTES_PER_TOKEN = 4
 JUDGE_BATCH = 32
 UNGRADED = Grade(0.0, None)
-
-
-class QueryEncoder(Protocol):
-    """Texts to embeddings, [N, D] float32; `info` describes the encoder in table.json."""
-
-    @property
-    def info(self) -> dict: ...
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ class Row:
 class Collected:
     """What a run did. `table` is None where no query has an answer of every expert yet."""
 
-    lanes: list[Lane]
+    queues: list[ExpertQueue]
     table: ExpertTable | None
     mean_scores: dict[str, float]
     missing: int
@@ -92,7 +81,7 @@ def collect(
     pool: Pool,
     queries: Sequence[Query],
     out: Path,
-    encoder: QueryEncoder,
+    encoder: TextEncoder,
     *,
     grader: str = "exact",
     judge: str | None = None,
@@ -113,24 +102,24 @@ def collect(
     """
     specs = pool.select(experts)
     _check(queries, out, grader, judge)
-    purse = Purse(max_usd)
+    spend_cap = SpendCap(max_usd)
     judges = pool.select([judge]) if judge else []
-    asked = make_experts(pool, [spec.name for spec in specs], purse)
-    judging = make_experts(pool, [spec.name for spec in judges], purse)
+    asked = make_experts(pool, [spec.name for spec in specs], spend_cap)
+    judging = make_experts(pool, [spec.name for spec in judges], spend_cap)
     with open_store(parts_directory(out)) as store:
         keys = {spec.name: keys_for(spec) for spec in (*specs, *judges)}
         stored = [StoredExpert(expert, keys[expert.name], store) for expert in asked]
-        lanes = [
-            lane_of(e, spec, _missing(keys[e.name], queries, store.found))
+        queues = [
+            queue_for(e, spec, _missing(keys[e.name], queries, store.found))
             for e, spec in zip(stored, specs, strict=True)
         ]
-        ask_all(lanes, show_progress)
+        ask_all(queues, show_progress)
         rows = [Row(e.name, q, store.found[k]) for e in asked for q in queries if (k := keys[e.name](q)) in store.found]
         judge_expert = StoredExpert(judging[0], keys[judging[0].name], store) if judging else None
         graded = _grade(rows, grader, judge_expert)
         table = _write(specs, queries, graded, encoder, out, f"graded by {grader}")
     missing = len(specs) * len(queries) - len(graded)
-    return Collected(lanes, table, _mean_scores(graded), missing, purse.spent_usd)
+    return Collected(queues, table, _mean_scores(graded), missing, spend_cap.spent_usd)
 
 
 def estimate(pool: Pool, queries: Sequence[Query], out: Path, experts: Sequence[str] | None = None) -> list[Estimate]:
@@ -141,16 +130,14 @@ def estimate(pool: Pool, queries: Sequence[Query], out: Path, experts: Sequence[
 
 def _estimate(spec: ExpertSpec, queries: Sequence[Query], found: set[str]) -> Estimate:
     missing = _missing(keys_for(spec), queries, found)
-    most = [most_tokens(spec.render(query), spec.system) for query in missing]
-    tokens = [math.ceil(n / BYTES_PER_TOKEN) for n in most]
-    attempts = 1 + spec.max_retries if isinstance(spec, OpenAISpec) else 1
+    tokens = [math.ceil(spec.most_prompt_tokens(query) / BYTES_PER_TOKEN) for query in missing]
     return Estimate(
         expert=spec.name,
         stored=len(queries) - len(missing),
         to_ask=len(missing),
         prompt_tokens=sum(tokens),
         usd=sum(spec.price.worst_usd(n, spec.max_tokens) for n in tokens),
-        worst_usd=sum(spec.price.worst_usd(n, spec.max_tokens) for n in most) * attempts,
+        worst_usd=sum(spec.worst_usd(query) for query in missing) * spec.attempts,
     )
 
 
@@ -182,11 +169,11 @@ def _missing(key: Callable[[Query], str], queries: Sequence[Query], found: Colle
     return list({k: query for query in queries if (k := key(query)) not in found}.values())
 
 
-def lane_of(expert: Expert, spec: ExpertSpec, queries: Sequence[Query]) -> Lane:
+def queue_for(expert: Expert, spec: ExpertSpec, queries: Sequence[Query]) -> ExpertQueue:
     """The work of asking an expert of a pool these queries."""
     if isinstance(spec, OpenAISpec):
-        return make_lane(expert, queries, spec.concurrency, remote=True)
-    return make_lane(expert, queries, getattr(spec, "batch_size", 1), remote=False)
+        return make_queue(expert, queries, spec.concurrency, remote=True)
+    return make_queue(expert, queries, getattr(spec, "batch_size", 1), remote=False)
 
 
 def _grade(rows: Sequence[Row], grader: str, judge_expert: Expert | None) -> list[Row]:
@@ -214,7 +201,7 @@ def _write(
     specs: Sequence[ExpertSpec],
     queries: Sequence[Query],
     graded: Sequence[Row],
-    encoder: QueryEncoder,
+    encoder: TextEncoder,
     out: Path,
     remark: str,
 ) -> ExpertTable | None:
@@ -351,11 +338,11 @@ def _print_estimates(estimates: Sequence[Estimate]) -> None:
 
 def _report(collected: Collected, out: Path) -> int:
     """Prints what came of it and returns the exit code."""
-    for lane in collected.lanes:
-        score = collected.mean_scores.get(lane.expert.name)
-        print(f"{lane.expert.name}: {lane.status()}" + (f", mean score {score:.3f}" if score is not None else ""))
-        if lane.failed:
-            print(f"{lane.expert.name}: last error: {lane.error}")
+    for queue in collected.queues:
+        score = collected.mean_scores.get(queue.expert.name)
+        print(f"{queue.expert.name}: {queue.status()}" + (f", mean score {score:.3f}" if score is not None else ""))
+        if queue.failed:
+            print(f"{queue.expert.name}: last error: {queue.error}")
     again = "; run again to ask for them" if collected.missing else ""
     print(f"spent ${collected.spent_usd:.6f}, {collected.missing} answers missing{again}")
     print(collected.table or f"{out}: no table yet, as no query has an answer of every expert")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import re
 import sys
 import threading
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
 from tqdm import tqdm
 
@@ -23,11 +23,11 @@ STATUS_EVERY_S = 30.0
 
 
 @dataclass
-class Lane:
+class ExpertQueue:
     """One expert's work: what is still to be asked, and how far it is."""
 
     expert: Expert
-    batches: queue.SimpleQueue[list[Query]]
+    batches: SimpleQueue[list[Query]]
     total: int
     remote: bool
     done: int = 0
@@ -68,23 +68,23 @@ class Lane:
         return text + (" (spend cap reached)" if self.capped else " (given up)" if self.given_up else "")
 
 
-def make_lane(expert: Expert, queries: Sequence[Query], batch_size: int, remote: bool) -> Lane:
+def make_queue(expert: Expert, queries: Sequence[Query], batch_size: int, remote: bool) -> ExpertQueue:
     """Work for one expert in batches of like length, the longest first."""
     todo = sorted(queries, key=lambda query: -len(query.text))
-    batches: queue.SimpleQueue[list[Query]] = queue.SimpleQueue()
+    batches: SimpleQueue[list[Query]] = SimpleQueue()
     for start in range(0, len(todo), batch_size):
         batches.put(todo[start : start + batch_size])
-    return Lane(expert, batches, len(todo), remote)
+    return ExpertQueue(expert, batches, len(todo), remote)
 
 
-def ask_all(lanes: Sequence[Lane], show_progress: bool) -> None:
-    """Works through all lanes: servers side by side, local models one after the other on a thread of their own."""
+def ask_all(queues: Sequence[ExpertQueue], show_progress: bool) -> None:
+    """Works through all queues: servers side by side, local models one after the other on a thread of their own."""
     stop = threading.Event()
-    jobs = [[lane] for lane in lanes if lane.remote for _ in range(BATCHES_UNDER_WAY)]
-    jobs.append([lane for lane in lanes if not lane.remote])
+    jobs = [[queue] for queue in queues if queue.remote for _ in range(BATCHES_UNDER_WAY)]
+    jobs.append([queue for queue in queues if not queue.remote])
     errors: list[BaseException] = []
     ends = [threading.Event() for _ in jobs]
-    with _progress(lanes, show_progress) as show:
+    with _progress(queues, show_progress) as show:
         for job, end in zip(jobs, ends, strict=True):
             threading.Thread(target=_work, args=(job, stop, errors, end), daemon=True).start()
         try:
@@ -98,16 +98,18 @@ def ask_all(lanes: Sequence[Lane], show_progress: bool) -> None:
         raise errors[0]
 
 
-def _work(lanes: Sequence[Lane], stop: threading.Event, errors: list[BaseException], end: threading.Event) -> None:
+def _work(
+    queues: Sequence[ExpertQueue], stop: threading.Event, errors: list[BaseException], end: threading.Event
+) -> None:
     try:
-        for lane in lanes:
-            lane.started = min(lane.started, time.monotonic()) if lane.remote else time.monotonic()
-            while not (stop.is_set() or lane.capped or lane.given_up or lane.batches.empty()):
+        for queue in queues:
+            queue.started = min(queue.started, time.monotonic()) if queue.remote else time.monotonic()
+            while not (stop.is_set() or queue.capped or queue.given_up or queue.batches.empty()):
                 try:
-                    batch = lane.batches.get_nowait()
-                except queue.Empty:
+                    batch = queue.batches.get_nowait()
+                except Empty:
                     break
-                lane.count(lane.expert.answer(batch))
+                queue.count(queue.expert.answer(batch))
     except BaseException as error:  # raised again by the main thread
         errors.append(error)
         stop.set()
@@ -122,23 +124,23 @@ def _wait(ends: Sequence[threading.Event], show: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _progress(lanes: Sequence[Lane], shown: bool) -> Iterator[Callable[[], None]]:
+def _progress(queues: Sequence[ExpertQueue], shown: bool) -> Iterator[Callable[[], None]]:
     """A function that brings the display on stderr up to date: bars on a terminal, now and then a line elsewhere."""
     bars = []
     if shown and sys.stderr.isatty():
         layout = "{desc} |{bar:20}|{postfix}"
-        bars = [tqdm(desc=lane.expert.name, total=lane.total, bar_format=layout, file=sys.stderr) for lane in lanes]
+        bars = [tqdm(desc=queue.expert.name, total=queue.total, bar_format=layout, file=sys.stderr) for queue in queues]
     last = time.monotonic()
 
     def show() -> None:
         nonlocal last
-        for lane, bar in zip(lanes, bars, strict=False):
-            bar.n = lane.done + lane.failed
-            bar.set_postfix_str(lane.status())
+        for queue, bar in zip(queues, bars, strict=False):
+            bar.n = queue.done + queue.failed
+            bar.set_postfix_str(queue.status())
         if shown and not bars and time.monotonic() - last >= STATUS_EVERY_S:
             last = time.monotonic()
-            for lane in lanes:
-                print(f"{lane.expert.name}: {lane.status()}", file=sys.stderr)
+            for queue in queues:
+                print(f"{queue.expert.name}: {queue.status()}", file=sys.stderr)
 
     try:
         yield show

@@ -15,7 +15,7 @@ from leeroo_env.errors import InputError
 
 
 @dataclass(frozen=True)
-class Agreed:
+class Consensus:
     """Queries that got a reference.
 
     Attributes:
@@ -31,7 +31,7 @@ class Agreed:
     dropped: Counter[str]
 
 
-def agreed_references(
+def consensus_references(
     queries: Sequence[Query],
     answers: Mapping[str, Sequence[Answer]],
     grader: str,
@@ -39,7 +39,7 @@ def agreed_references(
     weights: Mapping[str, float | Sequence[float]] | None = None,
     teacher: str | None = None,
     least_share: float = 0.6,
-) -> Agreed:
+) -> Consensus:
     """Takes as reference what most experts answer, or what a teacher does. What the queries had before is replaced.
 
     Failed calls, and outputs without an answer in normal form, do not vote. Queries are dropped for "no answers" (fewer
@@ -77,7 +77,7 @@ def agreed_references(
             references.append(reference)
             shares.append(share)
     kept = [replace(queries[i], reference=reference) for i, reference in zip(rows, references, strict=True)]
-    return Agreed(kept, np.array(rows, np.int64), np.array(shares, np.float64), dropped)
+    return Consensus(kept, np.array(rows, np.int64), np.array(shares, np.float64), dropped)
 
 
 def _vote(

@@ -1,4 +1,4 @@
-"""The sieve of self-play: new queries pass that are near neither to val or test nor to what is there already."""
+"""Drops new queries that are too similar to validation or test queries, or to queries that exist already."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from experts.grading import normal_text
-from experts.types import Query
+from experts.types import Query, TextEncoder
 from leeroo_env.errors import InputError
 
-SIEVE_BLOCK = 256  # queries compared at a time: 256 x 100,000 similarities are 100 MB
-
-
-class TextEncoder(Protocol):
-    """Texts to embeddings, [N, D] float32, also where N is 0."""
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+FILTER_BLOCK = 256  # queries compared at a time: 256 x 100,000 similarities are 100 MB
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Sifted:
+class Filtered:
     """What passed: queries, their embeddings [K, D] float32 of length 1, and reason -> how many did not pass."""
 
     queries: list[Query]
@@ -54,7 +47,7 @@ class Sifted:
     dropped: Counter[str]
 
 
-class Sieve:
+class NoveltyFilter:
     """Lets through queries that are neither near to val or test nor to anything seen before.
 
     Args:
@@ -64,7 +57,7 @@ class Sieve:
         limits: see `Limits`.
 
     Raises:
-        InputError: the encoder gave something that is no embedding, here or in `sift`.
+        InputError: the encoder gave something that is no embedding, here or in `filter`.
     """
 
     def __init__(
@@ -74,20 +67,20 @@ class Sieve:
         self._mark_ids: dict[tuple[str, ...], int] = {(): 0}
         self._reserved, self._seen = self._known(reserved), self._known(seen)
 
-    def sift(self, queries: Sequence[Query]) -> Sifted:
+    def filter(self, queries: Sequence[Query]) -> Filtered:
         """Drops queries as "reserved" or "seen" (see `normal_question`), or as "close to reserved" or "close to seen".
 
         Whether a query passes depends on those before it, and not on how they are cut into calls.
         """
         new = self._known([query.text for query in queries])
         kept, dropped = [], Counter[str]()
-        for start in range(0, len(queries), SIEVE_BLOCK):
-            reasons = self._reasons(new.rows(range(start, min(start + SIEVE_BLOCK, len(queries)))))
+        for start in range(0, len(queries), FILTER_BLOCK):
+            reasons = self._reasons(new.rows(range(start, min(start + FILTER_BLOCK, len(queries)))))
             passed = [start + i for i, reason in enumerate(reasons) if not reason]
             self._seen = self._seen.joined(new.rows(passed))
             kept += passed
             dropped.update(reason for reason in reasons if reason)
-        return Sifted([queries[i] for i in kept], new.vectors[kept], dropped)
+        return Filtered([queries[i] for i in kept], new.vectors[kept], dropped)
 
     def _reasons(self, new: _Texts) -> list[str]:
         """Why each text of a block does not pass; empty where it does."""
@@ -129,7 +122,7 @@ class Sieve:
 
 @dataclass(frozen=True)
 class _Texts:
-    """Texts as the sieve compares them: [N, D] of length 1, [N] the number of their marks (0 for none), normal form."""
+    """Texts prepared for comparison: unit vectors [N, D], ids of their marks [N] (0: no marks), normal forms."""
 
     vectors: np.ndarray
     marks: np.ndarray

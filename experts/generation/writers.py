@@ -19,7 +19,7 @@ import pydantic
 from experts.data.queries import text_id
 from experts.generation.novelty import normal_question
 from experts.pool import ExpertSpec, Generation, Model, make_expert
-from experts.spending import NOT_ASKED, Purse
+from experts.spending import NOT_ASKED, SpendCap
 from experts.tiny.tasks import DIFFICULTIES, FAMILIES, draw
 from experts.types import Expert, Query
 from leeroo_env.errors import InputError
@@ -239,13 +239,13 @@ class ModelWriter:
 
 
 def writing_expert(
-    spec: ExpertSpec, purse: Purse, max_tokens: int = 1024, temperature: float = 1.0, seed: int | None = None
+    spec: ExpertSpec, spend_cap: SpendCap, max_tokens: int = 1024, temperature: float = 1.0, seed: int | None = None
 ) -> Expert:
     """An expert of a pool set up for writing: without its prompt, system message and stop strings."""
     fields = {"temperature": temperature, "top_p": None, "seed": seed, "stop": ()}
     generation = Generation.model_validate(spec.generation.model_dump() | fields)
     settings = {"prompt": "{text}", "system": None, "max_tokens": max_tokens, "generation": generation}
-    return make_expert(spec.model_copy(update=settings), purse)
+    return make_expert(spec.model_copy(update=settings), spend_cap)
 
 
 def parse_questions(reply: str) -> tuple[list[Item], Counter[str]]:

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-from experts.spending import Price, Purse
+from experts.spending import Price, SpendCap
 from experts.types import Expert, Query
 from leeroo_env.errors import InputError
 
@@ -37,6 +37,7 @@ SECRET_VALUES = re.compile(
 )
 LIMITS = {"max_tokens", "max_completion_tokens", "max_new_tokens", "max_length", "n", "best_of", "num_return_sequences"}
 SET_ELSEWHERE = LIMITS | {"num_beams", "use_beam_search", "stream", "messages", "prompt", "model"}
+TEMPLATE_TOKENS = 256  # the most that a chat template adds to a prompt
 Dollars = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Variable = Annotated[str, pydantic.Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 
@@ -111,6 +112,19 @@ class ExpertSpec(Model):
         """The prompt of a query."""
         return self.prompt.replace("{text}", query.text)
 
+    @property
+    def attempts(self) -> int:
+        """The most times that one call is sent."""
+        return 1
+
+    def most_prompt_tokens(self, query: Query) -> int:
+        """An upper bound of a prompt's tokens: a token has at least one byte, and a chat template adds a few."""
+        return len(self.render(query).encode()) + len((self.system or "").encode()) + TEMPLATE_TOKENS
+
+    def worst_usd(self, query: Query) -> float:
+        """The most that one attempt of a call can cost."""
+        return self.price.worst_usd(self.most_prompt_tokens(query), self.max_tokens)
+
 
 class OpenAISpec(ExpertSpec):
     """A model behind a server that speaks OpenAI's protocol. Address and key are named, never written down."""
@@ -122,6 +136,10 @@ class OpenAISpec(ExpertSpec):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     concurrency: int = pydantic.Field(default=8, gt=0)
     max_retries: int = pydantic.Field(default=5, ge=0)
+
+    @property
+    def attempts(self) -> int:
+        return 1 + self.max_retries
 
 
 class LocalSpec(ExpertSpec):
@@ -193,7 +211,7 @@ def load_pool(path: str | os.PathLike) -> Pool:
     return pool.model_copy(update={"path": path, "experts": specs})
 
 
-def make_expert(spec: ExpertSpec, purse: Purse) -> Expert:
+def make_expert(spec: ExpertSpec, spend_cap: SpendCap) -> Expert:
     """The expert that a spec describes; local models load when they are first asked.
 
     Raises:
@@ -202,21 +220,21 @@ def make_expert(spec: ExpertSpec, purse: Purse) -> Expert:
     if isinstance(spec, OpenAISpec):
         from experts.backends.openai import OpenAIExpert
 
-        return OpenAIExpert(spec, purse)
+        return OpenAIExpert(spec, spend_cap)
     if isinstance(spec, HuggingFaceSpec):
         from experts.backends.huggingface import HuggingFaceExpert
 
-        return HuggingFaceExpert(spec, purse)
+        return HuggingFaceExpert(spec, spend_cap)
     if isinstance(spec, VllmSpec):
         from experts.backends.vllm import VllmExpert
 
-        return VllmExpert(spec, purse)
+        return VllmExpert(spec, spend_cap)
     raise TypeError(f"no backend for {type(spec).__name__}")
 
 
-def make_experts(pool: Pool, names: Sequence[str] | None, purse: Purse) -> list[Expert]:
-    """The experts of a pool with these names, all where None. They pay from one purse."""
-    return [_named(pool, spec, purse) for spec in pool.select(names)]
+def make_experts(pool: Pool, names: Sequence[str] | None, spend_cap: SpendCap) -> list[Expert]:
+    """The experts of a pool with these names, all where None. They pay from one spend cap."""
+    return [_named(pool, spec, spend_cap) for spec in pool.select(names)]
 
 
 def keys_for(spec: ExpertSpec) -> Callable[[Query], str]:
@@ -225,9 +243,9 @@ def keys_for(spec: ExpertSpec) -> Callable[[Query], str]:
     return lambda query: hashlib.sha256(identity + spec.render(query).encode()).hexdigest()
 
 
-def _named(pool: Pool, spec: ExpertSpec, purse: Purse) -> Expert:
+def _named(pool: Pool, spec: ExpertSpec, spend_cap: SpendCap) -> Expert:
     try:
-        return make_expert(spec, purse)
+        return make_expert(spec, spend_cap)
     except InputError as error:
         raise InputError(f"{pool.path}: expert {spec.name!r}: {error}") from None
 

@@ -24,7 +24,7 @@ from agents.serving.session import ASKED_BEFORE, Reply
 from experts.encoder import Encoder
 from experts.grading import GRADERS, grade_exact
 from experts.pool import load_pool, make_experts
-from experts.spending import NOT_ASKED, Purse
+from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import make_rules, price_range
@@ -91,7 +91,7 @@ def trained(tiny: ExpertTable) -> Orchestrator:
 @pytest.fixture(scope="module")
 def tiny_pool() -> dict[str, Expert]:
     pool = load_pool(ROOT / "experts" / "tiny" / "pool.yaml")
-    return {expert.name: expert for expert in make_experts(pool, None, Purse())}
+    return {expert.name: expert for expert in make_experts(pool, None, SpendCap())}
 
 
 class Unpriced:
@@ -209,7 +209,7 @@ def asks_again(rated: Orchestrator, monkeypatch: pytest.MonkeyPatch) -> Orchestr
 
 @pytest.fixture
 def served(server: OpenAIServer, tmp_path: Path) -> dict[str, Expert]:
-    return {expert.name: expert for expert in make_experts(load_pool(write_pool(tmp_path, NAMES)), None, Purse())}
+    return {expert.name: expert for expert in make_experts(load_pool(write_pool(tmp_path, NAMES)), None, SpendCap())}
 
 
 def says(**replies: str):
@@ -349,8 +349,8 @@ def test_a_query_sees_the_stream_from_its_own_place(asks_again: Orchestrator, se
     assert [usd for usd, _ in router.told] == pytest.approx([10.0] * 2 + [10 - first] * 2 + [10 - sum(costs[:2])] * 2)
 
 
-def test_the_purse_of_the_pool_holds_too(asks_again: Orchestrator, server: OpenAIServer, tmp_path: Path):
-    experts = make_experts(load_pool(write_pool(tmp_path, NAMES)), None, Purse(0.0))
+def test_the_spend_cap_of_the_pool_holds_too(asks_again: Orchestrator, server: OpenAIServer, tmp_path: Path):
+    experts = make_experts(load_pool(write_pool(tmp_path, NAMES)), None, SpendCap(0.0))
     (reply,) = ask(asks_again, {expert.name: expert for expert in experts})
     assert reply.text is None and {call.error for call in reply.calls} == {NOT_ASKED} and reply.stopped == "money"
     assert not server.requests

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from experts.collect import scheduler as lanes
-from experts.collect import store
+from experts.collect import scheduler, store
 from experts.collect.pipeline import estimate, main, parts_directory
 from experts.collect.store import read_parts
 from experts.pool import load_pool
@@ -93,7 +92,7 @@ def test_failed_calls_are_recorded_and_asked_again(server, tmp_path):
     server.behaviour = lambda prompt, time: 500 if prompt == "question 3" and time == 1 else "ok"
     pool, out = write_pool(tmp_path), tmp_path / "table"
     collected = run(pool, out, make_queries(8))
-    assert collected.missing == 1 and collected.lanes[0].failed == 1 and len(collected.table) == 7
+    assert collected.missing == 1 and collected.queues[0].failed == 1 and len(collected.table) == 7
     assert len(pq.ParquetFile(out / "queries.parquet").read()) == 8  # the query stays, its row is missing
     assert ("q3", "alpha") not in {(row["query_id"], row["expert"]) for row in answers_of(out)}
     failed = [row for row in read_parts(parts_directory(out)).to_pylist() if row["error"]]
@@ -130,7 +129,7 @@ def test_experts_selects_who_is_asked_and_written(server, tmp_path):
 def test_the_cap_stops_the_run_and_the_next_one_goes_on(server, tmp_path):
     pool, out, queries = write_pool(tmp_path), tmp_path / "table", make_queries(40)
     collected = run(pool, out, queries, max_usd=0.5)
-    assert any(lane.capped for lane in collected.lanes)
+    assert any(queue.capped for queue in collected.queues)
     paid = sum(row["cost_usd"] for row in read_parts(parts_directory(out)).to_pylist())
     assert 0.2 < paid <= 0.5 and collected.spent_usd == pytest.approx(paid)
     assert not any(read_parts(parts_directory(out))["error"].to_pylist())  # not asked is not failed
@@ -144,9 +143,9 @@ def test_an_expert_that_only_fails_is_given_up(server, tmp_path):
     server.behaviour = lambda prompt, time: 401 if prompt.startswith("beta") else "ok"
     pool, out = write_pool(tmp_path), tmp_path / "table"
     collected = run(pool, out, make_queries(100))
-    alpha, beta = collected.lanes
+    alpha, beta = collected.queues
     assert beta.given_up and not alpha.given_up and alpha.done == 100
-    assert lanes.GIVE_UP_AFTER <= beta.failed < lanes.GIVE_UP_AFTER + 12
+    assert scheduler.GIVE_UP_AFTER <= beta.failed < scheduler.GIVE_UP_AFTER + 12
     assert collected.table is None and not out.exists()
     assert len(run(pool, out, make_queries(100), experts=["alpha"]).table) == 100
     assert server.requests["question 0"] == 1
@@ -188,7 +187,7 @@ def test_kill_at_any_moment(tmp_path, monkeypatch):
         assert process.exitcode == 0
         check_settled()
         assert len(server.requests) == 500
-        assert server.requests.total() - 500 <= kills * 2 * lanes.BATCHES_UNDER_WAY * concurrency
+        assert server.requests.total() - 500 <= kills * 2 * scheduler.BATCHES_UNDER_WAY * concurrency
         monkeypatch.setenv("TEST_URL", server.url)
         monkeypatch.setenv("TEST_KEY", KEY)
         run(pool, tmp_path / "uninterrupted", queries)
@@ -289,7 +288,7 @@ def test_bad_input_writes_nothing(server, tmp_path, queries, options, message):
     assert set(tmp_path.iterdir()) == {pool} and server.requests.total() == 0
 
 
-def test_a_judge_is_asked_once_and_pays_from_the_same_purse(server, tmp_path):
+def test_a_judge_is_asked_once_and_pays_from_the_same_spend_cap(server, tmp_path):
     def reply(prompt: str) -> str:
         code = re.search(r"VERDICT-(\w+):", prompt)
         right = "CORRECT" if "2 noitseuq" in prompt else "INCORRECT"

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts.backends.huggingface import HuggingFaceExpert
 from experts.pool import HuggingFaceSpec
-from experts.spending import NOT_ASKED, Purse
+from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Query
 from leeroo_env.errors import InputError
 from tests.experts.tiny_llama import CHAT_TEMPLATE, make_tiny_llama
@@ -60,7 +60,7 @@ def one_by_one(directory, prompt: str, max_tokens: int) -> tuple[str, int, int]:
 
 
 def test_batches_equal_one_by_one(model):
-    answers = HuggingFaceExpert(make_spec(model), Purse()).answer(QUERIES)
+    answers = HuggingFaceExpert(make_spec(model), SpendCap()).answer(QUERIES)
     expected = [one_by_one(model, text, 24) for text in TEXTS]
     assert [(a.text, a.prompt_tokens, a.completion_tokens) for a in answers] == expected
     assert len({a.completion_tokens for a in answers}) > 1  # some end early: the end token is counted per answer
@@ -71,46 +71,46 @@ def test_batches_equal_one_by_one(model):
 
 def test_the_prompt_template_and_the_system_prompt_are_used(model):
     spec = make_spec(model, prompt="Q {text}\nA ", system="Be brief.")
-    answer = HuggingFaceExpert(spec, Purse()).answer(QUERIES[:1])[0]
+    answer = HuggingFaceExpert(spec, SpendCap()).answer(QUERIES[:1])[0]
     assert answer.text == one_by_one(model, "Be brief.\n\nQ 7+5=\nA ", 24)[0]
 
 
 def test_the_chat_template_is_used_where_there_is_one(tmp_path):
     directory = make_tiny_llama(tmp_path, chat_template=CHAT_TEMPLATE)
-    with_template = HuggingFaceExpert(make_spec(directory, system="S"), Purse()).answer(QUERIES[:2])
-    without = HuggingFaceExpert(make_spec(directory, chat=False), Purse()).answer(QUERIES[:2])
+    with_template = HuggingFaceExpert(make_spec(directory, system="S"), SpendCap()).answer(QUERIES[:2])
+    without = HuggingFaceExpert(make_spec(directory, chat=False), SpendCap()).answer(QUERIES[:2])
     assert with_template[0].text == one_by_one(directory, "[system]S[user]7+5=[a]", 24)[0]
     assert without[0].text == one_by_one(directory, "7+5=", 24)[0]
 
 
 def test_stop_strings_cut_text_and_count(model):
     no_special = {"extra": {"suppress_tokens": [0, 1, 2]}}  # one character a token
-    whole = HuggingFaceExpert(make_spec(model, generation=no_special), Purse()).answer(QUERIES[:1])[0]
+    whole = HuggingFaceExpert(make_spec(model, generation=no_special), SpendCap()).answer(QUERIES[:1])[0]
     stop = whole.text[5]
     drawn = no_special | {"stop": [stop]}
-    cut = HuggingFaceExpert(make_spec(model, generation=drawn), Purse()).answer(QUERIES[:1])[0]
+    cut = HuggingFaceExpert(make_spec(model, generation=drawn), SpendCap()).answer(QUERIES[:1])[0]
     assert len(whole.text) == whole.completion_tokens == 24
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.completion_tokens == whole.text.index(stop) + 1
 
 
 def test_sampling_with_a_seed_repeats_and_leaves_the_generator_alone(model):
-    expert = HuggingFaceExpert(make_spec(model, generation={"temperature": 1.5, "seed": 7}), Purse())
+    expert = HuggingFaceExpert(make_spec(model, generation={"temperature": 1.5, "seed": 7}), SpendCap())
     state = torch.random.get_rng_state()
     first, again = expert.answer(QUERIES), expert.answer(QUERIES)
     assert [a.text for a in first] == [a.text for a in again]
-    assert [a.text for a in first] != [a.text for a in HuggingFaceExpert(make_spec(model), Purse()).answer(QUERIES)]
+    assert [a.text for a in first] != [a.text for a in HuggingFaceExpert(make_spec(model), SpendCap()).answer(QUERIES)]
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_a_prompt_that_is_too_long_fails_alone(model):
-    answers = HuggingFaceExpert(make_spec(model), Purse()).answer([QUERIES[0], Query("long", "w" * 120), QUERIES[1]])
+    answers = HuggingFaceExpert(make_spec(model), SpendCap()).answer([QUERIES[0], Query("long", "w" * 120), QUERIES[1]])
     assert [a.error is None for a in answers] == [True, False, True]
     assert "120 prompt tokens and max_tokens 24 exceed 128" in answers[1].error
 
 
 def test_a_batch_that_fails_is_an_answer(model, monkeypatch):
-    expert = HuggingFaceExpert(make_spec(model), Purse())
+    expert = HuggingFaceExpert(make_spec(model), SpendCap())
     _, network = expert._loaded
     generate = network.generate
 
@@ -127,20 +127,20 @@ def test_a_batch_that_fails_is_an_answer(model, monkeypatch):
 
 def test_the_cap_cuts_batches(model):
     price = (10 * 1.0 + 24 * 2.0) / 1e6
-    purse = Purse(price * 4.5)
-    answers = HuggingFaceExpert(make_spec(model), purse).answer([Query(f"s{i}", "0123456789") for i in range(30)])
+    spend_cap = SpendCap(price * 4.5)
+    answers = HuggingFaceExpert(make_spec(model), spend_cap).answer([Query(f"s{i}", "0123456789") for i in range(30)])
     assert {a.error for a in answers} == {None, NOT_ASKED}
-    assert price * 3.5 < purse.spent_usd <= price * 4.5
-    assert purse.spent_usd == pytest.approx(sum(a.cost_usd for a in answers))
+    assert price * 3.5 < spend_cap.spent_usd <= price * 4.5
+    assert spend_cap.spent_usd == pytest.approx(sum(a.cost_usd for a in answers))
 
 
 def test_price_by_the_second_is_shared_in_the_batch(model):
     spec = make_spec(model, usd_per_mtok_in=None, usd_per_mtok_out=None, usd_per_second=4.0, batch_size=16)
-    answers = HuggingFaceExpert(spec, Purse()).answer(QUERIES)
+    answers = HuggingFaceExpert(spec, SpendCap()).answer(QUERIES)
     assert sum(a.cost_usd for a in answers) == pytest.approx(4.0 * answers[0].latency_s)
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="expert 'tiny': model 'tiny' cannot be loaded"):
-        HuggingFaceExpert(make_spec(tmp_path), Purse()).answer(QUERIES)
+        HuggingFaceExpert(make_spec(tmp_path), SpendCap()).answer(QUERIES)

@@ -6,7 +6,7 @@ import pytest
 
 from experts.backends.openai import OpenAIExpert
 from experts.pool import OpenAISpec
-from experts.spending import NOT_ASKED, Purse
+from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Query
 from leeroo_env.errors import InputError
 from tests.conftest import KEY
@@ -27,7 +27,7 @@ def queries(n: int) -> list[Query]:
 def test_answers_in_order_with_tokens_cost_and_latency(server):
     server.delay_s = 0.02
     expert = OpenAIExpert(
-        make_spec(system="be brief", generation={"temperature": 0.5, "seed": 3, "stop": ["x"]}), Purse()
+        make_spec(system="be brief", generation={"temperature": 0.5, "seed": 3, "stop": ["x"]}), SpendCap()
     )
     answers = expert.answer(queries(20))
     assert [a.text for a in answers] == [reply_to(q.text) for q in queries(20)]
@@ -44,7 +44,7 @@ def test_answers_in_order_with_tokens_cost_and_latency(server):
 
 
 def test_completions_without_chat(server):
-    expert = OpenAIExpert(make_spec(chat=False, prompt="Q: {text}\nA:", max_tokens=3), Purse())
+    expert = OpenAIExpert(make_spec(chat=False, prompt="Q: {text}\nA:", max_tokens=3), SpendCap())
     answer = expert.answer(queries(1))[0]
     assert server.bodies[0]["prompt"] == "Q: what is 0 and 0\nA:"
     assert answer.completion_tokens == 3 and answer.error is None
@@ -53,7 +53,7 @@ def test_completions_without_chat(server):
 @pytest.mark.parametrize("trouble", [429, 500, 503, "hang"])
 def test_retries_until_it_works(server, trouble):
     server.behaviour = lambda prompt, time: trouble if time <= 2 else "ok"
-    expert = OpenAIExpert(make_spec(timeout_s=0.3, max_retries=3), Purse())
+    expert = OpenAIExpert(make_spec(timeout_s=0.3, max_retries=3), SpendCap())
     answer = expert.answer(queries(1))[0]
     assert answer.error is None and answer.text == reply_to("what is 0 and 0")
     assert server.requests["what is 0 and 0"] == 3
@@ -61,7 +61,7 @@ def test_retries_until_it_works(server, trouble):
 
 def test_a_failed_call_is_an_answer_and_the_others_are_not_harmed(server):
     server.behaviour = lambda prompt, time: 500 if " 3 " in prompt else 400 if " 5 " in prompt else "ok"
-    answers = OpenAIExpert(make_spec(max_retries=2), Purse()).answer(queries(8))
+    answers = OpenAIExpert(make_spec(max_retries=2), SpendCap()).answer(queries(8))
     assert [i for i, a in enumerate(answers) if a.error] == [3, 5]
     assert "500" in answers[3].error and (answers[3].cost_usd, answers[3].text) == (0.0, "")
     assert server.requests["what is 3 and 3"] == 3 and server.requests["what is 5 and 5"] == 1
@@ -71,15 +71,15 @@ def test_a_server_that_is_not_there(monkeypatch):
     with OpenAIServer() as gone:
         monkeypatch.setenv("TEST_URL", gone.url)
     monkeypatch.setenv("TEST_KEY", KEY)
-    purse = Purse(1e6)
-    answer = OpenAIExpert(make_spec(max_retries=1, timeout_s=2), purse).answer(queries(1))[0]
+    spend_cap = SpendCap(1e6)
+    answer = OpenAIExpert(make_spec(max_retries=1, timeout_s=2), spend_cap).answer(queries(1))[0]
     assert "Connection" in answer.error
-    assert purse.spent_usd == 0.0  # nothing was sent, nothing can be billed
+    assert spend_cap.spent_usd == 0.0  # nothing was sent, nothing can be billed
 
 
 def test_concurrency_holds_across_threads_and_is_used(server):
     server.delay_s = 0.05
-    expert = OpenAIExpert(make_spec(concurrency=4), Purse())
+    expert = OpenAIExpert(make_spec(concurrency=4), SpendCap())
     threads = [threading.Thread(target=expert.answer, args=(queries(10),)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -91,7 +91,7 @@ def test_concurrency_holds_across_threads_and_is_used(server):
 
 def test_no_usage_is_charged_at_the_worst_case(server, caplog):
     server.behaviour = lambda prompt, time: "no usage"
-    expert = OpenAIExpert(make_spec(name="silent", max_tokens=10), Purse())
+    expert = OpenAIExpert(make_spec(name="silent", max_tokens=10), SpendCap())
     answer = expert.answer(queries(1))[0]
     assert answer.completion_tokens == 10 and answer.prompt_tokens >= len("what is 0 and 0")
     assert "silent" in caplog.text
@@ -99,9 +99,9 @@ def test_no_usage_is_charged_at_the_worst_case(server, caplog):
 
 def test_a_reply_without_a_choice_fails_and_its_money_is_counted(server):
     server.behaviour = lambda prompt, time: "empty"
-    purse = Purse()
-    answer = OpenAIExpert(make_spec(max_retries=0), purse).answer(queries(1))[0]
-    assert answer.error and purse.spent_usd > 0
+    spend_cap = SpendCap()
+    answer = OpenAIExpert(make_spec(max_retries=0), spend_cap).answer(queries(1))[0]
+    assert answer.error and spend_cap.spent_usd > 0
 
 
 def test_the_cap_is_never_exceeded_and_nearly_used(server):
@@ -110,19 +110,19 @@ def test_the_cap_is_never_exceeded_and_nearly_used(server):
     one_call = 5 * 1e-3 + 5 * 2e-3
     worst = (15 + 256) * 1e-3 + 5 * 2e-3
     cap = 20 * one_call + worst
-    purse = Purse(cap)
-    answers = OpenAIExpert(spec, purse).answer(queries(60))
+    spend_cap = SpendCap(cap)
+    answers = OpenAIExpert(spec, spend_cap).answer(queries(60))
     asked = [a for a in answers if a.error is None]
     assert {a.error for a in answers} == {None, NOT_ASKED}
-    assert sum(a.cost_usd for a in asked) == pytest.approx(purse.spent_usd)
-    assert cap - worst - one_call < purse.spent_usd <= cap
+    assert sum(a.cost_usd for a in asked) == pytest.approx(spend_cap.spent_usd)
+    assert cap - worst - one_call < spend_cap.spent_usd <= cap
     assert len(asked) == server.requests.total() >= 20
-    assert purse.reserved_usd == 0.0
+    assert spend_cap.reserved_usd == 0.0
 
 
-def test_two_experts_share_one_purse(server):
-    purse = Purse(0.6)
-    pool = [OpenAIExpert(make_spec(name=n, max_tokens=5, max_retries=0, concurrency=3), purse) for n in "ab"]
+def test_two_experts_share_one_spend_cap(server):
+    spend_cap = SpendCap(0.6)
+    pool = [OpenAIExpert(make_spec(name=n, max_tokens=5, max_retries=0, concurrency=3), spend_cap) for n in "ab"]
     results: dict[str, list] = {}
     threads = [threading.Thread(target=lambda e=e: results.update({e.name: e.answer(queries(40))})) for e in pool]
     for thread in threads:
@@ -131,28 +131,28 @@ def test_two_experts_share_one_purse(server):
         thread.join()
     total = sum(a.cost_usd for answers in results.values() for a in answers)
     assert 0.2 < total <= 0.6
-    assert total == pytest.approx(purse.spent_usd)
+    assert total == pytest.approx(spend_cap.spent_usd)
 
 
 def test_timed_out_attempts_count_as_spent(server):
     server.behaviour = lambda prompt, time: "hang" if time == 1 else "ok"
-    purse = Purse()
-    answer = OpenAIExpert(make_spec(timeout_s=0.3, max_retries=1, max_tokens=5), purse).answer(queries(1))[0]
+    spend_cap = SpendCap()
+    answer = OpenAIExpert(make_spec(timeout_s=0.3, max_retries=1, max_tokens=5), spend_cap).answer(queries(1))[0]
     worst = (15 + 256) * 1e-3 + 5 * 2e-3
-    assert answer.error is None and purse.spent_usd == pytest.approx(answer.cost_usd + worst)
+    assert answer.error is None and spend_cap.spent_usd == pytest.approx(answer.cost_usd + worst)
 
 
 def test_price_by_the_second(server):
     server.delay_s = 0.1
     spec = make_spec(usd_per_mtok_in=None, usd_per_mtok_out=None, usd_per_second=2.0)
-    answer = OpenAIExpert(spec, Purse()).answer(queries(1))[0]
+    answer = OpenAIExpert(spec, SpendCap()).answer(queries(1))[0]
     assert answer.cost_usd == pytest.approx(2.0 * answer.latency_s) and answer.latency_s >= 0.1
 
 
 def test_the_key_is_nowhere(server, caplog, capfd):
     caplog.set_level("DEBUG")
     server.behaviour = lambda prompt, time: "echo key"
-    expert = OpenAIExpert(make_spec(), Purse())
+    expert = OpenAIExpert(make_spec(), SpendCap())
     answer = expert.answer(queries(1))[0]
     assert "[redacted]" in answer.error
     output = capfd.readouterr()
@@ -162,5 +162,5 @@ def test_the_key_is_nowhere(server, caplog, capfd):
 def test_a_variable_that_is_not_set(server, monkeypatch):
     monkeypatch.delenv("TEST_KEY")
     with pytest.raises(InputError, match="api_key_env: environment variable TEST_KEY is not set"):
-        OpenAIExpert(make_spec(), Purse())
-    OpenAIExpert(make_spec(api_key_env=None), Purse())
+        OpenAIExpert(make_spec(), SpendCap())
+    OpenAIExpert(make_spec(api_key_env=None), SpendCap())

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from experts.pool import HuggingFaceSpec, OpenAISpec, fingerprint, keys_for, load_pool, make_experts
-from experts.spending import Purse
+from experts.spending import SpendCap
 from experts.types import Query
 from leeroo_env.errors import InputError
 
@@ -131,7 +131,7 @@ def test_selecting_experts(tmp_path):
 def test_an_unset_variable_names_file_and_expert(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(InputError, match=r"pool\.yaml: expert 'big': api_key_env: .* OPENAI_API_KEY is not set"):
-        make_experts(load_pool(write(tmp_path, REMOTE)), None, Purse())
+        make_experts(load_pool(write(tmp_path, REMOTE)), None, SpendCap())
 
 
 def test_answer_keys_change_with_what_shapes_an_answer_and_with_nothing_else(tmp_path):

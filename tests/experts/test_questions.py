@@ -1,4 +1,4 @@
-"""Writers against a real server, the sieve with the tiny table's own questions, and references by agreement."""
+"""Writers with a real server, the novelty filter with the tiny table's own questions, references by agreement."""
 
 import json
 import math
@@ -14,10 +14,10 @@ import leeroo_env.builtin
 from experts.backends.openai import OpenAIExpert
 from experts.data.queries import text_id
 from experts.encoder import Encoder
-from experts.generation.consensus import agreed_references
-from experts.generation.novelty import Limits, Sieve, normal_question
+from experts.generation.consensus import consensus_references
+from experts.generation.novelty import Limits, NoveltyFilter, normal_question
 from experts.generation.writers import GymWriter, ModelWriter, TaskWriter, Writer, parse_questions, writing_expert
-from experts.spending import Purse
+from experts.spending import SpendCap
 from experts.tiny.tasks import FAMILIES, is_held_out
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
@@ -38,7 +38,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 def writer(server, reply, **options) -> ModelWriter:
     server.reply = reply if callable(reply) else lambda prompt: reply
     spec = make_spec(prompt="Answer briefly: {text}", system="One word.", max_tokens=4, max_retries=0)
-    return ModelWriter(writing_expert(spec, Purse()), SEEDS, **options)
+    return ModelWriter(writing_expert(spec, SpendCap()), SEEDS, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_the_same_seed_asks_the_same(server):
 
 def test_no_seed_of_val_or_test_is_shown(server):
     """Protects: questions written from a test question would carry it into training."""
-    expert = OpenAIExpert(make_spec(), Purse())
+    expert = OpenAIExpert(make_spec(), SpendCap())
     with pytest.raises(InputError, match="seeds: query 't': field split: 'test' must not be shown"):
         ModelWriter(expert, [*SEEDS, Query("t", "?", "places", split="test")])
     with pytest.raises(InputError, match=r"seeds \(0\)"):
@@ -195,7 +195,7 @@ def test_parsing_keeps_the_order():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The sieve
+# The novelty filter
 
 
 class LetterEncoder:
@@ -212,7 +212,7 @@ def asked(*texts: str) -> list[Query]:
 
 def test_each_reason_is_counted():
     """Protects: what is dropped and why, against val and test, against what was seen, and within a batch."""
-    sieve = Sieve(LetterEncoder(), ["What is 12 + 47?"], ["Who wrote Faust?"], Limits(seen=0.99))
+    novelty = NoveltyFilter(LetterEncoder(), ["What is 12 + 47?"], ["Who wrote Faust?"], Limits(seen=0.99))
     texts = {
         "what is 12+47": "reserved",
         "What is 47 + 12 ?": "close to reserved",
@@ -222,21 +222,21 @@ def test_each_reason_is_counted():
         "Jumps which zebra quickly?": "close to seen",
         "Name a big river in Peru.": "",
     }
-    sifted = sieve.sift(asked(*texts))
-    assert [query.text for query in sifted.queries] == [text for text, reason in texts.items() if not reason]
-    assert sifted.dropped == {"reserved": 1, "close to reserved": 1, "seen": 1, "close to seen": 2}
-    assert sifted.embeddings.shape == (2, 36) and sifted.embeddings.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(sifted.embeddings, axis=1), 1, atol=1e-6)
-    assert sieve.sift(sifted.queries).dropped == {"seen": 2}
-    assert sieve.sift([]).embeddings.shape == (0, 36)
+    filtered = novelty.filter(asked(*texts))
+    assert [query.text for query in filtered.queries] == [text for text, reason in texts.items() if not reason]
+    assert filtered.dropped == {"reserved": 1, "close to reserved": 1, "seen": 1, "close to seen": 2}
+    assert filtered.embeddings.shape == (2, 36) and filtered.embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(filtered.embeddings, axis=1), 1, atol=1e-6)
+    assert novelty.filter(filtered.queries).dropped == {"seen": 2}
+    assert novelty.filter([]).embeddings.shape == (0, 36)
 
 
 def test_twins_of_a_template_pass_unless_val_or_test_has_one():
     """Protects: a template's questions differ in their numbers, and a plain threshold would let one of them through."""
-    sieve = Sieve(LetterEncoder(), ["Sort the digits 8652 for Ann."], limits=Limits(seen=0.5))
-    kept = sieve.sift(asked("Which is more, 1 or 2?", "Which is more, 1 or 3?", "Which is more, 2 or 1?")).queries
+    novelty = NoveltyFilter(LetterEncoder(), ["Sort the digits 8652 for Ann."], limits=Limits(seen=0.5))
+    kept = novelty.filter(asked("Which is more, 1 or 2?", "Which is more, 1 or 3?", "Which is more, 2 or 1?")).queries
     assert [query.text for query in kept] == ["Which is more, 1 or 2?", "Which is more, 1 or 3?"]
-    assert sieve.sift(asked("Please put 8652 in order for Ann.")).dropped == {"close to reserved": 1}
+    assert novelty.filter(asked("Please put 8652 in order for Ann.")).dropped == {"close to reserved": 1}
 
 
 def test_normal_form():
@@ -251,7 +251,7 @@ def test_embeddings_that_are_none_are_refused():
     broken = LetterEncoder()
     broken.encode = lambda texts: np.full((len(texts), 3), np.nan, np.float32)
     with pytest.raises(InputError, match="encoder: 1 texts gave"):
-        Sieve(broken, ["a"])
+        NoveltyFilter(broken, ["a"])
 
 
 @pytest.fixture(scope="module")
@@ -288,11 +288,11 @@ def test_nothing_near_to_val_or_test_passes(encoder, splits, seed):
     written = TaskWriter().write(150, None, rng(seed)).queries
     new = written + asked(*reserved[seed::20], *(text.upper().replace(" ", "  ") for text in reserved[seed::30]))
     new = [new[i] for i in rng(seed).permutation(len(new))]
-    sieve = Sieve(encoder, reserved, splits["train"][:100])
-    sifted = sieve.sift(new)
-    assert sifted.dropped["reserved"] >= 30 + 20 and len(sifted.queries) >= 100
+    novelty = NoveltyFilter(encoder, reserved, splits["train"][:100])
+    filtered = novelty.filter(new)
+    assert filtered.dropped["reserved"] >= 30 + 20 and len(filtered.queries) >= 100
     known = encoder.encode(reserved)
-    for query, vector in zip(sifted.queries, encoder.encode([q.text for q in sifted.queries]), strict=True):
+    for query, vector in zip(filtered.queries, encoder.encode([q.text for q in filtered.queries]), strict=True):
         similar = known @ vector
         assert similar.max() < 0.95 + 1e-5, query
         for j in np.flatnonzero(similar >= 0.7 + 1e-5):
@@ -301,11 +301,11 @@ def test_nothing_near_to_val_or_test_passes(encoder, splits, seed):
 
 def test_the_cut_into_calls_does_not_matter(encoder, splits, monkeypatch):
     """Protects: rounds and blocks of any size have to give the same queries."""
-    monkeypatch.setattr("experts.generation.novelty.SIEVE_BLOCK", 16)
+    monkeypatch.setattr("experts.generation.novelty.FILTER_BLOCK", 16)
     new = TaskWriter().write(60, None, rng()).queries * 2
-    whole = Sieve(encoder, splits["val"][:100]).sift(new)
-    sieve = Sieve(encoder, splits["val"][:100])
-    parts = [sieve.sift(new[start : start + 7]) for start in range(0, len(new), 7)]
+    whole = NoveltyFilter(encoder, splits["val"][:100]).filter(new)
+    novelty = NoveltyFilter(encoder, splits["val"][:100])
+    parts = [novelty.filter(new[start : start + 7]) for start in range(0, len(new), 7)]
     assert [query for part in parts for query in part.queries] == whole.queries
     assert sum((part.dropped for part in parts[1:]), parts[0].dropped) == whole.dropped
 
@@ -330,35 +330,35 @@ ANSWERS = {
 
 def test_the_majority_of_normal_forms_is_the_reference():
     """Protects: which questions get a reference and which are left out, with the reason and the share."""
-    agreed = agreed_references(QUESTIONS, ANSWERS, "number")
-    assert [(q.query_id, q.reference, q.domain) for q in agreed.queries] == [("q0", "4", "d")]
-    assert (agreed.rows.tolist(), agreed.shares.tolist()) == ([0], [pytest.approx(2 / 3)])
-    assert agreed.dropped == {"tie": 1, "low agreement": 1, "no answers": 2}
-    lax = agreed_references(QUESTIONS, ANSWERS, "number", least_share=0.5)
+    consensus = consensus_references(QUESTIONS, ANSWERS, "number")
+    assert [(q.query_id, q.reference, q.domain) for q in consensus.queries] == [("q0", "4", "d")]
+    assert (consensus.rows.tolist(), consensus.shares.tolist()) == ([0], [pytest.approx(2 / 3)])
+    assert consensus.dropped == {"tie": 1, "low agreement": 1, "no answers": 2}
+    lax = consensus_references(QUESTIONS, ANSWERS, "number", least_share=0.5)
     assert (lax.rows.tolist(), lax.shares.tolist()) == ([0, 2], [pytest.approx(2 / 3), 0.5])
     assert QUESTIONS[0].reference == "old"
 
 
 def test_weights_break_ties_and_zero_silences():
     """Protects: strong experts outvote weak ones, none of them alone; one of weight 0 neither votes nor counts."""
-    heavy = agreed_references(QUESTIONS, ANSWERS, "number", weights={"c": 4})
+    heavy = consensus_references(QUESTIONS, ANSWERS, "number", weights={"c": 4})
     assert [q.reference for q in heavy.queries] == ["2"] and heavy.shares.tolist() == [pytest.approx(5 / 7)]
     assert heavy.dropped == {"low agreement": 2, "no answers": 2}
-    silent = agreed_references(QUESTIONS, ANSWERS, "number", weights={"b": 0, "c": 0})
+    silent = consensus_references(QUESTIONS, ANSWERS, "number", weights={"b": 0, "c": 0})
     assert (silent.rows.tolist(), silent.dropped) == ([2], {"no answers": 3, "tie": 1})
 
 
 def test_weights_of_each_query():
     """Protects: who is good at one kind of question must not outvote those who are good at another."""
     weights = {name: [0.5, 0.5, heavy, 0.5, 0.5] for name, heavy in zip("abcd", (0.1, 0.9, 0.1, 0.1), strict=True)}
-    agreed = agreed_references(QUESTIONS, ANSWERS, "number", weights=weights, least_share=0.5)
-    assert [(q.query_id, q.reference) for q in agreed.queries] == [("q0", "4")]
-    assert agreed.dropped == {"tie": 1, "low agreement": 1, "no answers": 2}
+    consensus = consensus_references(QUESTIONS, ANSWERS, "number", weights=weights, least_share=0.5)
+    assert [(q.query_id, q.reference) for q in consensus.queries] == [("q0", "4")]
+    assert consensus.dropped == {"tie": 1, "low agreement": 1, "no answers": 2}
 
 
 def test_a_teacher_decides_alone():
     """Protects: its answer stands against the majority, with the share that shows it; without one there is none."""
-    taught = agreed_references(QUESTIONS, ANSWERS, "number", teacher="c", weights={"c": 1})
+    taught = consensus_references(QUESTIONS, ANSWERS, "number", teacher="c", weights={"c": 1})
     assert [q.reference for q in taught.queries] == ["5", "2", "3", "8"]
     assert taught.shares.tolist() == [pytest.approx(1 / 3), 0.5, 0.25, 1.0] and taught.dropped == {"no answers": 1}
 
@@ -378,4 +378,4 @@ def test_a_teacher_decides_alone():
 def test_bad_votes_are_named(change, message):
     """Protects: a wrong name or length would silently move the references of all queries."""
     with pytest.raises(InputError, match=message):
-        agreed_references(**({"queries": QUESTIONS, "answers": ANSWERS, "grader": "number"} | change))
+        consensus_references(**({"queries": QUESTIONS, "answers": ANSWERS, "grader": "number"} | change))

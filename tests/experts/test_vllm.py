@@ -14,7 +14,7 @@ from experts.backends.huggingface import HuggingFaceExpert
 from experts.backends.openai import OpenAIExpert
 from experts.backends.vllm import VllmExpert
 from experts.pool import HuggingFaceSpec, OpenAISpec, VllmSpec
-from experts.spending import NOT_ASKED, Purse
+from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Query
 from tests.experts.tiny_llama import CHAT_TEMPLATE, make_tiny_llama
 
@@ -42,7 +42,7 @@ def model(tmp_path_factory):
 def plain(model):
     """The answers of the transformers backend, greedy."""
     spec = HuggingFaceSpec(backend="huggingface", name="hf", model="tiny", max_tokens=24, dtype="float32", **PRICE)
-    return HuggingFaceExpert(spec.model_copy(update={"directory": model}), Purse()).answer(QUERIES)
+    return HuggingFaceExpert(spec.model_copy(update={"directory": model}), SpendCap()).answer(QUERIES)
 
 
 def facts(answers):
@@ -56,13 +56,15 @@ def test_the_offline_engine_says_what_transformers_says(model, plain, monkeypatc
     spec = VllmSpec(
         backend="vllm", name="v", model="tiny", max_tokens=24, dtype="float32", engine=engine, batch_size=3, **PRICE
     ).model_copy(update={"directory": model})
-    purse = Purse()
-    expert = VllmExpert(spec, purse)
+    spend_cap = SpendCap()
+    expert = VllmExpert(spec, spend_cap)
     answers = expert.answer(QUERIES)
     assert facts(answers) == facts(plain)
-    assert purse.spent_usd == pytest.approx(sum(a.cost_usd for a in answers)) and all(a.latency_s > 0 for a in answers)
+    assert spend_cap.spent_usd == pytest.approx(sum(a.cost_usd for a in answers)) and all(
+        a.latency_s > 0 for a in answers
+    )
     assert "exceed 128" in expert.answer([Query("long", "w" * 120)])[0].error
-    purse.max_usd = purse.spent_usd
+    spend_cap.max_usd = spend_cap.spent_usd
     assert {a.error for a in expert.answer(QUERIES)} == {NOT_ASKED}
 
 
@@ -83,7 +85,7 @@ def test_the_server_says_what_transformers_says(model, plain, monkeypatch, tmp_p
         spec = OpenAISpec(
             backend="openai", name="s", model="tiny", base_url_env="VLLM_URL", api_key_env=None, max_tokens=24, **PRICE
         )
-        assert facts(OpenAIExpert(spec, Purse()).answer(QUERIES)) == facts(plain)
+        assert facts(OpenAIExpert(spec, SpendCap()).answer(QUERIES)) == facts(plain)
     finally:
         server.terminate()
         server.wait(60)

@@ -9,7 +9,7 @@ import pytest
 
 from experts.grading import GRADERS
 from experts.pool import load_pool, make_experts
-from experts.spending import Purse
+from experts.spending import SpendCap
 from experts.tiny.tasks import is_held_out
 from experts.types import Query
 from leeroo_env import ExpertTable, InputError
@@ -50,7 +50,7 @@ def test_asked_again_the_pool_says_the_same(expert: str):
         for row in table.queries.slice(100, 40).to_pylist()
     ]
     stored = {row["query_id"]: row for row in table.answers.to_pylist() if row["expert"] == expert}
-    (live,) = make_experts(load_pool(POOL), [expert], Purse())
+    (live,) = make_experts(load_pool(POOL), [expert], SpendCap())
     same = 0
     for query, answer in zip(queries, live.answer(queries), strict=True):
         kept = stored[query.query_id]
