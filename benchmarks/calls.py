@@ -34,6 +34,7 @@ from agents.policies.io import PolicyRouter, describe_policy, load_policy  # noq
 from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.routers import Cheapest, calling_routers  # noqa: E402
 from agents.training.callbacks import Monitor, tensorboard_logger  # noqa: E402
+from agents.training.config import TrainConfig  # noqa: E402
 from leeroo_env import ExpertTable  # noqa: E402
 from leeroo_env.builtin import resolve  # noqa: E402
 from leeroo_env.dynamics import budget_grid, make_rules  # noqa: E402
@@ -51,7 +52,7 @@ def main(
     horizons: tuple[int, ...] = (64, 8),
     seeds: int = 5,
     max_calls: int = 4,
-    timesteps: int = train.Config.timesteps,
+    timesteps: int = TrainConfig.timesteps,
     queries: int = 16_384,
     others: bool = True,
     parallel: int = 2,
@@ -75,7 +76,7 @@ def main(
     name = name or Path(table).name
     jobs = []
     for seed in range(seeds):
-        config = train.Config(table, experts, horizon=0, max_calls=max_calls, timesteps=timesteps, seed=seed)
+        config = TrainConfig(table, experts, horizon=0, max_calls=max_calls, timesteps=timesteps, seed=seed)
         jobs.append((config, horizons, runs / name, queries, others))
     with ProcessPoolExecutor(parallel, mp_context=get_context("spawn")) as pool:
         told = list(pool.map(_one_seed, jobs))
@@ -84,7 +85,7 @@ def main(
         _add_section(heading, [seed[horizon] for seed in told])
 
 
-def _one_seed(job: tuple[train.Config, tuple[int, ...], Path, int, bool]) -> dict[int, dict[str, Any]]:
+def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict[int, dict[str, Any]]:
     """For each horizon what `_compare` found."""
     config, horizons, runs, queries, others = job
     torch.set_num_threads(1)
@@ -137,7 +138,7 @@ def _mean_lead(result: Any, other: Any, budgets: slice) -> tuple[float, float]:
 
 
 def _trained(
-    config: train.Config,
+    config: TrainConfig,
     horizon: int,
     max_calls: int,
     run_dir: Path,
@@ -155,7 +156,7 @@ def _trained(
 
 
 def _train(
-    config: train.Config,
+    config: TrainConfig,
     horizon: int,
     max_calls: int,
     run_dir: Path,
@@ -172,7 +173,7 @@ def _train(
     val = train.held_out_rules(table, "val", config, reliability)
     description = describe_policy(rules, config.algo, settings["policy_kwargs"], "bid-price", table)
     iteration = model.n_envs * model.n_steps
-    every = train.evaluation_period(config, iteration)
+    every = config.evaluation_period(iteration)
     monitor = Monitor(
         run_dir,
         replace(val, table=played),

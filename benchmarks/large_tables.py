@@ -31,7 +31,7 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
+from agents.training.config import TrainConfig  # noqa: E402
 from agents.training.factory import make_model  # noqa: E402
 from leeroo_env import ExpertTable, LeerooVectorEnv  # noqa: E402
 from leeroo_env.table import ExpertInfo, TableInfo, write_mapped  # noqa: E402
@@ -204,7 +204,7 @@ def play(steps: int) -> float:
 
 def begin_training(envs: int) -> None:
     """Makes what `train.py` does by default, but for the plan, and lets it warm up."""
-    TRAINED["model"], _ = make_model(train.Config(n_envs=envs), "bid-price", PLAYED["env"].rules)
+    TRAINED["model"], _ = make_model(TrainConfig(n_envs=envs), "bid-price", PLAYED["env"].rules)
     learn()
 
 

@@ -19,6 +19,7 @@ from sections import add_section
 import train
 from agents import Orchestrator
 from agents.evaluation.evaluate import Result, evaluate, lead
+from agents.training.config import TrainConfig
 from leeroo_env import ExpertTable
 from leeroo_env.builtin import resolve
 from leeroo_env.dynamics import budget_grid, make_rules
@@ -84,7 +85,7 @@ def _trained(table: ExpertTable, timesteps: int, seed: int) -> Orchestrator:
     with tempfile.TemporaryDirectory() as where:
         table.save(Path(where) / "table")
         run_dir = str(Path(where) / "run")
-        train.run(train.Config(str(Path(where) / "table"), timesteps=timesteps, seed=seed, run_dir=run_dir))
+        train.run(TrainConfig(str(Path(where) / "table"), timesteps=timesteps, seed=seed, run_dir=run_dir))
         return Orchestrator.load(run_dir)
 
 

@@ -40,7 +40,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import large_tables  # noqa: E402
 from sections import add_section, read_section  # noqa: E402
 
-import train  # noqa: E402
 from agents.estimators.ensemble import Predictor, estimates_of, fit_predictor  # noqa: E402
 from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
 from agents.policies.bid_price import table_of_estimates  # noqa: E402
@@ -48,8 +47,9 @@ from agents.policies.io import PolicyRouter, describe_policy  # noqa: E402
 from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.ppo.cuda_graph import capture  # noqa: E402
 from agents.ppo.ppo import DevicePPO  # noqa: E402
-from agents.training.device import choose_device  # noqa: E402
+from agents.training.config import TrainConfig  # noqa: E402
 from agents.training.factory import make_model  # noqa: E402
+from agents.training.runtime import choose_device  # noqa: E402
 from leeroo_env import ExpertTable, LeerooEnv, LeerooVectorEnv, dynamics  # noqa: E402
 from leeroo_env.builtin import DEFAULT, resolve  # noqa: E402
 from leeroo_env.dynamics import Rules, State, budget_grid, make_rules  # noqa: E402
@@ -210,7 +210,7 @@ def sb3_defaults(setup: Setup) -> list[Row]:
         settings: dict[str, Any] = {"n_steps": n_steps, "policy_kwargs": MLP, "seed": seed, "device": "cpu"}
         theirs = PPO("MlpPolicy", DummyVecEnv([lambda: LeerooEnv(setup.table)] * 8), **settings)
         same = DevicePPO("MlpPolicy", LeerooSB3VecEnv(LeerooVectorEnv(8, setup.table)), **settings)
-        own, _ = make_model(train.Config(policy="mlp", n_envs=n_envs, seed=seed), "mlp", rules)
+        own, _ = make_model(TrainConfig(policy="mlp", n_envs=n_envs, seed=seed), "mlp", rules)
         rates.append(alternated(turns, *(learning(model) for model in (theirs, same, own))))
         results = [val_result(setup, rules, model) for model in (theirs, same, own)]
         gains.append(lead(results[2], results[0]))
@@ -422,7 +422,7 @@ def with_threads(threads: int, work: Callable[[], float]) -> float:
 
 def bid_price_model(setup: Setup, n_envs: int = 0) -> DevicePPO:
     """As `train.py` makes it by default."""
-    model, _ = make_model(train.Config(n_envs=n_envs), "bid-price", setup.played_rules)
+    model, _ = make_model(TrainConfig(n_envs=n_envs), "bid-price", setup.played_rules)
     start_from_plan(model.policy, setup.table, setup.predictor.rows, setup.predictor.out_of_fold)
     return model
 

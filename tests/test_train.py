@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from agents.training.checkpoint import latest_checkpoint
-from leeroo_env import ExpertTable, InputError
+from agents.training.config import TrainConfig
+from leeroo_env import ExpertTable
 from tests.conftest import random_table
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +107,7 @@ def same_outcome(one: Path, other: Path) -> None:
 def test_same_seed_same_bits(finished: Path, synthetic: Path, tmp_path: Path):
     assert (
         train.run(
-            train.Config(
+            TrainConfig(
                 str(synthetic), policy="mlp", timesteps=40_000, n_envs=64, threads=1, run_dir=str(tmp_path / "again")
             )
         )
@@ -118,9 +119,9 @@ def test_same_seed_same_bits(finished: Path, synthetic: Path, tmp_path: Path):
 def test_several_seeds_are_as_many_runs_and_their_mean(synthetic: Path, tmp_path: Path):
     """Every agent is the one that its seed alone would train; one that is there already is not trained again."""
     options = {"timesteps": 20_000, "n_envs": 64, "threads": 1}
-    together = train.Config(str(synthetic), seed=3, seeds=2, run_dir=str(tmp_path / "both"), **options)  # type: ignore
+    together = TrainConfig(str(synthetic), seed=3, seeds=2, run_dir=str(tmp_path / "both"), **options)  # type: ignore
     assert train.run(together) == 0
-    assert train.run(train.Config(str(synthetic), seed=4, run_dir=str(tmp_path / "one"), **options)) == 0  # type: ignore
+    assert train.run(TrainConfig(str(synthetic), seed=4, run_dir=str(tmp_path / "one"), **options)) == 0  # type: ignore
     first, second = (
         load_file(run / "policy/policy.safetensors") for run in (tmp_path / "one", tmp_path / "both/seed-4")
     )
@@ -132,7 +133,7 @@ def test_several_seeds_are_as_many_runs_and_their_mean(synthetic: Path, tmp_path
     assert f"| agent | {mean:.4f} ±" in (tmp_path / "both/report.md").read_text()
     kept = (tmp_path / "both/seed-3/report.md").stat().st_mtime_ns
     (tmp_path / "both/seed-4/report.md").unlink()
-    assert train.run(train.Config(resume=True, run_dir=str(tmp_path / "both"))) == 0
+    assert train.main(["--resume", "--run-dir", str(tmp_path / "both")]) == 0
     assert (tmp_path / "both/seed-3/report.md").stat().st_mtime_ns == kept
     assert (tmp_path / "both/seed-4/report.md").exists()
 
@@ -177,7 +178,7 @@ def test_the_bid_price_policy_goes_on_to_the_same_bits(synthetic: Path, tmp_path
     process.kill()
     process.communicate()
     assert not (killed / "report.md").exists(), "the run must have been stopped in the middle"
-    assert train.run(train.Config(resume=True, run_dir=str(killed))) == 0
+    assert train.main(["--resume", "--run-dir", str(killed)]) == 0
     same_outcome(whole, killed)
 
 
@@ -204,13 +205,13 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(finished: Path, 
     process.kill()
     process.communicate()
     assert not list(run_dir.glob("checkpoints/step-*"))
-    assert train.run(train.Config(resume=True, run_dir=str(run_dir))) == 0
+    assert train.main(["--resume", "--run-dir", str(run_dir)]) == 0
     same_outcome(finished, run_dir)
 
 
-def test_resuming_takes_no_other_settings(finished: Path):
-    with pytest.raises(InputError, match="began with seed 0 and goes on with it, not 5"):
-        train.run(train.Config(resume=True, seed=5, run_dir=str(finished)))
+def test_resuming_takes_no_other_settings(finished: Path, capfd: pytest.CaptureFixture):
+    assert train.main(["--resume", "--seed", "5", "--run-dir", str(finished)]) == 2
+    assert "began with seed 0 and goes on with it, not 5" in capfd.readouterr().err
 
 
 def test_names_may_hold_anything(tmp_path: Path):
@@ -220,24 +221,24 @@ def test_names_may_hold_anything(tmp_path: Path):
         "cheap $_$ table", renamed, table.embeddings.numpy(), table.scores.numpy(), table.costs_usd.numpy()
     ).save(tmp_path / "table")
     run_dir = tmp_path / "run"
-    config = train.Config(str(tmp_path / "table"), timesteps=512, horizon=4, n_envs=8, run_dir=str(run_dir))
+    config = TrainConfig(str(tmp_path / "table"), timesteps=512, horizon=4, n_envs=8, run_dir=str(run_dir))
     assert train.run(config) == 0
     assert "| a\\|b |" in (run_dir / "report.md").read_text()
 
 
 def test_resuming_a_finished_run_only_evaluates_again(finished: Path):
     before = (finished / "evaluation.json").read_bytes()
-    assert train.run(train.Config(resume=True, run_dir=str(finished))) == 0
+    assert train.main(["--resume", "--run-dir", str(finished)]) == 0
     assert (finished / "evaluation.json").read_bytes() == before
 
 
-def test_a_checkpoint_of_another_table_is_refused(tmp_path: Path):
+def test_a_checkpoint_of_another_table_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture):
     table, run_dir = tmp_path / "table", tmp_path / "run"
     random_table(n=300).save(table)
-    assert train.run(train.Config(table=str(table), timesteps=5_000, horizon=8, n_envs=16, run_dir=str(run_dir))) == 0
+    assert train.run(TrainConfig(table=str(table), timesteps=5_000, horizon=8, n_envs=16, run_dir=str(run_dir))) == 0
     random_table(n=300, seed=1).save(table)
-    with pytest.raises(InputError, match="its checkpoint is of another table"):
-        train.run(train.Config(resume=True, run_dir=str(run_dir)))
+    assert train.main(["--resume", "--run-dir", str(run_dir)]) == 2
+    assert "its checkpoint is of another table" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

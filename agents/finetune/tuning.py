@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from agents.estimators.base import at_most
-from agents.training.device import choose_device
+from agents.training.runtime import choose_device
 from experts.encoder import TEXTS_PER_SHARD, Encoder
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import resolve

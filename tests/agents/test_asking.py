@@ -19,6 +19,7 @@ from agents.policies.budget_value import solve_call_sequences
 from agents.policies.call_value import FORBIDDEN, CallValue, calls_from_table, fit_call_value, not_asked, simulate_calls
 from agents.policies.io import RENAMED_PREFIXES, PolicyRouter, describe_policy, load_policy, save_policy
 from agents.policies.multi_call import start_from_plan
+from agents.training.config import TrainConfig
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.files import read_tensors, write_tensors
 from tests.synthetic import DOUBT_COST_USD, RIGHT, doubting_optimum_usd, doubting_table
@@ -59,7 +60,7 @@ def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[Poli
     estimates = flat_estimates(table)
     reliability = estimates[:, : len(table.experts)]
     played = table_of_estimates(table, estimates, float(table.mean_cost_usd().max()))
-    config = train.Config(max_calls=max_calls, horizon=horizon, n_envs=4)
+    config = TrainConfig(max_calls=max_calls, horizon=horizon, n_envs=4)
     rules = dynamics.make_rules(played, "train", horizon, None, 0.02, max_calls, reliability)
     model, settings = train.make_model(config, "bid-price", rules)
     rows = table.rows("train")
@@ -188,7 +189,7 @@ def test_a_policy_stored_under_earlier_names_chooses_alike(
 def test_training_with_several_calls_leaves_an_orchestrator(tmp_path: Path):
     table = doubting_table(n=400)
     table.save(tmp_path / "table")
-    config = train.Config(str(tmp_path / "table"), max_calls=3, timesteps=4_000, n_envs=16, horizon=8)
+    config = TrainConfig(str(tmp_path / "table"), max_calls=3, timesteps=4_000, n_envs=16, horizon=8)
     assert train.run(replace(config, run_dir=str(tmp_path / "one"))) == 0
     report = (tmp_path / "one" / "report.md").read_text()
     assert "Of up to 3 calls a query the agent makes" in report and "| cascade routing |" in report

@@ -16,6 +16,7 @@ from agents.policies.bid_price import BidPricePolicy, table_of_estimates
 from agents.policies.budget_value import fit_budget_value
 from agents.policies.io import PolicyRouter, describe_policy
 from agents.routers import Planned
+from agents.training.config import TrainConfig
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.builtin import resolve
 from leeroo_env.env import spaces
@@ -81,7 +82,7 @@ def test_only_the_value_learns_at_first():
 
 
 def test_no_budget_is_too_small_or_too_large_to_choose(synthetic: Path, tmp_path: Path):
-    config = train.Config(str(synthetic), timesteps=2_000, n_envs=8, run_dir=str(tmp_path / "run"))
+    config = TrainConfig(str(synthetic), timesteps=2_000, n_envs=8, run_dir=str(tmp_path / "run"))
     assert train.run(config) == 0
     agent = Orchestrator.load(tmp_path / "run")
     x = ExpertTable.load(synthetic).embeddings[:50].numpy()
@@ -95,7 +96,7 @@ def test_hiding_the_budget_hurts(synthetic: Path, tmp_path: Path):
     scores = []
     for hide in (False, True):
         run_dir = tmp_path / str(hide)
-        config = train.Config(str(synthetic), timesteps=20_000, n_envs=32, hide_budget=hide, run_dir=str(run_dir))
+        config = TrainConfig(str(synthetic), timesteps=20_000, n_envs=32, hide_budget=hide, run_dir=str(run_dir))
         assert train.run(config) == 0
         agent, table = Orchestrator.load(run_dir), ExpertTable.load(synthetic)
         rules = dynamics.make_rules(table, "test")
@@ -108,7 +109,7 @@ def without_coder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the synthetic table without the expert that alone answers code cheaply."""
     where = tmp_path_factory.mktemp("newcomer")
     synthetic_table().select(["small", "large"]).save(where / "table")
-    config = train.Config(str(where / "table"), timesteps=20_000, n_envs=32, run_dir=str(where / "run"))
+    config = TrainConfig(str(where / "table"), timesteps=20_000, n_envs=32, run_dir=str(where / "run"))
     assert train.run(config) == 0
     return where / "run"
 

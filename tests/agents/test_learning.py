@@ -12,6 +12,7 @@ import train
 from agents import Orchestrator
 from agents.evaluation.evaluate import evaluate
 from agents.routers import BestSingle, FixedMixture
+from agents.training.config import TrainConfig
 from leeroo_env import ExpertTable, dynamics
 from tests.synthetic import synthetic_optimum, synthetic_table
 
@@ -35,7 +36,7 @@ def learn(
     """Test scores by budget [6] of the trained agent and of the best router that ignores the query; the budgets."""
     table.save(where / "table")
     run_dir = str(where / "run")
-    config = train.Config(str(where / "table"), policy=policy, timesteps=steps, run_dir=run_dir)  # type: ignore
+    config = TrainConfig(str(where / "table"), policy=policy, timesteps=steps, run_dir=run_dir)  # type: ignore
     assert train.run(config) == 0
     rules = dynamics.make_rules(table, "test")
     budgets = dynamics.budget_grid(rules)
@@ -75,7 +76,7 @@ def test_every_algorithm_learns_something(algorithm: str, synthetic: Path, tmp_p
     """Better than chance at all six budgets together, after a short training; also: each trains, saves and loads."""
     steps = 20_000 if algorithm in ("dqn", "qrdqn") else 60_000
     run_dir = str(tmp_path / "run")
-    config = train.Config(str(synthetic), algo=algorithm, policy="mlp", timesteps=steps, run_dir=run_dir)  # type: ignore
+    config = TrainConfig(str(synthetic), algo=algorithm, policy="mlp", timesteps=steps, run_dir=run_dir)  # type: ignore
     assert train.run(config) == 0
     table = synthetic_table()
     rules = dynamics.make_rules(table, "test")
@@ -86,7 +87,7 @@ def test_every_algorithm_learns_something(algorithm: str, synthetic: Path, tmp_p
 
 
 def test_a2c_trains_the_bid_price_policy_too(synthetic: Path, tmp_path: Path):
-    config = train.Config(str(synthetic), algo="a2c", timesteps=20_000, n_envs=32, run_dir=str(tmp_path / "run"))
+    config = TrainConfig(str(synthetic), algo="a2c", timesteps=20_000, n_envs=32, run_dir=str(tmp_path / "run"))
     assert train.run(config) == 0
     rules = dynamics.make_rules(synthetic_table(), "test")
     budgets = dynamics.budget_grid(rules)

@@ -10,6 +10,7 @@ import pytest
 
 import train
 from agents import Orchestrator
+from agents.training.config import TrainConfig
 from leeroo_env import InputError
 from tests.synthetic import synthetic_table
 
@@ -17,7 +18,7 @@ from tests.synthetic import synthetic_table
 @pytest.fixture(scope="module", params=["mlp", "bid-price"])
 def run_dir(request: pytest.FixtureRequest, synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert train.run(train.Config(str(synthetic), policy=request.param, timesteps=30_000, run_dir=str(path))) == 0
+    assert train.run(TrainConfig(str(synthetic), policy=request.param, timesteps=30_000, run_dir=str(path))) == 0
     return path
 
 

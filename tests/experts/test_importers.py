@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import train
+from agents.training.config import TrainConfig
 from experts.importers.importers import main
 from leeroo_env import ExpertTable, LeerooVectorEnv
 
@@ -52,7 +53,7 @@ def embeddings(directory: Path, rows: int = QUESTIONS) -> Path:
 def train_for_a_moment(path: Path) -> None:
     run_dir = path.parent / "run"
     if not run_dir.exists():
-        config = train.Config(str(path), algo="a2c", timesteps=32, n_envs=4, horizon=2, run_dir=str(run_dir))
+        config = TrainConfig(str(path), algo="a2c", timesteps=32, n_envs=4, horizon=2, run_dir=str(run_dir))
         assert train.run(config) == 0 and (run_dir / "evaluation.json").is_file()
 
 

@@ -1,0 +1,86 @@
+"""The settings of a training run: what `train.py` takes as options and `config.yaml` remembers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from agents.training.algorithms import ALGORITHMS, AlgorithmName
+from leeroo_env import InputError
+from leeroo_env.builtin import BUILTIN, DEFAULT
+from leeroo_env.dynamics import COST_WEIGHT, HORIZON
+
+PolicyKind = Literal["bid-price", "mlp"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Trains an agent that routes queries among language models, and reports how it does on queries it never saw."""
+
+    table: str = DEFAULT
+    """A table directory, or the name of a built-in one (tiny: real answers of the tiny models that ship)."""
+    experts: str = ""
+    """Names of the experts to use, separated by commas; all of the table's if empty."""
+    algo: AlgorithmName = "ppo"
+    """The algorithm that learns: ppo, a2c, dqn from stable-baselines3; maskable_ppo, qrdqn, trpo from sb3-contrib."""
+    policy: Literal["auto", "bid-price", "mlp"] = "auto"
+    """bid-price: estimated score less a budget-dependent price times estimated cost (ppo and a2c); mlp: a plain network
+    on embedding and budget; auto: bid-price where the algorithm can train it."""
+    timesteps: int = 500_000
+    """Queries to route in training; the last iteration is completed."""
+    n_envs: int = 0
+    """Episodes played in lockstep; 0 takes the algorithm's own default."""
+    horizon: int = HORIZON
+    """Queries in an episode: what one budget has to last for."""
+    budget: Annotated[tuple[float, ...], tyro.conf.arg(metavar="USD [USD]")] = ()
+    """Dollars per query: one number fixes the budget, two give the range that each episode's budget is drawn from. By
+    default from the cheapest expert's mean cost to the most expensive one's, so that one policy serves every budget."""
+    max_calls: int = 1
+    """Experts that may be asked about one query. With more than one, their answers are compared and the one with the
+    strongest support is delivered; the table must hold the answers."""
+    cost_weight: float = COST_WEIGHT
+    """What a call of the most expensive expert costs in the reward, where a right answer counts 1."""
+    hide_budget: bool = False
+    """Hides the budget and the number of queries left from the policy: an ablation, which should hurt."""
+    seed: int = 0
+    """Decides everything random, including the episodes of the evaluation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where table and network are kept; auto takes the GPU if there is one."""
+    seeds: int = 1
+    """Agents to train, with --seed and the numbers after it; their mean and interval are reported."""
+    threads: int = 1
+    """Threads of torch. The results' last bits depend on it; more than one pays on idle cores only."""
+    run_dir: str = ""
+    """Where the run is written; runs/TABLE-ALGO-SEED-TIME if empty."""
+    resume: bool = False
+    """Go on with the run in --run-dir (the latest in runs/ if that is empty), with the settings it began with."""
+
+    def check(self) -> None:
+        """Raises InputError where a number is out of its range."""
+        if self.timesteps < 1 or self.n_envs < 0:
+            raise InputError(f"timesteps {self.timesteps}, n_envs {self.n_envs}: must be positive")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed {self.seed}: must be 0 to 2^32 - 1")
+        if self.seeds < 1 or self.threads < 1:
+            raise InputError(f"seeds {self.seeds}, threads {self.threads}: must be 1 or more")
+
+    def policy_kind(self) -> PolicyKind:
+        """The policy that `auto` stands for. Raises InputError where the algorithm cannot train it."""
+        trains_bid_price = ALGORITHMS[self.algo].bid_price
+        if self.policy == "bid-price" and not trains_bid_price:
+            raise InputError(f"policy bid-price: {self.algo} cannot train it; use --policy mlp or another --algo")
+        if self.policy != "auto":
+            return self.policy
+        return "bid-price" if trains_bid_price else "mlp"
+
+    def evaluation_period(self, iteration: int) -> int:
+        """Steps between two evaluations on val, at least one `iteration`; several calls take longer to evaluate."""
+        return max(self.timesteps // (20 if self.max_calls == 1 else 8), iteration)
+
+    def as_settings(self, run_dir: Path) -> dict[str, Any]:
+        """What `config.yaml` remembers; a table directory by its absolute path."""
+        name = self.table if self.table in BUILTIN else str(Path(self.table).resolve())
+        return {**asdict(self), "table": name, "budget": list(self.budget), "run_dir": str(run_dir)}
