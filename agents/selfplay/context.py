@@ -26,7 +26,8 @@ from experts.data.queries import load_queries
 from experts.generation.novelty import normal_question
 from experts.generation.writers import GymWriter, ModelWriter, TaskWriter, Writer, writing_expert
 from experts.grading import GRADERS
-from experts.pool import Pool, keys_for
+from experts.pool import keys_for
+from experts.specs import Pool
 from experts.types import Query, TextEncoder
 from leeroo_env import InputError
 from leeroo_env.builtin import DEFAULT, resolve

@@ -16,7 +16,8 @@ from experts.collect.pipeline import Row, answer_rows, expert_info, query_rows, 
 from experts.collect.scheduler import ask_all
 from experts.collect.store import Store, StoredExpert
 from experts.grading import GRADERS
-from experts.pool import ExpertSpec, Pool, keys_for, make_experts
+from experts.pool import keys_for, make_experts
+from experts.specs import ExpertSpec, Pool
 from experts.spending import SpendCap
 from experts.types import Answer, Expert, Query, TextEncoder
 from leeroo_env.table import TableInfo

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.serving.answer_match import Compare
-from experts.pool import LocalSpec
+from experts.specs import LocalSpec
 from experts.spending import NOT_ASKED, not_asked
 from experts.types import Answer, Expert, Query
 from leeroo_env.dynamics import Poll, poll, poll_features, vote_weight

@@ -1,23 +1,21 @@
-"""Experts that run in this process with the transformers library."""
+"""Answers queries with a causal language model of the transformers library, in this process."""
 
 from __future__ import annotations
 
 import functools
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experts.backends.local import answer_locally, prompt_ids
+from experts.specs import HuggingFaceSpec
 from experts.spending import SpendCap
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 
-if TYPE_CHECKING:
-    from experts.pool import HuggingFaceSpec
-
 
 class HuggingFaceExpert:
-    """A causal language model; it loads when it is first asked, and answers one batch at a time."""
+    """A causal language model that is loaded at the first query and answers one batch at a time."""
 
     def __init__(self, spec: HuggingFaceSpec, spend_cap: SpendCap) -> None:
         self.name = spec.name
@@ -45,7 +43,7 @@ class HuggingFaceExpert:
             raise InputError(f"expert {self.name!r}: model {self.spec.model!r} cannot be loaded: {reason}") from error
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Generates in batches of like length, padded on the left; a batch that fails gives Answers with `error`.
+        """Generates in batches of similar length, padded on the left; a batch that fails gives answers with `error`.
 
         Raises:
             InputError: the model cannot be loaded.
@@ -87,17 +85,17 @@ def end_tokens(tokenizer: Any, model: Any) -> tuple[int, ...]:
 
 
 def _settings(spec: HuggingFaceSpec, tokenizer: Any) -> dict[str, Any]:
-    drawn = spec.generation
-    settings: dict[str, Any] = {"do_sample": bool(drawn.temperature)}
-    if drawn.temperature:
-        settings |= {"temperature": drawn.temperature, "top_p": drawn.top_p or 1.0, "top_k": 0}
-    if drawn.stop:
-        settings |= {"stop_strings": list(drawn.stop), "tokenizer": tokenizer}
-    return settings | drawn.extra
+    sampling = spec.generation
+    settings: dict[str, Any] = {"do_sample": bool(sampling.temperature)}
+    if sampling.temperature:
+        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p or 1.0, "top_k": 0}
+    if sampling.stop:
+        settings |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
+    return settings | sampling.extra
 
 
 def _read(tokenizer: Any, row: list[int], ends: Sequence[int], stop: Sequence[str]) -> tuple[str, int]:
-    """Text and number of the tokens up to the first end token, which counts, or the first stop string."""
+    """Text and number of tokens up to and including the first end token, or up to the first stop string."""
     length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
     text = tokenizer.decode(row[:length], skip_special_tokens=True)
     cut = min((text.find(s) for s in stop if s in text), default=None)

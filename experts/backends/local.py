@@ -1,23 +1,22 @@
-"""What the backends that run a model on this machine have in common."""
+"""Answers queries in batches with a model on this machine; shared by the transformers and vLLM backends."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from experts.specs import LocalSpec
 from experts.spending import SpendCap, ask_affordable
 from experts.types import Answer, Query
 
-if TYPE_CHECKING:
-    from experts.pool import LocalSpec
-
-# token ids of a batch of prompts -> the text and the number of new tokens of each
+# From the token ids of a batch of prompts to the text and the number of new tokens of each
 Generate = Callable[[list[list[int]]], list[tuple[str, int]]]
+ERROR_CHARS = 300
 
 
 def prompt_ids(tokenizer: Any, spec: LocalSpec, query: Query) -> list[int]:
-    """The prompt's token ids, through the tokenizer's chat template where the spec or the tokenizer asks for one."""
+    """The prompt's token ids, in the chat template if the spec asks for it (default: if the tokenizer has one)."""
     prompt = spec.render(query)
     if spec.chat if spec.chat is not None else tokenizer.chat_template is not None:
         messages = [{"role": "system", "content": spec.system}] if spec.system else []
@@ -30,13 +29,13 @@ def prompt_ids(tokenizer: Any, spec: LocalSpec, query: Query) -> list[int]:
 def answer_locally(
     spec: LocalSpec, spend_cap: SpendCap, ids: Sequence[list[int]], context: int, generate: Generate
 ) -> list[Answer]:
-    """Answers prompts in batches of like length and returns the answers in the order of the prompts.
+    """Answers prompts in batches of similar length and returns the answers in the order of the prompts.
 
-    A batch's seconds are every answer's latency; a price by the second is shared equally among the batch.
+    The latency of each answer is that of its batch; a price by the second is shared equally within a batch.
 
     Args:
         ids: the prompts' token ids.
-        context: the most tokens, prompt and answer together, that the model takes.
+        context: the model's limit of tokens, prompt and answer together.
     """
     answers: list[Answer | None] = [None] * len(ids)
     for i, prompt in enumerate(ids):
@@ -59,9 +58,9 @@ def _ask_batch(spec: LocalSpec, prompts: list[list[int]], generate: Generate) ->
     started = time.perf_counter()
     try:
         outputs = generate(prompts)
-    except Exception as error:  # out of memory, for one: the other batches must get their answers
+    except Exception as error:  # such as out of memory; the other batches must get their answers
         seconds = time.perf_counter() - started
-        return [_failed(" ".join(f"{type(error).__name__}: {error}".split())[:300], seconds) for _ in prompts]
+        return [_failed(" ".join(f"{type(error).__name__}: {error}".split())[:ERROR_CHARS], seconds) for _ in prompts]
     seconds = time.perf_counter() - started
     answers = []
     for prompt, (text, new_tokens) in zip(prompts, outputs, strict=True):

@@ -1,4 +1,4 @@
-"""Experts behind a server that speaks OpenAI's protocol: OpenAI, vLLM, Ollama and others."""
+"""Answers queries through a server with OpenAI's API: OpenAI, vLLM, Ollama and others."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from experts.specs import OpenAISpec
 from experts.spending import SpendCap, not_asked
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
@@ -21,10 +22,8 @@ from leeroo_env.errors import InputError
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from experts.pool import OpenAISpec
-
 NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
-GATEWAY_ERRORS = {502, 504}  # the model behind the gateway may have answered, and be paid for
+GATEWAY_ERRORS = {502, 504}  # the model behind the gateway may have answered, and the answer may be billed
 ERROR_CHARS = 300
 
 log = logging.getLogger(__name__)
@@ -32,9 +31,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Attempts:
-    """How often one call was sent, as far as money is concerned."""
+    """The attempts of one call that may be billed."""
 
-    billable: int = 0  # sent and not refused: the server may bill them, whether their answer arrived or not
+    billable: int = 0  # sent and not refused, whether or not an answer arrived
 
 
 _attempts: contextvars.ContextVar[Attempts] = contextvars.ContextVar("attempts")
@@ -42,7 +41,7 @@ _starting = threading.Lock()
 
 
 class OpenAIExpert:
-    """Asks a server, at most `spec.concurrency` calls at a time, however many threads call `answer`."""
+    """Sends at most `spec.concurrency` calls at a time, from any number of threads."""
 
     def __init__(self, spec: OpenAISpec, spend_cap: SpendCap) -> None:
         """
@@ -59,14 +58,14 @@ class OpenAIExpert:
         self._slots = asyncio.Semaphore(spec.concurrency)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Asks every query with the library's retries; a failed call is an Answer with `error`, free of secrets."""
+        """Sends every query, with the client library's retries; a failed call gives an answer with `error`."""
         return asyncio.run_coroutine_threadsafe(self._answer(queries), _event_loop()).result()
 
     async def _answer(self, queries: Sequence[Query]) -> list[Answer]:
         return await asyncio.gather(*(self._ask(query) for query in queries))
 
     async def _ask(self, query: Query) -> Answer:
-        """One call with its money: reserves what every attempt may cost, keeps what was or may have been billed."""
+        """One call: reserves the worst cost of all attempts, then settles what was or may have been billed."""
         worst_usd = self.spec.worst_usd(query)
         async with self._slots:
             reserved_usd = worst_usd * self.spec.attempts
@@ -87,14 +86,14 @@ class OpenAIExpert:
         started = time.perf_counter()
         try:
             text, prompt_tokens, completion_tokens = await self._complete(query)
-        except Exception as error:  # whatever it is, the other calls of the batch must get their answers
+        except Exception as error:  # of any kind: the other calls of the batch must get their answers
             return Answer("", 0, 0, 0.0, time.perf_counter() - started, error=self._describe(error))
         seconds = time.perf_counter() - started
         cost_usd = self.spec.price.cost_usd(prompt_tokens, completion_tokens, seconds)
         return Answer(text, prompt_tokens, completion_tokens, cost_usd, seconds)
 
     async def _complete(self, query: Query) -> tuple[str, int, int]:
-        """Text, prompt tokens and completion tokens of one call."""
+        """The text, prompt tokens and completion tokens of one call."""
         prompt, settings = self.spec.render(query), _settings(self.spec)
         if self.spec.chat:
             system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
@@ -106,7 +105,7 @@ class OpenAIExpert:
             reply = await self._client.completions.create(prompt=prompt, **settings)
             text = reply.choices[0].text
         if reply.usage is None:
-            _warn_of_no_usage(self.name)
+            _warn_no_usage(self.name)
             return text or "", self.spec.most_prompt_tokens(query), self.spec.max_tokens
         return text or "", reply.usage.prompt_tokens, reply.usage.completion_tokens
 
@@ -119,14 +118,14 @@ class OpenAIExpert:
 
 
 def _settings(spec: OpenAISpec) -> dict[str, Any]:
-    """The arguments of a call besides its prompt."""
-    drawn = spec.generation
-    optional = {"temperature": drawn.temperature, "top_p": drawn.top_p, "seed": drawn.seed}
+    """The arguments of a call except its prompt."""
+    sampling = spec.generation
+    optional = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
     settings: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
-    if drawn.stop:
-        settings["stop"] = list(drawn.stop)
-    if drawn.extra:
-        settings["extra_body"] = drawn.extra
+    if sampling.stop:
+        settings["stop"] = list(sampling.stop)
+    if sampling.extra:
+        settings["extra_body"] = sampling.extra
     field = spec.max_tokens_field if spec.chat else "max_tokens"
     return {"model": spec.model, field: spec.max_tokens, **settings}
 
@@ -135,7 +134,7 @@ def _client(key: str, url: str | None, timeout_s: float, max_retries: int) -> As
     import openai
 
     class CountingClient(openai.DefaultAsyncHttpxClient):
-        """Counts the attempts that may be billed, the library's own retries among them."""
+        """Counts the attempts that may be billed, including the library's own retries."""
 
         async def send(self, request: Any, **kwargs: Any) -> Any:
             attempts = _attempts.get()
@@ -153,8 +152,8 @@ def _client(key: str, url: str | None, timeout_s: float, max_retries: int) -> As
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """The loop that all servers' calls run in, on a thread of its own, so that `answer` works from any thread."""
-    with _starting:  # a cache alone would let two threads make two loops
+    """The event loop of all calls, on a thread of its own, so that `answer` works from any thread."""
+    with _starting:  # the cache alone would let two threads start two loops
         return _started_loop()
 
 
@@ -166,8 +165,8 @@ def _started_loop() -> asyncio.AbstractEventLoop:
 
 
 @functools.cache
-def _warn_of_no_usage(name: str) -> None:
-    log.warning("%s: the server reports no token usage; the most that its calls can have used is recorded", name)
+def _warn_no_usage(name: str) -> None:
+    log.warning("%s: the server reports no token usage; an upper bound is recorded", name)
 
 
 def _variable(field: str, name: str) -> str:

@@ -1,23 +1,21 @@
-"""Experts that run in vLLM's offline engine."""
+"""Answers queries with vLLM's offline engine."""
 
 from __future__ import annotations
 
 import functools
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experts.backends.local import answer_locally, prompt_ids
+from experts.specs import VllmSpec
 from experts.spending import SpendCap
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 
-if TYPE_CHECKING:
-    from experts.pool import VllmSpec
-
 
 class VllmExpert:
-    """A model in an engine of its own; the engine starts when it is first asked, and answers one batch at a time."""
+    """A model in an engine of its own, which starts at the first query and answers one batch at a time."""
 
     def __init__(self, spec: VllmSpec, spend_cap: SpendCap) -> None:
         self.name = spec.name
@@ -40,7 +38,7 @@ class VllmExpert:
             raise InputError(f"expert {self.name!r}: vLLM cannot load {spec.model!r}: {reason}") from error
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Generates in batches; a batch that fails gives Answers with `error`.
+        """Generates in batches; a batch that fails gives answers with `error`.
 
         Raises:
             InputError: vLLM is not installed or cannot load the model.
@@ -54,14 +52,14 @@ class VllmExpert:
     def _generate(self, prompts: list[list[int]]) -> list[tuple[str, int]]:
         from vllm import SamplingParams
 
-        drawn = self.spec.generation
+        sampling = self.spec.generation
         params = SamplingParams(
-            temperature=drawn.temperature or 0.0,
-            top_p=drawn.top_p or 1.0,
-            seed=drawn.seed,
-            stop=list(drawn.stop) or None,
+            temperature=sampling.temperature or 0.0,
+            top_p=sampling.top_p or 1.0,
+            seed=sampling.seed,
+            stop=list(sampling.stop) or None,
             max_tokens=self.spec.max_tokens,
-            **drawn.extra,
+            **sampling.extra,
         )
         outputs = self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         return [(output.outputs[0].text, len(output.outputs[0].token_ids)) for output in outputs]

@@ -28,7 +28,8 @@ import tyro
 from experts.collect.scheduler import ExpertQueue, ask_all, make_queue
 from experts.collect.store import StoredExpert, open_store, read_parts, successes
 from experts.grading import GRADERS, Grade, judge_batch
-from experts.pool import ExpertSpec, OpenAISpec, Pool, keys_for, load_pool, make_experts
+from experts.pool import keys_for, load_pool, make_experts
+from experts.specs import ExpertSpec, OpenAISpec, Pool
 from experts.spending import SpendCap
 from experts.types import Answer, Expert, Query, TextEncoder
 from leeroo_env.errors import InputError

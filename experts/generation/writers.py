@@ -18,7 +18,8 @@ import pydantic
 
 from experts.data.queries import text_id
 from experts.generation.novelty import normal_question
-from experts.pool import ExpertSpec, Generation, Model, make_expert
+from experts.pool import make_expert
+from experts.specs import ExpertSpec, Generation, StrictModel
 from experts.spending import NOT_ASKED, SpendCap
 from experts.tiny.tasks import DIFFICULTIES, FAMILIES, draw
 from experts.types import Expert, Query
@@ -167,7 +168,7 @@ def _keep(written: Written, query: Query, seen: set[str]) -> None:
 # Language models
 
 
-class Item(Model):
+class Item(StrictModel):
     """One question as a language model must write it. Its own answer is taken for no more than form."""
 
     question: Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1)]

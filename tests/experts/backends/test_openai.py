@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from experts.backends.openai import OpenAIExpert
-from experts.pool import OpenAISpec
+from experts.specs import OpenAISpec
 from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Query
 from leeroo_env.errors import InputError

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts.backends.huggingface import HuggingFaceExpert
-from experts.pool import HuggingFaceSpec
+from experts.specs import HuggingFaceSpec
 from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Query
 from leeroo_env.errors import InputError

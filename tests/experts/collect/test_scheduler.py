@@ -11,7 +11,7 @@ from experts.pool import load_pool, make_experts
 from experts.spending import SpendCap
 from experts.types import Answer, Query
 
-POOL = Path(__file__).parents[2] / "experts" / "tiny" / "pool.yaml"
+POOL = Path(__file__).parents[3] / "experts" / "tiny" / "pool.yaml"
 
 
 def test_queries_that_are_too_long_do_not_keep_the_others_from_being_asked():

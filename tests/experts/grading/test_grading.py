@@ -18,7 +18,7 @@ from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 
 FOUR = "Which one?\nA. a monopoly\nB. a cartel\nC. a market\nD. a shop"
-SAMPLES = Path(os.environ.get("LEEROO_DATA", Path(__file__).parents[3] / "shared" / "data")) / "mmlu_pro"
+SAMPLES = Path(os.environ.get("LEEROO_DATA", Path(__file__).parents[4] / "shared" / "data")) / "mmlu_pro"
 
 
 def grade(name: str, output: str, reference: str | None, text: str = FOUR):

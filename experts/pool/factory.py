@@ -1,0 +1,39 @@
+"""Creates experts from their specs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experts.backends.huggingface import HuggingFaceExpert
+from experts.backends.openai import OpenAIExpert
+from experts.backends.vllm import VllmExpert
+from experts.specs import ExpertSpec, HuggingFaceSpec, OpenAISpec, Pool, VllmSpec
+from experts.spending import SpendCap
+from experts.types import Expert
+from leeroo_env.errors import InputError
+
+
+def make_expert(spec: ExpertSpec, spend_cap: SpendCap) -> Expert:
+    """The expert that a spec describes; a local model is loaded when it is first asked.
+
+    Raises:
+        InputError: an environment variable that the expert needs is not set.
+    """
+    if isinstance(spec, OpenAISpec):
+        return OpenAIExpert(spec, spend_cap)
+    if isinstance(spec, HuggingFaceSpec):
+        return HuggingFaceExpert(spec, spend_cap)
+    if isinstance(spec, VllmSpec):
+        return VllmExpert(spec, spend_cap)
+    raise TypeError(f"no backend for {type(spec).__name__}")
+
+
+def make_experts(pool: Pool, names: Sequence[str] | None, spend_cap: SpendCap) -> list[Expert]:
+    """The experts of a pool with these names (all if None), under one spend cap."""
+    experts = []
+    for spec in pool.select(names):
+        try:
+            experts.append(make_expert(spec, spend_cap))
+        except InputError as error:
+            raise InputError(f"{pool.path}: expert {spec.name!r}: {error}") from None
+    return experts

@@ -1,0 +1,161 @@
+"""Describes a pool of experts: how each is asked and what its calls cost (the schema of pool.yaml)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from experts.spending import Price
+from experts.types import Query
+from leeroo_env.errors import InputError
+
+LIMITS = {"max_tokens", "max_completion_tokens", "max_new_tokens", "max_length", "n", "best_of", "num_return_sequences"}
+SET_ELSEWHERE = LIMITS | {"num_beams", "use_beam_search", "stream", "messages", "prompt", "model"}
+TEMPLATE_TOKENS = 256  # the most that a chat template adds to a prompt
+Dollars = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+VariableName = Annotated[str, pydantic.Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+
+
+class StrictModel(pydantic.BaseModel):
+    """Refuses unknown fields and converts no types."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Generation(StrictModel):
+    """Sampling settings. `temperature` 0 is greedy decoding; null leaves it to the server."""
+
+    temperature: float | None = pydantic.Field(default=0.0, ge=0)
+    top_p: float | None = pydantic.Field(default=None, gt=0, le=1)
+    seed: int | None = None
+    stop: Annotated[tuple[str, ...], pydantic.Field(strict=False)] = ()
+    extra: dict[str, Any] = {}  # passed to the backend unchanged
+
+    @pydantic.field_validator("extra")
+    @classmethod
+    def _cannot_lift_limits(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name in SET_ELSEWHERE & set(extra):
+            raise ValueError(f"{name} cannot be set here, the spend cap relies on it")
+        return extra
+
+
+class ExpertSpec(StrictModel):
+    """The fields of every backend. A price is `usd_per_mtok_in` and `usd_per_mtok_out`, or `usd_per_second`."""
+
+    name: str = pydantic.Field(min_length=1)
+    model: str = pydantic.Field(min_length=1)
+    revision: str | None = None
+    parameters_b: float | None = pydantic.Field(default=None, gt=0)
+    usd_per_mtok_in: Dollars | None = None
+    usd_per_mtok_out: Dollars | None = None
+    usd_per_second: Dollars | None = None
+    max_tokens: int = pydantic.Field(default=1024, gt=0)
+    prompt: str = "{text}"
+    system: str | None = None
+    generation: Generation = Generation()
+    timeout_s: float = pydantic.Field(default=120.0, gt=0)  # of one request; a price by the second bills no more
+    directory: Path | None = pydantic.Field(default=None, exclude=True)  # of a local model, set by the loader
+
+    @pydantic.field_validator("prompt")
+    @classmethod
+    def _holds_text(cls, prompt: str) -> str:
+        if "{text}" not in prompt:
+            raise ValueError("should contain {text}, where the query goes")
+        return prompt
+
+    @pydantic.model_validator(mode="after")
+    def _has_one_price(self) -> ExpertSpec:
+        by_token = self.usd_per_mtok_in is not None, self.usd_per_mtok_out is not None
+        if any(by_token) != all(by_token) or any(by_token) == (self.usd_per_second is not None):
+            raise ValueError("give either usd_per_mtok_in and usd_per_mtok_out, or usd_per_second")
+        return self
+
+    @property
+    def price(self) -> Price:
+        by_token = self.usd_per_mtok_in or 0.0, self.usd_per_mtok_out or 0.0
+        return Price(*by_token, self.usd_per_second or 0.0, self.timeout_s)
+
+    @property
+    def model_path(self) -> str:
+        """What the backend loads: the local directory if there is one, else the model's name."""
+        return self.model if self.directory is None else str(self.directory)
+
+    @property
+    def attempts(self) -> int:
+        """The largest number of times that one call is sent."""
+        return 1
+
+    def render(self, query: Query) -> str:
+        """The prompt of a query."""
+        return self.prompt.replace("{text}", query.text)
+
+    def most_prompt_tokens(self, query: Query) -> int:
+        """An upper bound of the prompt's tokens: a token has at least one byte, and a chat template adds a few."""
+        return len(self.render(query).encode()) + len((self.system or "").encode()) + TEMPLATE_TOKENS
+
+    def worst_usd(self, query: Query) -> float:
+        """The most that one attempt of a call can cost, in dollars."""
+        return self.price.worst_usd(self.most_prompt_tokens(query), self.max_tokens)
+
+
+class OpenAISpec(ExpertSpec):
+    """A model on a server with OpenAI's API. Address and key are read from environment variables named here."""
+
+    backend: Literal["openai"]
+    base_url_env: VariableName | None = None  # null: OPENAI_BASE_URL if that is set, else OpenAI's own address
+    api_key_env: VariableName | None = "OPENAI_API_KEY"  # null: the server needs no key
+    chat: bool = True  # false: /completions instead of /chat/completions
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    concurrency: int = pydantic.Field(default=8, gt=0)
+    max_retries: int = pydantic.Field(default=5, ge=0)
+
+    @property
+    def attempts(self) -> int:
+        return 1 + self.max_retries
+
+
+class LocalSpec(ExpertSpec):
+    """A model that runs on this machine."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    chat: bool | None = None  # null: use the tokenizer's chat template if it has one
+    batch_size: int = pydantic.Field(default=16, gt=0)
+
+
+class HuggingFaceSpec(LocalSpec):
+    """A causal language model of the transformers library."""
+
+    backend: Literal["huggingface"]
+    device: str = "cpu"
+
+
+class VllmSpec(LocalSpec):
+    """A model in vLLM's offline engine. `engine` is passed to `vllm.LLM` unchanged."""
+
+    backend: Literal["vllm"]
+    batch_size: int = pydantic.Field(default=256, gt=0)
+    engine: dict[str, Any] = {}
+
+
+AnySpec = OpenAISpec | HuggingFaceSpec | VllmSpec
+
+
+class Pool(StrictModel):
+    """A whole pool.yaml; `path` is the file it was read from."""
+
+    experts: Annotated[
+        tuple[Annotated[AnySpec, pydantic.Field(discriminator="backend")], ...],
+        pydantic.Field(min_length=1, strict=False),
+    ]
+    path: Path = pydantic.Field(default=Path("pool.yaml"), exclude=True)
+
+    def select(self, names: Sequence[str] | None) -> list[AnySpec]:
+        """The specs of the named experts, in this order; all experts if None."""
+        specs = {spec.name: spec for spec in self.experts}
+        for name in names or ():
+            if name not in specs:
+                raise InputError(f"{self.path}: no expert named {name!r}; there are {', '.join(specs)}")
+        return [specs[name] for name in (specs if names is None else dict.fromkeys(names))]
