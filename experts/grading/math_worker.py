@@ -1,4 +1,4 @@
-"""The process behind the grader "math": one JSON line [reference, output] in, one JSON line out."""
+"""Compares formulas in a process of its own: one JSON line [reference, output] in, one JSON line out."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def _parse(text: str) -> list[Any]:
 
 
 def _parse_reference(text: str) -> list[Any]:
-    """References come bare as often as in dollars; bare LaTeX is only found between dollars."""
+    """Parses a reference with or without dollar signs; the parser finds bare LaTeX only between them."""
     return _parse(text) if "$" in text or "\\boxed" in text else _parse(f"${text}$") or _parse(text)
 
 
 def _normal_form(parsed: list[Any]) -> str | None:
-    """Equal values give equal strings as far as plain simplification goes."""
+    """A string that is equal for equal values, as far as simplification shows it."""
     import sympy
 
     if not parsed:
@@ -45,7 +45,7 @@ def compare(reference: str, output: str) -> dict[str, Any]:
 
 
 def serve() -> None:
-    """Answers on what was standard output; whatever the libraries print goes nowhere."""
+    """Replies on the original standard output; what the libraries print is discarded."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with contextlib.suppress(ImportError, ValueError, OSError):
