@@ -2,7 +2,7 @@
 
 An answer is worth asking for where the expert is neither sure to be chosen nor sure to be passed over, where its score
 is uncertain, and where it is cheap: queries and experts are drawn with probabilities in proportion to
-sqrt(contention x variance / cost), the shape of Neyman's allocation (On the two different aspects of the
+sqrt(choice_variance x variance / cost), the shape of Neyman's allocation (On the two different aspects of the
 representative method, 1934), whose sample sizes go with standard deviation over the root of cost.
 
 B queries, K experts.
@@ -22,7 +22,7 @@ LEAST_CHANCE = 0.02  # no estimated score is believed to be nearer to 0 or 1
 EVEN = 0.5  # share of the new queries that is spread evenly over the domains
 
 
-def contention(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
+def choice_variance(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
     """How open it is whether each expert is chosen, [B, K] from 0 to 1/4: the mean of p (1 - p) over budgets.
 
     p is the chance that an expert is the best choice in the middle of an episode, if net values are off a little.
@@ -43,12 +43,12 @@ def contention(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
     return total
 
 
-def worth_asking(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
-    """How much each answer is worth asking for, [B, K], up to a factor; arguments as of `contention`."""
+def acquisition_value(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
+    """How much each answer is worth asking for, [B, K], up to a factor; arguments as of `choice_variance`."""
     score, cost_usd = estimates.chunk(2, dim=1)
     chance = score.clamp(LEAST_CHANCE, 1 - LEAST_CHANCE)
     cost_usd = cost_usd.maximum(LEAST_COST * plan.mean_cost_usd).clamp(min=1e-3 * plan.low_usd)  # some are free
-    return (contention(estimates, plan, queries) * chance * (1 - chance) / cost_usd).sqrt()
+    return (choice_variance(estimates, plan, queries) * chance * (1 - chance) / cost_usd).sqrt()
 
 
 def draw_pairs(worth: Tensor, free: Tensor, rng: np.random.Generator) -> np.ndarray:
@@ -72,7 +72,7 @@ def draw_domains(domains: tuple[str, ...], known: list[str], worth: Tensor, n: i
     Args:
         domains: those that can be written for.
         known: [B], domains of known queries.
-        worth: [B, K], of `worth_asking` for these.
+        worth: [B, K], of `acquisition_value` for these.
     """
     each = worth.sum(dim=1).double().cpu().numpy()
     of = np.array(known)

@@ -90,7 +90,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Game:
+class SelfPlay:
     """What a run plays with.
 
     Attributes:
@@ -138,7 +138,7 @@ def check_pools(config: Config, pool: Pool, writer_pool: Pool) -> None:
         )
 
 
-def begin_or_go_on(config: Config) -> None:
+def start_or_resume(config: Config) -> None:
     """Writes down the settings of a new run. One that is there goes on with the same ones, but for those of how far."""
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
     free = ("rounds", "usd_to_begin", "threads", "run_dir")
@@ -204,58 +204,58 @@ def make_writer(name: str, config: Config, asker: Asker, writer_pool: Pool, star
     return ModelWriter(StoredExpert(expert, keys_for(expert.spec), asker.store), start)
 
 
-def ended_rounds(game: Game, n: int) -> list[dict[str, Any]]:
+def finished_rounds(selfplay: SelfPlay, n: int) -> list[dict[str, Any]]:
     """The numbers of the first n."""
-    return [read_json(game.directory(number) / "round.json") for number in range(n)]
+    return [read_json(selfplay.directory(number) / "round.json") for number in range(n)]
 
 
 def part(queries: Sequence[Query], split: str) -> list[Query]:
     return [query for query in queries if query.split == split]
 
 
-def read_queries(game: Game, number: int) -> list[Query]:
-    path = game.directory(number) / "queries.jsonl"
+def read_queries(selfplay: SelfPlay, number: int) -> list[Query]:
+    path = selfplay.directory(number) / "queries.jsonl"
     try:
         return [Query(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
-def references(game: Game, number: int) -> dict[str, dict[str, Any]]:
+def read_references(selfplay: SelfPlay, number: int) -> dict[str, dict[str, Any]]:
     """The reference and the agreement behind it of each question of a round that got one so; see `selfplay_vote`."""
-    return read_json(game.directory(number) / "references.json")["references"]
+    return read_json(selfplay.directory(number) / "references.json")["references"]
 
 
-def usable_queries(game: Game, number: int) -> list[Query]:
+def usable_queries(selfplay: SelfPlay, number: int) -> list[Query]:
     """The queries of a round that have a reference."""
-    found = {query_id: one["reference"] for query_id, one in references(game, number).items()}
-    queries = read_queries(game, number)
+    found = {query_id: one["reference"] for query_id, one in read_references(selfplay, number).items()}
+    queries = read_queries(selfplay, number)
     known = [query if query.reference else replace(query, reference=found.get(query.query_id)) for query in queries]
     return [query for query in known if query.reference]
 
 
-def training_queries(game: Game, number: int) -> list[Query]:
+def training_queries(selfplay: SelfPlay, number: int) -> list[Query]:
     """Those of the rounds before that have a reference."""
-    return [query for earlier in range(number) for query in usable_queries(game, earlier)]
+    return [query for earlier in range(number) for query in usable_queries(selfplay, earlier)]
 
 
-def pairs_of(game: Game, number: int, asks: list[list[str]]) -> list[Pair]:
+def as_pairs(selfplay: SelfPlay, number: int, asks: list[list[str]]) -> list[Pair]:
     """Those of queries that have a reference."""
-    by_id = {query.query_id: query for query in training_queries(game, number + 1)}
+    by_id = {query.query_id: query for query in training_queries(selfplay, number + 1)}
     return [(by_id[query_id], name) for query_id, name in asks if query_id in by_id]
 
 
-def everyone(game: Game, queries: Sequence[Query]) -> list[Pair]:
-    return [(query, name) for query in queries for name in game.asker.specs]
+def all_experts_pairs(selfplay: SelfPlay, queries: Sequence[Query]) -> list[Pair]:
+    return [(query, name) for query in queries for name in selfplay.asker.specs]
 
 
-def foretell(game: Game, agent: Orchestrator, queries: Sequence[Query]) -> Tensor:
+def predict(selfplay: SelfPlay, agent: Orchestrator, queries: Sequence[Query]) -> Tensor:
     """What the agent estimates of queries, [n, 2K]: scores, then costs_usd."""
     assert agent.predictor is not None
     texts = [query.text for query in queries]
-    return agent.predictor.predict(torch.from_numpy(np.asarray(game.encoder.encode(texts), np.float32)), texts)
+    return agent.predictor.predict(torch.from_numpy(np.asarray(selfplay.encoder.encode(texts), np.float32)), texts)
 
 
-def eras(game: Game, number: int) -> dict[str, int]:
+def expert_versions(selfplay: SelfPlay, number: int) -> dict[str, int]:
     """Of each expert that changed before a round, when this was noticed last."""
-    return {name: one["round"] for one in ended_rounds(game, number) for name in one["changed"]}
+    return {name: one["round"] for one in finished_rounds(selfplay, number) for name in one["changed"]}

@@ -38,7 +38,7 @@ class Drift:
     changed: bool
 
 
-def find_drift(
+def detect_drift(
     told: tuple[np.ndarray, np.ndarray], came: tuple[np.ndarray, np.ndarray], tests: int, rises: bool = True
 ) -> Drift:
     """Compares estimated scores and costs_usd, [n] each, with those that came, [n] each.

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from agents.policies.bid_price import BidPricePolicy
-from agents.selfplay.acquisition import draw_domains, draw_pairs, worth_asking
-from agents.selfplay.context import Game, foretell, read_queries, training_queries, usable_queries
+from agents.selfplay.acquisition import acquisition_value, draw_domains, draw_pairs
+from agents.selfplay.context import SelfPlay, predict, read_queries, training_queries, usable_queries
 from agents.selfplay.labelling import unanswered_usd
 from agents.serving.orchestrator import Orchestrator
 from experts.generation.novelty import NoveltyFilter
@@ -27,12 +27,12 @@ WRITING_SHARE = 0.3  # of a round's money: the rest is for answers
 MAX_WRITING = 3  # times that the writer is asked for what the novelty filter leaves too few of
 
 
-def new_queries(game: Game, number: int) -> tuple[list[Query], dict[str, Any]]:
+def load_or_write_queries(selfplay: SelfPlay, number: int) -> tuple[list[Query], dict[str, Any]]:
     """The queries of a round, and what became of those written: kept, dropped by reason, dollars."""
-    directory = game.directory(number)
+    directory = selfplay.directory(number)
     if (directory / "queries.jsonl").exists():
-        return read_queries(game, number), read_json(directory / "written.json")
-    queries, written = (game.start, Written()) if number == 0 else write_queries(game, number)
+        return read_queries(selfplay, number), read_json(directory / "written.json")
+    queries, written = (selfplay.start, Written()) if number == 0 else write_queries(selfplay, number)
     told = {"kept": len(queries), "dropped": dict(written.dropped), "cost_usd": written.cost_usd}
     write_json(directory / "written.json", told)
     lines = [json.dumps(asdict(query), ensure_ascii=False) for query in queries]
@@ -40,32 +40,32 @@ def new_queries(game: Game, number: int) -> tuple[list[Query], dict[str, Any]]:
     return queries, told
 
 
-def write_queries(game: Game, number: int) -> tuple[list[Query], Written]:
+def write_queries(selfplay: SelfPlay, number: int) -> tuple[list[Query], Written]:
     """Has queries written, more for domains whose answers are worth asking for, until enough of each are new.
 
     Writers share the number evenly. What any round has written counts as seen, also where experts did not agree on it.
     """
-    rng, total = game.rng(number, 1), Written()
-    known = training_queries(game, number)
-    seen = [query.text for earlier in range(number) for query in read_queries(game, earlier)]
-    novelty = NoveltyFilter(game.encoder, [query.text for query in game.held_out], seen)
+    rng, total = selfplay.rng(number, 1), Written()
+    known = training_queries(selfplay, number)
+    seen = [query.text for earlier in range(number) for query in read_queries(selfplay, earlier)]
+    novelty = NoveltyFilter(selfplay.encoder, [query.text for query in selfplay.held_out], seen)
     worth = torch.ones(len(known), 1)
-    if game.config.ask == "aimed":
-        agent = Orchestrator.load(game.directory(number - 1))
-        worth = worth_asking(foretell(game, agent, known), plan_of(agent), middle(game))
-    shares = np.array_split(np.arange(game.config.queries_per_round), len(game.writers))
-    for writer, share in zip(game.writers, shares, strict=True):
+    if selfplay.config.ask == "aimed":
+        agent = Orchestrator.load(selfplay.directory(number - 1))
+        worth = acquisition_value(predict(selfplay, agent, known), plan_of(agent), mid_episode(selfplay))
+    shares = np.array_split(np.arange(selfplay.config.queries_per_round), len(selfplay.writers))
+    for writer, share in zip(selfplay.writers, shares, strict=True):
         missing = draw_domains(writer.domains, [q.domain for q in known], worth, len(share), rng)
         for _ in range(MAX_WRITING):
             for domain, n in missing.items():
                 batch = WRITTEN_AT_ONCE if isinstance(writer, ModelWriter) else max(n, 1)
                 for done in range(0, n, batch):
-                    missing[domain] -= write_some(game, writer, domain, min(batch, n - done), novelty, total, rng)
+                    missing[domain] -= write_batch(selfplay, writer, domain, min(batch, n - done), novelty, total, rng)
     return total.queries, total
 
 
-def write_some(
-    game: Game,
+def write_batch(
+    selfplay: SelfPlay,
     writer: Writer,
     domain: str,
     n: int,
@@ -74,9 +74,9 @@ def write_some(
     rng: np.random.Generator,
 ) -> int:
     """Adds up to n new queries of a domain to `total`, as far as the money for writing goes; returns how many."""
-    spend_cap = game.asker.spend_cap
+    spend_cap = selfplay.asker.spend_cap
     before_usd = spend_cap.spent_usd
-    spend_cap.max_usd = before_usd + WRITING_SHARE * game.config.usd_per_round - total.cost_usd
+    spend_cap.max_usd = before_usd + WRITING_SHARE * selfplay.config.usd_per_round - total.cost_usd
     written = writer.write(n, domain, rng)
     filtered = novelty.filter(written.queries)
     total.queries += [replace(query, split="train") for query in filtered.queries]
@@ -85,47 +85,47 @@ def write_some(
     return len(filtered.queries)
 
 
-def chosen_pairs(game: Game, number: int, limit_usd: float) -> dict[str, list[list[str]]]:
+def load_or_choose_pairs(selfplay: SelfPlay, number: int, limit_usd: float) -> dict[str, list[list[str]]]:
     """Whom to ask what, in order, by query_id and name: where the agent explores, and where answers are worth it."""
-    path = game.directory(number) / "asks.json"
+    path = selfplay.directory(number) / "asks.json"
     if not path.exists():
-        write_json(path, choose_pairs(game, number, usable_queries(game, number), limit_usd))
+        write_json(path, choose_pairs(selfplay, number, usable_queries(selfplay, number), limit_usd))
     return read_json(path)
 
 
-def choose_pairs(game: Game, number: int, queries: list[Query], limit_usd: float) -> dict[str, list[list[str]]]:
-    rng, names = game.rng(number, 2), list(game.asker.specs)
+def choose_pairs(selfplay: SelfPlay, number: int, queries: list[Query], limit_usd: float) -> dict[str, list[list[str]]]:
+    rng, names = selfplay.rng(number, 2), list(selfplay.asker.specs)
     if number == 0:
         return {"explore": [], "aim": [[query.query_id, name] for query in queries for name in names]}
-    if game.config.ask == "all":
+    if selfplay.config.ask == "all":
         order = rng.permutation(len(queries))
         return {"explore": [], "aim": [[queries[i].query_id, name] for i in order for name in names]}
-    agent = Orchestrator.load(game.directory(number - 1))
-    known = training_queries(game, number)
+    agent = Orchestrator.load(selfplay.directory(number - 1))
+    known = training_queries(selfplay, number)
     candidates = known + queries
-    estimates = foretell(game, agent, candidates)
+    estimates = predict(selfplay, agent, candidates)
     costs_usd = estimates.chunk(2, dim=1)[1].numpy()
-    free = torch.tensor([[game.asker.found((query, name)) is None for name in names] for query in candidates])
-    row, choice = explore(game, agent, queries, rng)
+    free = torch.tensor([[selfplay.asker.found((query, name)) is None for name in names] for query in candidates])
+    row, choice = explore(selfplay, agent, queries, rng)
     spend = np.cumsum(np.where(free[len(known) + row, choice], costs_usd[len(known) + row, choice], 0.0))
     explored = [(len(known) + int(i), int(k)) for i, k in zip(row, choice, strict=True)]
-    explored = explored[: int((spend < game.config.explore * limit_usd).sum())]
+    explored = explored[: int((spend < selfplay.config.explore * limit_usd).sum())]
     free[tuple(np.array(explored, dtype=np.int64).reshape(-1, 2).T)] = False
-    aimed = draw_pairs(worth_asking(estimates, plan_of(agent), middle(game)), free, rng)
+    aimed = draw_pairs(acquisition_value(estimates, plan_of(agent), mid_episode(selfplay)), free, rng)
     told = ([[candidates[i].query_id, names[k]] for i, k in pairs] for pairs in (explored, aimed))
     return dict(zip(("explore", "aim"), told, strict=True))
 
 
-def explore(game: Game, agent: Orchestrator, queries: list[Query], rng: np.random.Generator) -> tuple[Any, Any]:
+def explore(selfplay: SelfPlay, agent: Orchestrator, queries: list[Query], rng: np.random.Generator) -> tuple[Any, Any]:
     """Queries in random order and whom the agent would ask, [n] and [n] int64, in mid-episode at budgets drawn
     log-uniformly; now and then someone else."""
     row, n = rng.permutation(len(queries)), len(queries)
     low, high = agent.description["price_range_usd"]
     budget = low * (high / low) ** rng.random(n)
-    left = rng.integers(1, game.config.horizon + 1, size=n)
+    left = rng.integers(1, selfplay.config.horizon + 1, size=n)
     texts = [queries[i].text for i in row]
-    choice = agent.choose(game.encoder.encode(texts), budget * left, left, texts)
-    other = rng.random(n) < game.config.epsilon
+    choice = agent.choose(selfplay.encoder.encode(texts), budget * left, left, texts)
+    other = rng.random(n) < selfplay.config.epsilon
     return row, np.where(other, rng.integers(len(agent.experts), size=n), choice)
 
 
@@ -134,5 +134,5 @@ def plan_of(agent: Orchestrator) -> Any:
     return agent.policy.network.budget_value
 
 
-def middle(game: Game) -> int:
-    return max(1, game.config.horizon // 2)
+def mid_episode(selfplay: SelfPlay) -> int:
+    return max(1, selfplay.config.horizon // 2)

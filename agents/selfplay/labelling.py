@@ -31,13 +31,13 @@ class Asker:
     """A pool's experts, the spend cap that they pay from and the store that keeps their answers.
 
     Attributes:
-        era: of an expert that changed, the round in which this was noticed; its answers from then on are kept apart.
+        versions: expert -> the round in which a change of it was noticed; answers of different versions are kept apart.
     """
 
     pool: Pool
     store: Store
     spend_cap: SpendCap = field(default_factory=SpendCap)
-    era: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.specs: dict[str, ExpertSpec] = {spec.name: spec for spec in self.pool.experts}
@@ -46,8 +46,8 @@ class Asker:
 
     def key(self, expert: str) -> Callable[[Query], str]:
         """What answers of an expert are kept under: with those of before it changed nothing is found."""
-        era, key = self.era.get(expert, 0), self._keys[expert]
-        return (lambda query: f"{key(query)}-{era}") if era else key
+        version, key = self.versions.get(expert, 0), self._keys[expert]
+        return (lambda query: f"{key(query)}-{version}") if version else key
 
     def found(self, pair: Pair) -> Answer | None:
         """The answer that there is, if there is one."""
@@ -109,7 +109,7 @@ def unanswered_usd(billed_usd: float, answered_usd: float) -> float:
     return rest_usd if rest_usd > ROUNDING_USD else 0.0
 
 
-def table_of(
+def build_table(
     name: str,
     pool: Pool,
     queries: Sequence[Query],

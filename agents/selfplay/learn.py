@@ -21,9 +21,17 @@ from agents.evaluation.evaluate import Result, clearly_above, enough_episodes, e
 from agents.policies.bid_price import table_of_estimates
 from agents.policies.io import PolicyRouter, describe_policy, save_policy
 from agents.policies.multi_call import start_from_plan
-from agents.selfplay.context import Game, eras, everyone, foretell, pairs_of, references, training_queries
-from agents.selfplay.drift import find_drift
-from agents.selfplay.labelling import Pair, table_of
+from agents.selfplay.context import (
+    SelfPlay,
+    all_experts_pairs,
+    as_pairs,
+    expert_versions,
+    predict,
+    read_references,
+    training_queries,
+)
+from agents.selfplay.drift import detect_drift
+from agents.selfplay.labelling import Pair, build_table
 from agents.serving.orchestrator import Orchestrator
 from agents.training.callbacks import VAL_QUERIES, WARM_UP
 from agents.training.factory import make_model
@@ -37,15 +45,15 @@ from leeroo_env.table import TableInfo
 OF_THE_PLAN = ("mlp_extractor.value", "mlp_extractor.cost_ratios")  # what the plan of a new table replaces
 
 
-def live_score(game: Game, pairs: Sequence[Pair]) -> dict[str, float]:
+def live_score(selfplay: SelfPlay, pairs: Sequence[Pair]) -> dict[str, float]:
     """How the agent's own choices, some of them random, did on new queries: answers, mean score and mean cost."""
-    came = [(query, answer) for query, name in pairs if (answer := game.asker.found((query, name)))]
-    scores = [GRADERS[game.config.grader](answer.text, query).score for query, answer in came]
+    came = [(query, answer) for query, name in pairs if (answer := selfplay.asker.found((query, name)))]
+    scores = [GRADERS[selfplay.config.grader](answer.text, query).score for query, answer in came]
     n = max(len(came), 1)
     return {"answers": len(came), "score": sum(scores) / n, "cost_usd": sum(a.cost_usd for _, a in came) / n}
 
 
-def drifts(game: Game, number: int, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
+def measure_drift(selfplay: SelfPlay, number: int, pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
     """How each expert's answers of this round differ from what the last agent foretold; see `agents.selfplay.drift`.
 
     Questions that experts have settled are easier than others, so with these no rise counts. A fall may also come of an
@@ -53,61 +61,67 @@ def drifts(game: Game, number: int, pairs: Sequence[Pair]) -> dict[str, dict[str
     """
     if number == 0:
         return {}
-    agent = Orchestrator.load(game.directory(number - 1))
+    agent = Orchestrator.load(selfplay.directory(number - 1))
     came: dict[str, list[tuple[Query, Answer]]] = {name: [] for name in agent.experts}
     for query, name in pairs:
-        if answer := game.asker.found((query, name)):
+        if answer := selfplay.asker.found((query, name)):
             came[name].append((query, answer))
-    flattered = bool(references(game, number))
+    flattered = bool(read_references(selfplay, number))
     found = {}
     for k, (name, answered) in enumerate(came.items()):
-        told = foretell(game, agent, [query for query, _ in answered]).double().numpy()
-        scores = np.array([GRADERS[game.config.grader](answer.text, query).score for query, answer in answered])
+        told = predict(selfplay, agent, [query for query, _ in answered]).double().numpy()
+        scores = np.array([GRADERS[selfplay.config.grader](answer.text, query).score for query, answer in answered])
         costs_usd = np.array([answer.cost_usd for _, answer in answered])
         told_k = told[:, k], told[:, k + len(agent.experts)]
-        found[name] = asdict(find_drift(told_k, (scores, costs_usd), len(agent.experts), rises=not flattered))
+        found[name] = asdict(detect_drift(told_k, (scores, costs_usd), len(agent.experts), rises=not flattered))
     return found
 
 
-def answers_so_far(
-    game: Game, number: int, changed: Sequence[str], held_out: Sequence[Query]
+def table_parts(
+    selfplay: SelfPlay, number: int, changed: Sequence[str], held_out: Sequence[Query]
 ) -> tuple[TableInfo, pa.Table, pa.Table, np.ndarray]:
     """What a table directory holds of all answers up to this round: on held-out queries, then on training queries.
 
     Of an expert that changed only what it has answered since is left. Training queries that nobody has answered, and
     held-out ones that not everybody has, are left out.
     """
-    since = eras(game, number) | {name: number for name in changed}
+    since = expert_versions(selfplay, number) | {name: number for name in changed}
     answers: dict[tuple[str, str], Answer] = {}
     agreement: dict[str, float] = {}
     for earlier in range(number + 1):
-        game.asker.era = eras(game, earlier)
-        settled, asks = (read_json(game.directory(earlier) / name) for name in ("references.json", "asks.json"))
-        pairs = pairs_of(game, earlier, settled["votes"] + asks["explore"] + asks["aim"])
-        collect(game, pairs, answers, since, earlier)
+        selfplay.asker.versions = expert_versions(selfplay, earlier)
+        settled, asks = (read_json(selfplay.directory(earlier) / name) for name in ("references.json", "asks.json"))
+        pairs = as_pairs(selfplay, earlier, settled["votes"] + asks["explore"] + asks["aim"])
+        add_stored_answers(selfplay, pairs, answers, since, earlier)
         agreement |= {query_id: one["agreement"] for query_id, one in settled["references"].items()}
-    game.asker.era = since
-    collect(game, everyone(game, held_out), answers, since, number)
+    selfplay.asker.versions = since
+    add_stored_answers(selfplay, all_experts_pairs(selfplay, held_out), answers, since, number)
     count = Counter(query_id for query_id, _ in answers)
-    complete = [query for query in held_out if count[query.query_id] == len(game.asker.specs)]
-    some = [query for query in training_queries(game, number + 1) if count[query.query_id]]
+    complete = [query for query in held_out if count[query.query_id] == len(selfplay.asker.specs)]
+    some = [query for query in training_queries(selfplay, number + 1) if count[query.query_id]]
     if held_out and not complete:
         raise InputError(
-            f"{game.config.run_dir}: no {held_out[0].split} query has every expert's answer (calls fail, or "
+            f"{selfplay.config.run_dir}: no {held_out[0].split} query has every expert's answer (calls fail, or "
             "--usd-to-begin is too little); the same command asks again"
         )
     kept = {query.query_id for query in complete + some}
     answers = {pair: answer for pair, answer in answers.items() if pair[0] in kept}
-    name = f"{game.config.run_dir.name}-{number}"
-    return table_of(name, game.asker.pool, complete + some, answers, game.config.grader, game.encoder, agreement)
+    name = f"{selfplay.config.run_dir.name}-{number}"
+    return build_table(
+        name, selfplay.asker.pool, complete + some, answers, selfplay.config.grader, selfplay.encoder, agreement
+    )
 
 
-def collect(
-    game: Game, pairs: Sequence[Pair], answers: dict[tuple[str, str], Answer], since: dict[str, int], number: int
+def add_stored_answers(
+    selfplay: SelfPlay,
+    pairs: Sequence[Pair],
+    answers: dict[tuple[str, str], Answer],
+    since: dict[str, int],
+    number: int,
 ) -> None:
     """Adds what the store has of these pairs, unless the expert has changed since."""
     for query, name in pairs:
-        answer = game.asker.found((query, name))
+        answer = selfplay.asker.found((query, name))
         if answer is not None and number >= since.get(name, 0):
             answers[query.query_id, name] = answer
 
@@ -124,13 +138,13 @@ def coverage(table: ExpertTable, seen: Tensor) -> dict[str, dict[str, int]]:
     }
 
 
-def learn(game: Game, number: int, table: ExpertTable) -> dict[str, Any]:
+def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> dict[str, Any]:
     """Fits estimates and plan anew, trains the last round's policy on, and keeps what val says is not worse.
 
     Args:
         table: with what is missing filled in.
     """
-    config, directory = game.config, game.directory(number)
+    config, directory = selfplay.config, selfplay.directory(number)
     horizon = min(config.horizon, len(table.rows("val")), len(table.rows("train")))
     predictor = fit_predictor(table, config.seed)
     mean_cost_usd = float(table.mean_cost_usd().max())
@@ -138,12 +152,12 @@ def learn(game: Game, number: int, table: ExpertTable) -> dict[str, Any]:
     rules = make_rules(played, "train", horizon)
     val_rules = make_rules(played, "val", horizon)
     priced = replace(val_rules, price_range_usd=price_range(table.mean_cost_usd("val")))
-    budgets = read_json(game.directory(0) / "round.json")["budgets_usd"] if number else budget_grid(priced)
+    budgets = read_json(selfplay.directory(0) / "round.json")["budgets_usd"] if number else budget_grid(priced)
     settings = {"algo": "ppo", "n_envs": 0, "horizon": horizon, "cost_weight": COST_WEIGHT, "max_calls": 1}
     model, made = make_model(SimpleNamespace(**settings, hide_budget=False, seed=config.seed), "bid-price", rules)
     policy: Any = model.policy
     start_from_plan(policy, table, predictor.rows, predictor.out_of_fold, config.seed)
-    last = Orchestrator.load(game.directory(number - 1)) if number else None
+    last = Orchestrator.load(selfplay.directory(number - 1)) if number else None
     if last is not None:
         weights = {name: x for name, x in last.policy.state_dict().items() if name not in OF_THE_PLAN}
         policy.load_state_dict(policy.state_dict() | weights)

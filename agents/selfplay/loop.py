@@ -25,25 +25,25 @@ from agents.estimators.impute import fill_missing, partial_table
 from agents.evaluation.evaluate import evaluate, lead
 from agents.selfplay.context import (
     Config,
-    Game,
-    begin_or_go_on,
+    SelfPlay,
+    all_experts_pairs,
+    as_pairs,
     check,
     check_pools,
-    ended_rounds,
-    eras,
-    everyone,
+    expert_versions,
+    finished_rounds,
     make_encoder,
     make_writers,
-    pairs_of,
     part,
     seed_queries,
+    start_or_resume,
     usable_queries,
 )
-from agents.selfplay.generate import chosen_pairs, new_queries
+from agents.selfplay.generate import load_or_choose_pairs, load_or_write_queries
 from agents.selfplay.labelling import Asker
-from agents.selfplay.learn import answers_so_far, coverage, drifts, learn, live_score
+from agents.selfplay.learn import coverage, learn, live_score, measure_drift, table_parts
 from agents.selfplay.report import log_round, total, write_selfplay_report
-from agents.selfplay.voting import agreement_of, settle, tally
+from agents.selfplay.voting import agreement_summary, find_references, query_counts
 from agents.serving.orchestrator import Orchestrator
 from experts.collect.store import open_store
 from experts.pool import load_pool
@@ -82,52 +82,52 @@ def run(config: Config, encoder: TextEncoder | None = None) -> list[dict[str, An
     with ExitStack() as stack:
         asker = Asker(pool, stack.enter_context(open_store(config.run_dir / "store")))
         writers = make_writers(config, asker, writer_pool, start)
-        game = Game(config, asker, writers, encoder or make_encoder(config), held_out, start)
-        begin_or_go_on(config)
+        selfplay = SelfPlay(config, asker, writers, encoder or make_encoder(config), held_out, start)
+        start_or_resume(config)
         for number in range(config.rounds + 1):
-            if not (game.directory(number) / "round.json").exists():
-                play_round(game, number)
-                rounds = ended_rounds(game, number + 1)
+            if not (selfplay.directory(number) / "round.json").exists():
+                play_round(selfplay, number)
+                rounds = finished_rounds(selfplay, number + 1)
                 log_round(config.run_dir, rounds[-1], total(rounds)[-1])
                 print(describe(rounds[-1]), flush=True)
-        rounds = ended_rounds(game, config.rounds + 1)
+        rounds = finished_rounds(selfplay, config.rounds + 1)
         notes = f"Answers were chosen by `--ask {config.ask}`, seed {config.seed}; `config.yaml` has all settings."
         write_selfplay_report(config.run_dir, rounds, {}, notes)  # on val, in case that test cannot be asked now
-        write_selfplay_report(config.run_dir, rounds, examine(game, rounds), notes)
+        write_selfplay_report(config.run_dir, rounds, evaluate_agents(selfplay, rounds), notes)
     print(f"report: {config.run_dir / 'report.md'}")
     return rounds
 
 
-def play_round(game: Game, number: int) -> None:
+def play_round(selfplay: SelfPlay, number: int) -> None:
     """One round: write, find references, choose, ask, learn. What was done before a stop is not done again."""
-    directory, config = game.directory(number), game.config
-    game.asker.era = eras(game, number)
-    queries, written = new_queries(game, number)
+    directory, config = selfplay.directory(number), selfplay.config
+    selfplay.asker.versions = expert_versions(selfplay, number)
+    queries, written = load_or_write_queries(selfplay, number)
     limit_usd = config.usd_per_round - written["cost_usd"] if number else config.usd_to_begin
-    settled = settle(game, number, queries, limit_usd)
+    settled = find_references(selfplay, number, queries, limit_usd)
     limit_usd = max(limit_usd - settled["spent_usd"], 0.0)
-    asks = chosen_pairs(game, number, limit_usd)
+    asks = load_or_choose_pairs(selfplay, number, limit_usd)
     votes = {(query_id, name) for query_id, name in settled["votes"]}
     chosen = [pair for pair in asks["explore"] + asks["aim"] if tuple(pair) not in votes]
-    spent_usd = settled["spent_usd"] + game.asker.ask(pairs_of(game, number, chosen), limit_usd)
-    pairs = pairs_of(game, number, settled["votes"] + chosen)
-    answered = len(votes) + sum(game.asker.found(pair) is not None for pair in pairs_of(game, number, chosen))
-    drift = drifts(game, number, pairs)
+    spent_usd = settled["spent_usd"] + selfplay.asker.ask(as_pairs(selfplay, number, chosen), limit_usd)
+    pairs = as_pairs(selfplay, number, settled["votes"] + chosen)
+    answered = len(votes) + sum(selfplay.asker.found(pair) is not None for pair in as_pairs(selfplay, number, chosen))
+    drift = measure_drift(selfplay, number, pairs)
     changed = [name for name, found in drift.items() if found["changed"]]
-    explored = live_score(game, pairs_of(game, number, asks["explore"]))
-    measured_usd = measure_val(game, number, changed, spent_usd)
-    parts = answers_so_far(game, number, changed, part(game.held_out, "val"))
+    explored = live_score(selfplay, as_pairs(selfplay, number, asks["explore"]))
+    measured_usd = ask_validation(selfplay, number, changed, spent_usd)
+    parts = table_parts(selfplay, number, changed, part(selfplay.held_out, "val"))
     write_table(directory / "table", *parts, checked=True)
     table, seen = partial_table(*parts)
-    outcome = learn(game, number, fill_missing(table, seen, config.seed))
+    outcome = learn(selfplay, number, fill_missing(table, seen, config.seed))
     numbers = {
         "round": number,
         "spent_usd": spent_usd + written["cost_usd"],
         "writing_usd": written["cost_usd"],
         "votes_usd": settled["spent_usd"],
         "measured_usd": measured_usd,
-        "written": tally(written, settled, len(usable_queries(game, number))),
-        "agreement": agreement_of(settled),
+        "written": query_counts(written, settled, len(usable_queries(selfplay, number))),
+        "agreement": agreement_summary(settled),
         "answered": answered,
         "explored": explored,
         "answers": dict(zip(table.experts, seen[table.split == 0].sum(dim=0).tolist(), strict=True)),
@@ -139,42 +139,44 @@ def play_round(game: Game, number: int) -> None:
     write_json(directory / "round.json", numbers)
 
 
-def measure_val(game: Game, number: int, changed: list[str], spent_usd: float) -> float:
+def ask_validation(selfplay: SelfPlay, number: int, changed: list[str], spent_usd: float) -> float:
     """Asks those about val whose answers on it are missing or old, for dollars.
 
     Args:
         spent_usd: what the training answers of this round have cost.
     """
-    game.asker.era |= {name: number for name in changed}
-    again = changed if number else list(game.asker.specs)
-    on_val = [pair for pair in everyone(game, part(game.held_out, "val")) if pair[1] in again]
-    left_usd = left_to_measure(game, number) if number else game.config.usd_to_begin - spent_usd
-    return game.asker.ask(on_val, left_usd)
+    selfplay.asker.versions |= {name: number for name in changed}
+    again = changed if number else list(selfplay.asker.specs)
+    on_val = [pair for pair in all_experts_pairs(selfplay, part(selfplay.held_out, "val")) if pair[1] in again]
+    left_usd = evaluation_usd_left(selfplay, number) if number else selfplay.config.usd_to_begin - spent_usd
+    return selfplay.asker.ask(on_val, left_usd)
 
 
-def left_to_measure(game: Game, number: int) -> float:
+def evaluation_usd_left(selfplay: SelfPlay, number: int) -> float:
     """What the rounds before have left of the dollars for the first answers, val and test."""
-    rounds = ended_rounds(game, number)
-    return game.config.usd_to_begin - rounds[0]["spent_usd"] - sum(one["measured_usd"] for one in rounds)
+    rounds = finished_rounds(selfplay, number)
+    return selfplay.config.usd_to_begin - rounds[0]["spent_usd"] - sum(one["measured_usd"] for one in rounds)
 
 
-def examine(game: Game, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def evaluate_agents(selfplay: SelfPlay, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """How the agent of every round does on test, after all choices were made; empty where there is no test split."""
-    if not part(game.held_out, "test"):
+    if not part(selfplay.held_out, "test"):
         return {}
-    path = game.config.run_dir / "test.json"
+    path = selfplay.config.run_dir / "test.json"
     if path.exists() and len(read_json(path)["score"]) == len(rounds):
         return read_json(path)
     number = len(rounds) - 1
-    game.asker.era = eras(game, len(rounds))
-    measured_usd = game.asker.ask(everyone(game, part(game.held_out, "test")), left_to_measure(game, len(rounds)))
-    table, seen = partial_table(*answers_so_far(game, number, rounds[-1]["changed"], part(game.held_out, "test")))
-    table = fill_missing(table, seen, game.config.seed)
-    rules = make_rules(table, "test", min(game.config.horizon, len(table.rows("test"))))
+    selfplay.asker.versions = expert_versions(selfplay, len(rounds))
+    measured_usd = selfplay.asker.ask(
+        all_experts_pairs(selfplay, part(selfplay.held_out, "test")), evaluation_usd_left(selfplay, len(rounds))
+    )
+    table, seen = partial_table(*table_parts(selfplay, number, rounds[-1]["changed"], part(selfplay.held_out, "test")))
+    table = fill_missing(table, seen, selfplay.config.seed)
+    rules = make_rules(table, "test", min(selfplay.config.horizon, len(table.rows("test"))))
     results = []
     for earlier in range(len(rounds)):
-        router = Orchestrator.load(game.directory(earlier)).router(table)
-        results.append(evaluate(router, rules, rounds[0]["budgets_usd"], seed=game.config.seed))
+        router = Orchestrator.load(selfplay.directory(earlier)).router(table)
+        results.append(evaluate(router, rules, rounds[0]["budgets_usd"], seed=selfplay.config.seed))
     told = {
         "measured_usd": measured_usd,
         "score": [result.score.tolist() for result in results],

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from agents.selfplay.acquisition import LEAST_CHANCE
-from agents.selfplay.context import VOTERS, Game, foretell
+from agents.selfplay.context import VOTERS, SelfPlay, predict
 from agents.serving.orchestrator import Orchestrator
 from experts.generation.consensus import consensus_references
 from experts.spending import not_asked
@@ -25,7 +25,7 @@ LEAST_SETTLED = 0.25  # chance that most voters are right; below it they would r
 VOTING_SHARE = 0.5  # of a round's money; the rest is for answers that are worth asking for
 
 
-def settle(game: Game, number: int, queries: Sequence[Query], limit_usd: float) -> dict[str, Any]:
+def find_references(selfplay: SelfPlay, number: int, queries: Sequence[Query], limit_usd: float) -> dict[str, Any]:
     """Asks about a round's questions without reference, and writes down in `references.json` what they get.
 
     An answer stands if two voters or more gave it, with the most of the weight, which is each one's estimated score.
@@ -41,32 +41,32 @@ def settle(game: Game, number: int, queries: Sequence[Query], limit_usd: float) 
         dropped: reason -> how many questions are not used.
         spent_usd: what the votes cost.
     """
-    path = game.directory(number) / "references.json"
+    path = selfplay.directory(number) / "references.json"
     if not path.exists():
         unsettled = [query for query in queries if not query.reference]
         by_id, asked, spent_usd = {query.query_id: query for query in unsettled}, [], 0.0
-        voters = chosen_voters(game, number, unsettled)
+        voters = load_or_choose_voters(selfplay, number, unsettled)
         if voters:
-            all_vote = game.config.ask == "all" or len(game.asker.specs) <= VOTERS
+            all_vote = selfplay.config.ask == "all" or len(selfplay.asker.specs) <= VOTERS
             share = len(unsettled) / len(queries) * (1.0 if all_vote else VOTING_SHARE)
             asked = [by_id[query_id] for query_id in voters]
-            spent_usd = ask_voters(game, asked, voters, share * limit_usd)
-        settled = count_votes(game, number, asked)
+            spent_usd = ask_voters(selfplay, asked, voters, share * limit_usd)
+        settled = collect_votes(selfplay, number, asked)
         settled["dropped"]["unlikely to be settled"] = len(unsettled) - len(asked)
         write_json(path, settled | {"spent_usd": spent_usd})
     return read_json(path)
 
 
-def chosen_voters(game: Game, number: int, queries: Sequence[Query]) -> dict[str, list[str]]:
+def load_or_choose_voters(selfplay: SelfPlay, number: int, queries: Sequence[Query]) -> dict[str, list[str]]:
     """By query_id the experts in the order in which to ask, the questions in random order, without hopeless ones."""
-    path = game.directory(number) / "voters.json"
+    path = selfplay.directory(number) / "voters.json"
     if not path.exists():
-        names, voters = list(game.asker.specs), {}
+        names, voters = list(selfplay.asker.specs), {}
         if queries:
-            estimates = foretell(game, Orchestrator.load(game.directory(number - 1)), queries)
-            teacher = names.index(game.config.teacher) if game.config.teacher else None
+            estimates = predict(selfplay, Orchestrator.load(selfplay.directory(number - 1)), queries)
+            teacher = names.index(selfplay.config.teacher) if selfplay.config.teacher else None
             ranks, chance = rank_voters(estimates, teacher)
-            for i in game.rng(number, 3).permutation(len(queries)).tolist():
+            for i in selfplay.rng(number, 3).permutation(len(queries)).tolist():
                 if teacher is not None or chance[i] >= LEAST_SETTLED:
                     voters[queries[i].query_id] = [names[k] for k in ranks[i]]
         write_json(path, voters)
@@ -101,23 +101,23 @@ def rank_voters(estimates: Tensor, teacher: int | None = None) -> tuple[np.ndarr
     return np.lexsort((-single, ~first), axis=1), chance[np.arange(n), best]
 
 
-def ask_voters(game: Game, queries: Sequence[Query], voters: dict[str, list[str]], limit_usd: float) -> float:
+def ask_voters(selfplay: SelfPlay, queries: Sequence[Query], voters: dict[str, list[str]], limit_usd: float) -> float:
     """Asks the first voters about each question, and those next in line where some fail; returns dollars."""
-    names, found = list(game.asker.specs), game.asker.found
-    at_first = len(names) if game.config.ask == "all" else min(VOTERS, len(names))
+    names, found = list(selfplay.asker.specs), selfplay.asker.found
+    at_first = len(names) if selfplay.config.ask == "all" else min(VOTERS, len(names))
     pairs = [(query, name) for query in queries for name in voters[query.query_id][:at_first]]
-    spent_usd = game.asker.ask(pairs, limit_usd)
-    for rank in range(at_first, 0 if game.config.teacher else len(names)):
+    spent_usd = selfplay.asker.ask(pairs, limit_usd)
+    for rank in range(at_first, 0 if selfplay.config.teacher else len(names)):
         came = [sum(found((query, name)) is not None for name in voters[query.query_id][:rank]) for query in queries]
         pairs = [(q, voters[q.query_id][rank]) for q, n in zip(queries, came, strict=True) if 0 < n < VOTERS]
-        spent_usd += game.asker.ask(pairs, limit_usd - spent_usd)
+        spent_usd += selfplay.asker.ask(pairs, limit_usd - spent_usd)
     return spent_usd
 
 
-def count_votes(game: Game, number: int, queries: Sequence[Query]) -> dict[str, Any]:
-    """What `settle` returns, but for the dollars."""
-    config, names = game.config, list(game.asker.specs)
-    came = {q.query_id: {name: a for name in names if (a := game.asker.found((q, name)))} for q in queries}
+def collect_votes(selfplay: SelfPlay, number: int, queries: Sequence[Query]) -> dict[str, Any]:
+    """What `find_references` returns, but for the dollars."""
+    config, names = selfplay.config, list(selfplay.asker.specs)
+    came = {q.query_id: {name: a for name in names if (a := selfplay.asker.found((q, name)))} for q in queries}
     dropped, enough = Counter[str](), []
     for query in queries:
         there = came[query.query_id]
@@ -129,7 +129,7 @@ def count_votes(game: Game, number: int, queries: Sequence[Query]) -> dict[str, 
     told: dict[str, Any] = {"references": {}, "votes": votes, "dropped": dict(dropped)}
     if not enough:
         return told
-    scores = foretell(game, Orchestrator.load(game.directory(number - 1)), enough)[:, : len(names)]
+    scores = predict(selfplay, Orchestrator.load(selfplay.directory(number - 1)), enough)[:, : len(names)]
     weights = scores.double().clamp(LEAST_CHANCE, 1 - LEAST_CHANCE).T.tolist()
     consensus = consensus_references(
         enough,
@@ -144,12 +144,12 @@ def count_votes(game: Game, number: int, queries: Sequence[Query]) -> dict[str, 
     return told | {"dropped": dict(dropped + consensus.dropped)}
 
 
-def tally(written: dict[str, Any], settled: dict[str, Any], usable: int) -> dict[str, Any]:
+def query_counts(written: dict[str, Any], settled: dict[str, Any], usable: int) -> dict[str, Any]:
     """What became of a round's questions: kept, dropped by reason, dollars for writing."""
     return written | {"kept": usable, "dropped": dict(Counter(written["dropped"]) + Counter(settled["dropped"]))}
 
 
-def agreement_of(settled: dict[str, Any]) -> dict[str, float]:
+def agreement_summary(settled: dict[str, Any]) -> dict[str, float]:
     """How many questions were settled, and the mean agreement on these."""
     shares = [one["agreement"] for one in settled["references"].values()]
     return {"settled": len(shares), "mean": sum(shares) / max(len(shares), 1)}

@@ -21,7 +21,7 @@ from agents.policies.answer_model import Calls, calls_from_features
 from agents.policies.bid_price import estimate_features
 from agents.policies.io import PolicyRouter, load_policy, save_policy
 from agents.serving.answer_match import Compare, by_normal_form
-from agents.serving.session import Live, Reply
+from agents.serving.session import Reply, Session
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import poll, poll_features, vote_weight
@@ -172,7 +172,7 @@ class Orchestrator:
         x = self._checked(self._encoder.encode(texts) if embeddings is None else embeddings)
         _check_texts(texts, len(x))
         seen = self._see(x, texts)
-        live = Live(
+        session = Session(
             self._router,
             [experts[name] for name in self.experts],
             self.description["mean_cost_usd"],
@@ -182,7 +182,7 @@ class Orchestrator:
         )
         parts = [slice(start, start + at_once) for start in range(0, len(asked), at_once)]
         reliability = self._reliability(seen)
-        return [reply for part in parts for reply in live.answer(asked[part], seen[part], reliability[part])]
+        return [reply for part in parts for reply in session.answer(asked[part], seen[part], reliability[part])]
 
     def _checked(self, embeddings: npt.ArrayLike) -> np.ndarray:
         """[B, D] float32."""

@@ -84,7 +84,7 @@ class Reply:
 
 
 @dataclass
-class Case:
+class QueryState:
     """A query under way: whom it was asked, what came back, what `compare` made of it."""
 
     query: Query
@@ -118,7 +118,7 @@ class Case:
         return [-1 if answer is None else self.answers.index(answer) for answer in self.answers]
 
 
-class Live:
+class Session:
     """A stream of queries that a router answers with real experts, from one budget.
 
     Attributes:
@@ -153,19 +153,19 @@ class Live:
             seen: [B, F], what the router sees of them.
             reliability: [B, K] in [0, 1], the estimated chances that experts are right; these weigh their votes.
         """
-        cases = [Case(*one) for one in zip(queries, seen, vote_weight(reliability), strict=True)]
+        cases = [QueryState(*one) for one in zip(queries, seen, vote_weight(reliability), strict=True)]
         while under_way := [case for case in cases if case.stopped is None]:
             self._round(under_way)
             self.left -= sum(case.stopped is not None for case in under_way)
         return [self._reply(case) for case in cases]
 
-    def _round(self, cases: Sequence[Case]) -> None:
+    def _round(self, cases: Sequence[QueryState]) -> None:
         """At most one more call about each of the queries under way."""
         for case in cases:
             if len(case.asked) < len(self.experts) and not self._within_means(case):
                 case.stopped = "money"
         cases = [case for case in cases if case.stopped is None]
-        asks: dict[int, list[Case]] = {}
+        asks: dict[int, list[QueryState]] = {}
         reserved_usd = 0.0
         for case, choice in zip(cases, self._choices(cases), strict=True):
             expert = self._payable(case, choice)
@@ -186,7 +186,7 @@ class Live:
             if case.stopped is None and len(case.came) == self.max_calls:
                 case.stopped = "money" if case.came[-1].error == NOT_ASKED else "max calls"
 
-    def _choices(self, cases: Sequence[Case]) -> list[int]:
+    def _choices(self, cases: Sequence[QueryState]) -> list[int]:
         """Whom the router asks about each query; K delivers."""
         if not cases:
             return []
@@ -197,19 +197,19 @@ class Live:
         calls = [self._calls(cases)] if self.max_calls > 1 else []
         return self.router.choose(seen, left_usd.to(seen.device), left.to(seen.device), *calls).tolist()
 
-    def _calls(self, cases: Sequence[Case]) -> Calls:
+    def _calls(self, cases: Sequence[QueryState]) -> Calls:
         """What the router is told of the calls made."""
-        asked, answered, polled = poll_of(cases, self.max_calls - 1)
+        asked, answered, polled = votes_of(cases, self.max_calls - 1)
         return calls_from_features(
             poll_features(len(self.experts), asked, answered, polled, self.max_calls), self.max_calls
         )
 
-    def _within_means(self, case: Case) -> list[int]:
+    def _within_means(self, case: QueryState) -> list[int]:
         """The experts not asked yet that what is left pays for."""
         others = (k for k in range(len(self.experts)) if k not in case.asked)
         return [k for k in others if self._worst_usd(k, case.query) <= self.left_usd]
 
-    def _payable(self, case: Case, choice: int) -> int:
+    def _payable(self, case: QueryState, choice: int) -> int:
         """The choice, or where nobody has answered yet and it cannot be paid for: the most reliable that can be."""
         others = self._within_means(case)
         if choice == len(self.experts) or choice in others or case.answered or not others:
@@ -221,7 +221,7 @@ class Live:
         spec = getattr(self.experts[expert], "spec", None)
         return self.mean_cost_usd[expert] if spec is None else spec.worst_usd(query)
 
-    def _ask(self, asks: dict[int, list[Case]]) -> dict[int, list[Answer]]:
+    def _ask(self, asks: dict[int, list[QueryState]]) -> dict[int, list[Answer]]:
         """Asks each expert its queries together: servers side by side, local models one after the other."""
         queries = {k: [case.query for case in cases] for k, cases in asks.items()}
         local = [k for k in asks if isinstance(getattr(self.experts[k], "spec", None), LocalSpec)]
@@ -230,9 +230,9 @@ class Live:
             answers = {k: _answers(self.experts[k], queries[k]) for k in local}
         return answers | {k: future.result() for k, future in served.items()}
 
-    def _reply(self, case: Case) -> Reply:
+    def _reply(self, case: QueryState) -> Reply:
         assert case.stopped is not None
-        _, _, polled = poll_of([case], self.max_calls)
+        _, _, polled = votes_of([case], self.max_calls)
         leader = int(polled.leader)
         delivered = case.asked.index(leader) if leader >= 0 else None
         agrees = polled.agrees[0].tolist()[: len(case.asked)]
@@ -247,7 +247,7 @@ class Live:
         )
 
 
-def poll_of(cases: Sequence[Case], width: int) -> tuple[Tensor, Tensor, Poll]:
+def votes_of(cases: Sequence[QueryState], width: int) -> tuple[Tensor, Tensor, Poll]:
     """Whom B queries were asked [B, `width`], which calls were answered, and the poll of these, as in an episode."""
     device = cases[0].votes.device
     asked, groups = (

@@ -20,7 +20,7 @@ from agents.estimators.ensemble import fit_predictor, predict_all
 from agents.estimators.impute import fill_missing
 from agents.selfplay.acquisition import draw_pairs
 from agents.selfplay.context import seed_queries
-from agents.selfplay.drift import find_drift
+from agents.selfplay.drift import detect_drift
 from agents.selfplay.loop import Config, main, run
 from agents.selfplay.voting import rank_voters
 from experts.collect.store import read_parts
@@ -231,10 +231,10 @@ def test_chance_is_no_drift():
     for _ in range(200):
         chance, cost = rng.random(60), np.exp(rng.normal(size=60))
         came = (rng.random(60) < chance) * 1.0, cost * np.exp(0.2 * rng.normal(size=60))
-        changed.append(find_drift((chance, cost), came, 5).changed)
+        changed.append(detect_drift((chance, cost), came, 5).changed)
     assert sum(changed) == 0
-    assert find_drift((chance, cost), (came[0], 2 * cost), 5).changed
-    assert find_drift((chance, cost), (0 * chance, cost), 5).changed
+    assert detect_drift((chance, cost), (came[0], 2 * cost), 5).changed
+    assert detect_drift((chance, cost), (0 * chance, cost), 5).changed
 
 
 @pytest.mark.parametrize(

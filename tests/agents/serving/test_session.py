@@ -32,7 +32,7 @@ from tests.conftest import KEY
 from tests.experts.collecting import write_pool
 from tests.experts.openai_server import OpenAIServer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMES = ["alpha", "beta", "gamma"]
 RELIABILITY = (0.3, 0.4, 0.9)
 
