@@ -2,7 +2,7 @@
 
 import sys
 
-from agents.finetune.tuning import main
+from agents.finetune.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from agents.finetune import tuning as finetune
-from agents.finetune.tuning import Config, History, batches, fit_head, main, rate_factor
+from agents.finetune import tuned_table
+from agents.finetune.command import main
+from agents.finetune.config import Config
+from agents.finetune.training import History, batches, fit_head, rate_factor
 from experts.encoder import Encoder
 from leeroo_env import ExpertTable
-from leeroo_env.table import TableInfo
+from leeroo_env.table import TableInfo, write_table
 from tests.experts.tiny_bert import make_tiny_bert
 
 FILLERS = ["the", "a", "some", "this", "that", "of", "on"]
@@ -183,7 +185,7 @@ def test_without_peft_it_says_what_to_install(
 def test_a_table_without_an_encoder_needs_one_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: dict):
     table = make_table(None)
     info = TableInfo(**{**table.info.model_dump(), "encoder": encoder})
-    finetune.write_table(tmp_path / "words", info, table.queries, table.answers, table.embeddings.numpy())
+    write_table(tmp_path / "words", info, table.queries, table.answers, table.embeddings.numpy())
     assert tune(tmp_path / "words", tmp_path / "tuned") == 2
     assert "give --encoder" in capsys.readouterr().err
 
@@ -192,6 +194,6 @@ def test_a_failed_write_leaves_nothing(words: Path, tmp_path: Path, monkeypatch:
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(finetune, "embed", fail)
+    monkeypatch.setattr(tuned_table, "embed", fail)
     assert tune(words, tmp_path / "tuned", "--steps", "1") == 2
     assert not list(tmp_path.iterdir())
