@@ -1,4 +1,4 @@
-"""The trained agent in use: which expert should answer this query, and what do those asked agree on?"""
+"""Routes queries with a trained policy: chooses experts, has them answer, and takes in new experts."""
 
 from __future__ import annotations
 
@@ -31,18 +31,21 @@ AT_ONCE = 16
 
 
 class Orchestrator:
-    """Chooses experts with a policy, from a query's embedding and what is left of money and queries.
+    """Chooses experts with a trained policy, from a query's embedding, the remaining budget and the remaining queries.
 
     Attributes:
         experts: names of the K experts; choices are indices into it.
-        encoder: the `encoder` entry of the table it was trained on: how embeddings have to be made.
-        max_calls: M, how many experts it may ask about a query.
-        deliver: K, the choice of a policy with several calls to ask nobody else.
+        encoder: the `encoder` entry of the training table: how embeddings must be made.
+        max_calls: M, the most experts it may ask about one query.
+        deliver: K, the stop action of a policy with several calls: ask no further expert.
     """
 
     def __init__(self, policy: BasePolicy, description: dict[str, Any], predictor: Predictor | None = None):
-        """Args: a policy, what `describe_policy` says of it, and what turns embeddings into the policy's
-        features where these are not the embeddings themselves. Users call `load`."""
+        """Args: a policy, its `describe_policy`, and the predictor that turns embeddings into the policy's features;
+        None where these are the embeddings themselves. Users call `load`."""
+        self._set_policy(policy, description, predictor)
+
+    def _set_policy(self, policy: BasePolicy, description: dict[str, Any], predictor: Predictor | None) -> None:
         self.policy, self.predictor, self.description = policy, predictor, description
         self.experts: list[str] = list(description["experts"])
         self.encoder: dict[str, Any] = description["encoder"]
@@ -60,7 +63,7 @@ class Orchestrator:
 
     @classmethod
     def load(cls, run_dir: str | os.PathLike, device: torch.device | str = "cpu") -> Orchestrator:
-        """The policy that a run of `train.py` kept. Raises InputError where there is none, or it is broken."""
+        """The policy kept by a run of `train.py`. Raises InputError where it is missing or broken."""
         directory = Path(run_dir) / "policy"
         if not directory.is_dir():
             raise InputError(f"{run_dir}: holds no policy/; is it the directory of a training run?")
@@ -73,7 +76,7 @@ class Orchestrator:
         except KeyError as error:
             raise InputError(f"{path}: {error.args[0]}: missing") from None
         if predictor.out_of_fold.shape[1] != description["feature_dim"]:
-            raise InputError(f"{path}: is not the predictor of this policy: it knows other experts")
+            raise InputError(f"{path}: is not the predictor of this policy: it was fitted to other experts")
         return cls(policy, description, predictor)
 
     def choose(
@@ -84,18 +87,18 @@ class Orchestrator:
         texts: Sequence[str] | None = None,
         calls: Calls | None = None,
     ) -> np.ndarray:
-        """The experts to ask; of a policy with several calls, those to ask next.
+        """The expert to ask next for each of B queries.
 
         Args:
-            embeddings: [B, D], one query a row.
+            embeddings: [B, D], one query per row.
             remaining_usd: [B] or a number, dollars left before each query.
             remaining_queries: [B] or a number, queries left, this one included.
-            texts: [B], the queries themselves: their form sharpens the estimates of a bid-price policy.
-            calls: of a policy with several calls, those made about the queries so far, C = M - 1; None: none yet.
+            texts: [B], the queries' texts, from which a bid-price policy takes more features for its estimates.
+            calls: of a policy with several calls, the calls so far, with C = M - 1; None: none yet.
 
         Returns:
-            [B] int64, indices into `experts`, or `deliver`. Experts whose mean cost exceeds what is left are not
-            chosen.
+            [B] int64, indices into `experts`, or `deliver`. No expert is chosen whose mean cost exceeds the remaining
+            budget.
 
         Raises:
             InputError: an array of the wrong shape, or numbers that are not finite.
@@ -115,9 +118,9 @@ class Orchestrator:
         if len(x) == 0:
             return np.zeros(0, dtype=np.int64)
         left_usd, left = (torch.from_numpy(part).to(self.policy.device) for part in (usd, queries))
-        seen = self._see(x, texts)
-        told = [self._told(calls, seen)] if self.max_calls > 1 else []
-        return self._router.choose(seen, left_usd, left, *told).cpu().numpy()
+        features = self._features(x, texts)
+        router_calls = [self._router_calls(calls, features)] if self.max_calls > 1 else []
+        return self._router.choose(features, left_usd, left, *router_calls).cpu().numpy()
 
     def answer(
         self,
@@ -130,62 +133,62 @@ class Orchestrator:
         embeddings: npt.ArrayLike | None = None,
         at_once: int = AT_ONCE,
     ) -> list[Reply]:
-        """Has experts answer queries: asks, compares the answers, asks on or delivers the best supported one.
+        """Answers queries with live experts: asks, compares the answers, asks again or delivers the best supported one.
 
-        Queries share what is left. They are answered `at_once` at a time, in rounds of at most one call each, with the
-        calls to one expert together; each is decided as if it came first of those not answered yet. With `at_once` 1
-        they are answered one after another, exactly by the rules of an episode.
+        The queries share the remaining budget. `at_once` of them are in progress at a time, in rounds of at most one
+        call per query, with one batch per expert; each is decided as if it were the next in the stream. With `at_once`
+        1 they are answered one after another, exactly as in an episode.
 
-        The budget is hard: a call is only made if its worst case fits what is left, by its price and `max_tokens`, of
-        an expert without a `spec` its mean cost. A call that fails costs nothing and counts as one of the M. If the
-        server may have billed it all the same, only the spend cap that the experts pay from knows.
+        The budget is hard: a call is made only if its worst-case cost, from its price and `max_tokens` (of an expert
+        without a `spec`: its mean cost), fits the remaining budget. A failed call costs 0 here and counts as one of the
+        M; whether the server billed it is known only to the spend cap of the experts.
 
         Args:
-            queries: B, or their texts.
-            experts: by name, all in `self.experts`; `experts.pool.make_experts` makes them.
-            remaining_usd: dollars left for these queries and those still to come.
-            remaining_queries: how many queries that money is for, these included; None: these alone.
-            compare: when answers agree: the name of the grader that filled the table ("multiple-choice", "number",
-                "exact", "math"), or what `agents.serving.answer_match.by_similarity` gives for free text.
-            embeddings: [B, D]; None: made by `experts.encoder` as the table's were.
-            at_once: queries under way at the same time.
+            queries: B queries or texts.
+            experts: by name, all of `self.experts`; `experts.pool.make_experts` makes them.
+            remaining_usd: dollars for these queries and later ones.
+            remaining_queries: number of queries that this money is for, these included; None: these alone.
+            compare: how answers are compared: the name of the grader that filled the table ("multiple-choice",
+                "number", "exact", "math"), or for free text `agents.serving.answer_match.by_similarity`.
+            embeddings: [B, D]; None: computed with the table's encoder.
+            at_once: number of queries in progress at the same time.
 
         Returns:
-            B replies: what is delivered, and every call. A query that nobody answered has `text` None.
+            B replies, each with the delivered output and every call. A query without any answer has `text` None.
 
         Raises:
-            InputError: an expert is missing, or something given makes no sense.
+            InputError: an expert is missing, or an argument makes no sense.
         """
-        asked = [Query(str(i), query) if isinstance(query, str) else query for i, query in enumerate(queries)]
-        left = len(asked) if remaining_queries is None else remaining_queries
-        if not (math.isfinite(remaining_usd) and remaining_usd >= 0 and left >= len(asked) and at_once >= 1):
+        batch = [Query(str(i), query) if isinstance(query, str) else query for i, query in enumerate(queries)]
+        remaining = len(batch) if remaining_queries is None else remaining_queries
+        if not (math.isfinite(remaining_usd) and remaining_usd >= 0 and remaining >= len(batch) and at_once >= 1):
             raise InputError(
-                f"remaining_usd {remaining_usd}, remaining_queries {left}, at_once {at_once}: must be 0 or more, "
-                f"{len(asked)} or more, 1 or more"
+                f"remaining_usd {remaining_usd}, remaining_queries {remaining}, at_once {at_once}: must be 0 or more, "
+                f"{len(batch)} or more, 1 or more"
             )
         if missing := [name for name in self.experts if name not in experts]:
             raise InputError(f"experts: no expert named {missing[0]!r}; there are {', '.join(experts)}")
         compare = by_normal_form(compare) if isinstance(compare, str) else compare
-        if not asked:
+        if not batch:
             return []
-        texts = [query.text for query in asked]
+        texts = [query.text for query in batch]
         x = self._checked(self._encoder.encode(texts) if embeddings is None else embeddings)
         _check_texts(texts, len(x))
-        seen = self._see(x, texts)
+        features = self._features(x, texts)
         session = Session(
             self._router,
             [experts[name] for name in self.experts],
             self.description["mean_cost_usd"],
             compare,
             float(remaining_usd),
-            left,
+            remaining,
         )
-        parts = [slice(start, start + at_once) for start in range(0, len(asked), at_once)]
-        reliability = self._reliability(seen)
-        return [reply for part in parts for reply in session.answer(asked[part], seen[part], reliability[part])]
+        parts = [slice(start, start + at_once) for start in range(0, len(batch), at_once)]
+        reliability = self._reliability(features)
+        return [reply for part in parts for reply in session.answer(batch[part], features[part], reliability[part])]
 
     def _checked(self, embeddings: npt.ArrayLike) -> np.ndarray:
-        """[B, D] float32."""
+        """As [B, D] float32. Raises InputError."""
         x = np.asarray(embeddings, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.embedding_dim:
             raise InputError(f"embeddings are {list(x.shape)}, not [B, {self.embedding_dim}]")
@@ -202,43 +205,43 @@ class Orchestrator:
         if calls.asked.shape != (n, c) or calls.group.shape != (n, c) or calls.made.shape != (n,):
             raise InputError(f"calls: asked {list(calls.asked.shape)}: asked and group must be [{n}, {c}], made [{n}]")
 
-    def _told(self, calls: Calls | None, seen: Tensor) -> Calls:
-        """What a router with several calls takes besides, for queries [B, F]."""
-        k, m, device = len(self.experts), self.max_calls, seen.device
+    def _router_calls(self, calls: Calls | None, features: Tensor) -> Calls:
+        """The calls as a router with several calls takes them, with the vote count, for queries [B, F]."""
+        k, m, device = len(self.experts), self.max_calls, features.device
         if calls is None:
-            return calls_from_features(torch.zeros(len(seen), 3 * k + 3, device=device), m)
+            return calls_from_features(torch.zeros(len(features), 3 * k + 3, device=device), m)
         if calls.polled is not None:
             return calls
         asked, group, made = (part.to(device) for part in (calls.asked, calls.group, calls.made))
-        votes = vote_weight(self._reliability(seen)).gather(1, asked.clamp(min=0))
+        votes = vote_weight(self._reliability(features)).gather(1, asked.clamp(min=0))
         polled = poll_features(k, asked, asked >= 0, poll(asked, asked >= 0, group, votes), m)
         polled[:, -1] = made / m
         return calls_from_features(polled, m)
 
     @torch.no_grad()
-    def _see(self, x: np.ndarray, texts: Sequence[str] | None) -> Tensor:
-        """What the policy sees of queries, [B, F]."""
-        seen = torch.from_numpy(x).to(self.policy.device)
+    def _features(self, x: np.ndarray, texts: Sequence[str] | None) -> Tensor:
+        """The policy's features of queries [B, D], [B, F]."""
+        embeddings = torch.from_numpy(x).to(self.policy.device)
         if self.predictor is None:
-            return seen
-        return estimate_features(self.predictor.predict(seen, texts), self.description["price_range_usd"][1])
+            return embeddings
+        return estimate_features(self.predictor.predict(embeddings, texts), self.description["price_range_usd"][1])
 
-    def _reliability(self, seen: Tensor) -> Tensor:
-        """[B, K], the estimated chances that experts are right; without estimates all votes weigh the same."""
+    def _reliability(self, features: Tensor) -> Tensor:
+        """[B, K], the estimated probabilities that experts are right; without estimates all 0.5."""
         if self.predictor is None:
-            return seen.new_full((len(seen), len(self.experts)), 0.5)
-        return reliability_of(seen)
+            return features.new_full((len(features), len(self.experts)), 0.5)
+        return reliability_of(features)
 
     @functools.cached_property
     def _encoder(self) -> Any:
         from experts.encoder import Encoder
 
         if not self.encoder.get("model"):
-            raise InputError("embeddings: the table that this was trained on does not say how to make them")
+            raise InputError("embeddings: the training table does not say how to make them")
         return Encoder(self.encoder["model"], max_tokens=self.encoder.get("max_tokens"))
 
     def router(self, table: ExpertTable) -> PolicyRouter:
-        """For `evaluate` on a table with the same experts, on queries that training has not seen."""
+        """The router for `evaluate` on a table with the same experts, of queries that were not trained on."""
         if self.predictor is None:
             return self._router
         features = estimate_features(predict_all(self.predictor, table), self._router.price_range_usd[1])
@@ -252,25 +255,25 @@ class Orchestrator:
         costs_usd: npt.ArrayLike,
         texts: Sequence[str] | None = None,
     ) -> None:
-        """Takes in one more expert without training, from what it did on a few hundred queries.
+        """Adds an expert without training, from its scores and costs on a few hundred queries.
 
-        What it scores and costs is estimated from what the others are estimated to (`Predictor.with_expert`), and the
-        plan is made anew with it. What training has learnt of the others stays; `save` keeps the result.
+        Its score and cost are regressed on the estimates of the other experts (`Predictor.with_expert`), and the value
+        of the budget is computed again with it. What was trained for the others stays; `save` writes the result.
 
         Args:
-            name: as it will stand at the end of `experts`.
-            embeddings: [m, D], the queries; those that the others were trained on may be among them.
+            name: becomes the last of `experts`.
+            embeddings: [m, D], the queries; training queries may be among them.
             scores: [m], in [0, 1].
-            costs_usd: [m], dollars, not negative.
-            texts: [m], the queries themselves.
+            costs_usd: [m], not negative.
+            texts: [m], the queries' texts.
 
         Raises:
-            InputError: a name that there is already, numbers that do not fit, or a policy without estimates.
+            InputError: the name is taken, the arrays do not fit, or the policy has no estimates.
         """
         if self.predictor is None:
             raise InputError("add_expert: needs a bid-price policy; this one has no estimates to extend")
         if name in self.experts:
-            raise InputError(f"expert {name}: there is one of that name already")
+            raise InputError(f"expert {name}: there is already one of this name")
         x = np.asarray(embeddings, dtype=np.float32)
         score, cost_usd = np.asarray(scores, dtype=np.float32), np.asarray(costs_usd, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.embedding_dim or len(x) < 2:
@@ -283,12 +286,12 @@ class Orchestrator:
         if (cost_usd < 0).any():
             raise InputError("costs_usd must not be negative")
         device = self.policy.device
-        seen, scored, paid = (torch.from_numpy(part).to(device) for part in (x, score, cost_usd))
-        grown = add_expert(self.policy, self.description, self.predictor, name, seen, scored, paid, texts)
-        self.__init__(*grown)  # type: ignore[misc]
+        queries, score_rows, cost_rows = (torch.from_numpy(array).to(device) for array in (x, score, cost_usd))
+        grown = add_expert(self.policy, self.description, self.predictor, name, queries, score_rows, cost_rows, texts)
+        self._set_policy(*grown)
 
     def save(self, run_dir: str | os.PathLike) -> None:
-        """Writes what `load` reads."""
+        """Writes the policy so that `load` reads it."""
         directory = Path(run_dir) / "policy"
         if self.predictor is not None:
             write_tensors(directory / "predictor.safetensors", self.predictor.tensors())
