@@ -1,7 +1,10 @@
-"""The bid-price policy: what an answer is estimated to be worth, less what its cost would buy later.
+"""The policy for one call a query: expected score less the opportunity cost of the call's money (a bid-price control).
 
-It begins as the plan of `budget_value`, which serves every budget and every number of queries left, and is trained on
-from there. Its features are estimates, not embeddings, so a rollout needs no wide matrix product.
+It starts as the solution of the dynamic program in `budget_value`, for every budget and every number of queries left,
+and is trained from there. Its features are estimates of scores and costs, not embeddings, so a rollout needs no wide
+matrix product.
+
+Shapes: B observations, K experts, F = 4K + 3 features of a digest.
 """
 
 from __future__ import annotations
@@ -14,33 +17,33 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.policies.budget_value import POINTS, QUERIES, RATIOS, BudgetValue
+from agents.policies.budget_value import N_BUDGETS, N_COST_RATIOS, N_QUERIES, BudgetValue
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
 TEMPERATURE = 0.02
 HIDDEN = 32
-NARROW = 16  # of what depends on the budget alone
+NARROW = 16  # units of the networks that see the budget alone
 FORBIDDEN = -1e4
 
 
-def table_of_estimates(table: ExpertTable, estimates: Tensor, dearest_usd: float) -> ExpertTable:
+def table_of_estimates(table: ExpertTable, estimates: Tensor, high_usd: float) -> ExpertTable:
     """The same table with `estimate_features` of `estimates` [N, 2K] in place of the embeddings."""
-    return replace(table, embeddings=estimate_features(estimates, dearest_usd))
+    return replace(table, embeddings=estimate_features(estimates, high_usd))
 
 
-def estimate_features(estimates: Tensor, dearest_usd: float) -> Tensor:
-    """Estimated scores, then estimated costs in units of the dearest expert's mean cost; [B, 2K] from dollars."""
+def estimate_features(estimates: Tensor, high_usd: float) -> Tensor:
+    """[B, 2K], estimated scores, then estimated costs in units of the most expensive expert's mean cost."""
     score, cost_usd = estimates.chunk(2, dim=1)
-    return torch.cat([score, cost_usd / dearest_usd], dim=1)
+    return torch.cat([score, cost_usd / high_usd], dim=1)
 
 
 class BidPriceNetwork(nn.Module):
-    """Observations [B, 2K + 2] (estimate features, budget features) to logits [B, K] and features of the value [B, 65].
+    """Observations [B, 2K + 2] (estimate features, budget features) to logits [B, K] and value features [B, 33].
 
-    Logits are (score x chance of an answer - price x what the plan says the money is worth) / temperature + bias. Price
-    and the experts' biases depend on the budget alone, so that what is learnt of the training queries holds for others;
-    they begin as 1 and 0. The last feature of the value is the plan's.
+    Logits are (score x chance that the call is affordable - price x opportunity cost) / temperature + bias. The factor
+    `price` and the experts' biases depend on the budget alone, so that they generalise from the training queries to
+    others; they start as 1 and 0. The last value feature is the budget value.
     """
 
     value: Tensor
@@ -51,22 +54,22 @@ class BidPriceNetwork(nn.Module):
         super().__init__()
         k = len(mean_cost_usd)
         self.latent_dim_pi, self.latent_dim_vf = k, HIDDEN + 1
-        self.low_usd, self.dearest_usd = price_range_usd
-        self.longest = math.log2(horizon) / 10
-        self.spread = max(math.log(price_range_usd[1] / price_range_usd[0]), math.log(2))
+        self.low_usd, self.high_usd = price_range_usd
+        self.max_length = math.log2(horizon) / 10
+        self.log_range = max(math.log(price_range_usd[1] / price_range_usd[0]), math.log(2))
         self.register_buffer("mean_cost_usd", torch.tensor(mean_cost_usd), persistent=False)
-        self.register_buffer("value", torch.zeros(QUERIES + 1, POINTS))
-        self.register_buffer("cost_ratios", torch.ones(RATIOS, k))
+        self.register_buffer("value", torch.zeros(N_QUERIES + 1, N_BUDGETS))
+        self.register_buffer("cost_ratios", torch.ones(N_COST_RATIOS, k))
         self.price = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, 1))
         self.bias = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, k))
         self.critic = nn.Sequential(nn.Linear(2 * k + 2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
 
     @property
     def budget_value(self) -> BudgetValue:
-        return BudgetValue(self.value, self.cost_ratios, self.mean_cost_usd, self.low_usd, self.spread)
+        return BudgetValue(self.value, self.cost_ratios, self.mean_cost_usd, self.low_usd, self.log_range)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        return self.decide(self.digest(observations))
+        return self.evaluate_digest(self.digest(observations))
 
     def forward_actor(self, observations: Tensor) -> Tensor:
         return self._logits(self.digest(observations))
@@ -75,20 +78,20 @@ class BidPriceNetwork(nn.Module):
         return self._value_features(self.digest(observations))
 
     def digest(self, observations: Tensor) -> Tensor:
-        """What learning does not change, [B, 4K + 3]: each expert's score x chance of an answer, far below 0 where
-        it is too dear, and what its money is worth; then the estimates, the budget, and what the plan says of both."""
+        """The part of the forward pass without learnable parameters, [B, 4K + 3]: score x chance that the call is
+        affordable, very low where it is not allowed, [K]; opportunity costs [K]; estimates [2K]; budget features [2];
+        budget value [1]."""
         k = len(self.mean_cost_usd)
         score, cost = observations[:, :k], observations[:, k : 2 * k]
         budget, usd, queries = self._budget(observations)
-        answered, price = self.budget_value.call_terms(cost * self.dearest_usd, usd, queries)
+        affordable, price = self.budget_value.call_terms(cost * self.high_usd, usd, queries)
         allowed = action_mask(self.mean_cost_usd, usd[:, 0])
-        gain = torch.where(allowed, score * answered, FORBIDDEN * TEMPERATURE)
-        return torch.cat(
-            [gain, price, observations[:, : 2 * k], budget, self.budget_value.value_at(queries, usd)], dim=1
-        )
+        gain = torch.where(allowed, score * affordable, FORBIDDEN * TEMPERATURE)
+        value = self.budget_value.value_at(queries, usd)
+        return torch.cat([gain, price, observations[:, : 2 * k], budget, value], dim=1)
 
-    def decide(self, digest: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and value features from `digest` [B, 4K + 3]."""
+    def evaluate_digest(self, digest: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K] and value features [B, 33] from `digest` [B, 4K + 3]."""
         return self._logits(digest), self._value_features(digest)
 
     def _logits(self, digest: Tensor) -> Tensor:
@@ -100,17 +103,24 @@ class BidPriceNetwork(nn.Module):
         return torch.cat([self.critic(digest[:, 2 * len(self.mean_cost_usd) : -1]), digest[:, -1:]], dim=1)
 
     def _budget(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Budget features as the networks see them, [B, 2]; dollars and queries left, [B, 1]. Networks see no longer
-        episodes than those they were trained on: beyond, only the plan knows."""
-        pace, length = observations[:, -2:-1], observations[:, -1:]
+        """Budget features [B, 2] for the networks, with the length clamped to that of training episodes; dollars and
+        queries left, [B, 1], for the budget value, which knows longer ones."""
+        budget, length = observations[:, -2:-1], observations[:, -1:]
         queries = torch.exp2(10 * length).round()
-        usd = (pace * self.spread).exp() * self.low_usd * queries
-        return torch.cat([pace, length.clamp(max=self.longest)], dim=1), usd, queries
+        usd = (budget * self.log_range).exp() * self.low_usd * queries
+        return torch.cat([budget, length.clamp(max=self.max_length)], dim=1), usd, queries
 
 
 class BidPricePolicy(ActorCriticPolicy):
-    """An SB3 policy around `BidPriceNetwork`; `mean_cost_usd` [K], `price_range_usd` and `horizon` are those of the
-    rules it is trained by."""
+    """`BidPriceNetwork` as a policy of stable-baselines3.
+
+    Args:
+        args: of `ActorCriticPolicy`.
+        mean_cost_usd: [K], of the rules that it is trained by, as the other two.
+        price_range_usd: lowest and highest of these.
+        horizon: queries of an episode.
+        kwargs: of `ActorCriticPolicy`.
+    """
 
     def __init__(
         self, *args: Any, mean_cost_usd: list[float], price_range_usd: list[float], horizon: int, **kwargs: Any
@@ -133,37 +143,37 @@ class BidPricePolicy(ActorCriticPolicy):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
         with torch.no_grad():
-            self.value_net.weight[0, -1] = 1.0  # the plan's value
+            self.value_net.weight[0, -1] = 1.0  # of the budget value
         optimizer_class: Any = self.optimizer_class
         self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     @property
     def digest_width(self) -> int:
-        """F of `digest`; 0 where learning changes all of the forward pass."""
+        """F of `digest`; 0 for a policy without one."""
         return 4 * len(self.network.mean_cost_usd) + 3
 
     def digest(self, observations: Tensor) -> Tensor:
-        """What of the forward pass learning does not change, [B, F], computed once for all epochs of an iteration."""
+        """The part of the forward pass that training does not change, [B, F]: PPO computes it once an iteration."""
         return self.network.digest(self.extract_features(observations))  # type: ignore[arg-type]
 
     def evaluate_digest(self, digest: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K] and values [B] from `digest` [B, F]."""
-        logits, features = self.network.decide(digest)
+        logits, features = self.network.evaluate_digest(digest)
         return logits, self.value_net(features).squeeze(1)
 
-    def start_from(self, plan: BudgetValue) -> None:
-        """Makes the policy that of the plan, but for what its networks add."""
-        self.network.value.copy_(plan.value)
-        self.network.cost_ratios.copy_(plan.cost_ratios)
+    def start_from(self, budget_value: BudgetValue) -> None:
+        """Makes an untrained policy the greedy one with respect to a budget value."""
+        self.network.value.copy_(budget_value.value)
+        self.network.cost_ratios.copy_(budget_value.cost_ratios)
 
     def train_actor(self, on: bool) -> None:
-        """Lets learning change the choice, or only the estimate of the value.
+        """Lets training change the choice and the value, or the value alone.
 
-        A value network that knows nothing yet would teach the actor noise, and the actor has something to lose.
+        The advantages of an untrained value are noise, which would make a good initial choice worse.
         """
         for part in self._actor():
             part.requires_grad_(on)
 
     def _actor(self) -> tuple[nn.Sequential, ...]:
-        """What learning changes of the choice; it has no effect at first."""
+        """The parts that learn the choice; they start without effect."""
         return self.network.price, self.network.bias

@@ -1,13 +1,14 @@
-"""Planning: what money is worth, by dynamic programming over the queries and dollars that an episode has left.
+"""Computes what the rest of an episode is worth at every number of queries and dollars left: the budget value.
 
-The plan is made backwards from the last query, over a sample of training queries with their left-out estimates: each
-goes to the expert that adds most, its score now against what its cost would buy later. Estimates of cost are off, so a
-call stands for several that cost more or less; what would not fit is refused, as in `leeroo_env.dynamics`.
+Approximate dynamic programming: backward induction over the queries left and a grid of budgets, the expectation being
+over a sample of training queries with their out-of-fold estimates. Each query goes to the expert with the highest
+expected score less the opportunity cost of its money. The differences of such a value in money are the bid prices of
+revenue management (Talluri and van Ryzin, An analysis of bid-price controls, Management Science, 1998). As estimates of
+cost have errors, a call costs one of several multiples of its estimate; one that does not fit into the budget is
+refused, as in `leeroo_env.dynamics`.
 
-The method is approximate dynamic programming, whose slopes are the bid prices of revenue management (Talluri and van
-Ryzin, An analysis of bid-price controls, Management Science, 1998).
-
-n training queries, K experts, T queries planned for, P amounts of money, J costs of a call, C bins of cost.
+Shapes: n training queries, K experts, T queries left at most, P budgets, J multiples of a cost, C bins of cost, W ways
+to call experts, M calls of a query at most.
 """
 
 from __future__ import annotations
@@ -18,166 +19,174 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from agents.evaluation.hull import upper_hull
 from leeroo_env.dynamics import action_mask, price_range
 from leeroo_env.table import ExpertTable
 
-QUERIES = 64
-POINTS = 128
-RATIOS = 4
+N_QUERIES = 64
+N_BUDGETS = 128
+N_COST_RATIOS = 4
+N_COST_BINS = 48
 SAMPLE = 512
-BINS = 48
-SMOOTH_FROM = 8  # queries left: with fewer, one dear call may be all there is money for
-LEAST_COST = 0.05  # of an expert's mean cost: no lower estimate is believed
+CONCAVE_FROM = 8  # queries left: with fewer, money may be worth nothing until it pays for one expensive call
+MIN_COST_RATIO = 0.05  # of an expert's mean cost: lower estimates are raised to it
 
 
 @dataclass(frozen=True)
 class BudgetValue:
-    """What the rest of an episode is worth.
+    """The value of the rest of an episode.
 
     Attributes:
-        value: [T + 1, P], score to come with t queries left and, at point 0, no money; at the others `low_usd` x
-            exp(`spread` x u) dollars for each query, u from -1 to 2 as in `leeroo_env.dynamics.budget_features`.
-        cost_ratios: [J, K], what calls cost against their estimates, all equally likely.
+        value: [T + 1, P], expected score to come with t queries left and budget 0 at point 0, at the others `low_usd` x
+            exp(`log_range` x u) dollars a query, u from -1 to 2 as in `leeroo_env.dynamics.budget_features`.
+        cost_ratios: [J, K], equally likely ratios of a call's cost to its estimate.
         mean_cost_usd: [K].
-        low_usd: the cheapest mean cost.
-        spread: logarithm of the dearest mean cost over the cheapest.
+        low_usd: mean cost of the cheapest expert.
+        log_range: logarithm of the most expensive expert's mean cost over the cheapest's.
     """
 
     value: Tensor
     cost_ratios: Tensor
     mean_cost_usd: Tensor
     low_usd: float
-    spread: float
+    log_range: float
 
     def value_at(self, queries: Tensor, usd: Tensor) -> Tensor:
-        """The score to come with `queries` and `usd` left, both [...]. Beyond T queries, T of them at the same pace
-        are planned for, and count for all."""
-        last, step = self.value.shape[1] - 2, 3 * self.spread / (self.value.shape[1] - 2)
-        points = torch.nn.functional.pad(paces(self.spread, self.value), (1, 0))  # in units of low_usd
+        """The expected score to come with `queries` and `usd` left, both [...], by linear interpolation.
+
+        With more than T queries left, it is that of T queries at the same budget per query, in proportion.
+        """
+        last, step = self.value.shape[1] - 2, 3 * self.log_range / (self.value.shape[1] - 2)
+        points = pad(relative_budgets(self.log_range, self.value), (1, 0))
         slope = self.value.diff(dim=1) / points.diff()
-        height = self.value[:, :-1] - slope * points[:-1]
-        pace = usd / (queries.clamp(min=1) * self.low_usd)
-        place = ((pace.clamp(min=1e-30).log() + self.spread) / step).floor() + 1
+        intercept = self.value[:, :-1] - slope * points[:-1]
+        budget = usd / (queries.clamp(min=1) * self.low_usd)  # a query, in units of low_usd
+        segment = ((budget.clamp(min=1e-30).log() + self.log_range) / step).floor() + 1
         planned = queries.clamp(max=len(self.value) - 1)
-        at = (planned * (last + 1) + place.clamp(0, last)).long()
-        height, slope = (part.view(-1).index_select(0, at.reshape(-1)).view(at.shape) for part in (height, slope))
-        return (height + slope * pace.clamp(max=points[-1])) * (queries / planned.clamp(min=1))
+        index = (planned * (last + 1) + segment.clamp(0, last)).long()
+        intercept, slope = (
+            part.view(-1).index_select(0, index.reshape(-1)).view(index.shape) for part in (intercept, slope)
+        )
+        return (intercept + slope * budget.clamp(max=points[-1])) * (queries / planned.clamp(min=1))
 
     def call_terms(self, cost_usd: Tensor, usd: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """How likely calls are answered, and what the money that they cost would be worth later; both [..., K].
+        """The chance that calls are affordable, and their opportunity cost in score; both [..., K].
 
         Args:
             cost_usd: [..., K], estimated.
             usd: [..., 1], dollars left.
             queries: [..., 1], queries left, this one included.
         """
-        cost_usd = cost_usd.maximum(LEAST_COST * self.mean_cost_usd)
+        cost_usd = cost_usd.maximum(MIN_COST_RATIO * self.mean_cost_usd)
         rest = queries - 1
-        now = self.value_at(rest, usd)
-        apart = [1] * (max(cost_usd.dim(), usd.dim()) - 1)
-        left = usd - cost_usd * self.cost_ratios.view(-1, *apart, cost_usd.shape[-1])  # [J, ..., K]
-        fits = left >= 0
-        price = torch.where(fits, now - self.value_at(rest, left.clamp(min=0)), 0.0)
-        return fits.float().mean(dim=0), price.mean(dim=0)
+        unspent = self.value_at(rest, usd)
+        leading = [1] * (max(cost_usd.dim(), usd.dim()) - 1)
+        left = usd - cost_usd * self.cost_ratios.view(-1, *leading, cost_usd.shape[-1])  # [J, ..., K]
+        affordable = left >= 0
+        price = torch.where(affordable, unspent - self.value_at(rest, left.clamp(min=0)), 0.0)
+        return affordable.float().mean(dim=0), price.mean(dim=0)
 
 
-def paces(spread: float, like: Tensor) -> Tensor:
-    """[P - 1], the amounts of money planned for, above none: dollars for each query over the cheapest mean cost."""
-    return torch.linspace(-spread, 2 * spread, POINTS - 1, device=like.device, dtype=like.dtype).exp()
+def relative_budgets(log_range: float, like: Tensor) -> Tensor:
+    """[P - 1], the budgets per query of the grid above 0, in units of the cheapest expert's mean cost."""
+    return torch.linspace(-log_range, 2 * log_range, N_BUDGETS - 1, device=like.device, dtype=like.dtype).exp()
 
 
 def solve_one_call(
     estimates: Tensor, cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float], seed: int = 0
 ) -> BudgetValue:
-    """Plans for queries like the n of `estimates`.
+    """The budget value where each query is answered by one call.
 
     Args:
-        estimates: [n, 2K], left-out scores and costs_usd of training queries.
+        estimates: [n, 2K], out-of-fold scores and costs_usd of training queries.
         cost_ratios: [J, K], of `cost_ratios`.
         mean_cost_usd: [K].
-        price_range_usd: cheapest and dearest of these, above 0, as in `leeroo_env.dynamics.Rules`.
+        price_range_usd: lowest and highest of these, above 0, as in `leeroo_env.dynamics.Rules`.
         seed: of the sample of the queries.
     """
     device = estimates.device
-    low_usd, high_usd = price_range_usd
-    spread = max(math.log(high_usd / low_usd), math.log(2))
-    plan = BudgetValue(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
+    budget_value, budgets_usd = _zero_value(cost_ratios, mean_cost_usd, price_range_usd)
     sample = torch.randperm(len(estimates), generator=torch.Generator().manual_seed(seed))[:SAMPLE].to(device)
     score, cost_usd = estimates[sample].chunk(2, dim=1)
-    lowest = 1e-3 * low_usd  # an expert may be free
+    lowest = 1e-3 * price_range_usd[0]  # an expert may be free
     first, last = (math.log10(max(float(end), lowest)) for end in cost_usd.aminmax())
-    edges = torch.logspace(first, last, BINS + 1, device=device)
-    place = torch.bucketize(cost_usd.contiguous(), edges[1:-1])
-    binned = (edges[1:] * edges[:-1]).sqrt()[:, None].expand(-1, len(mean_cost_usd))  # [C, K]
-    pace = low_usd * torch.nn.functional.pad(paces(spread, plan.value), (1, 0))
-    for t in range(1, QUERIES + 1):
-        usd = t * pace
-        answered, price = plan.call_terms(binned, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]
+    edges = torch.logspace(first, last, N_COST_BINS + 1, device=device)
+    bins = torch.bucketize(cost_usd.contiguous(), edges[1:-1]).T.contiguous()  # [K, n]
+    binned_usd = (edges[1:] * edges[:-1]).sqrt()[:, None].expand(-1, len(mean_cost_usd))  # [C, K]
+    for t in range(1, N_QUERIES + 1):
+        usd = t * budgets_usd
+        affordable, price = budget_value.call_terms(binned_usd, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]
         price = price.masked_fill(~action_mask(mean_cost_usd, usd)[:, None], torch.inf)
-        answered, price = (
-            part.permute(2, 1, 0).contiguous() for part in (answered, price)
-        )  # whole rows are copied fast
-        best = torch.full((len(score), POINTS), -torch.inf, device=device)
-        for k, bins in enumerate(place.T.contiguous()):
-            gain = score[:, k, None] * answered[k].index_select(0, bins) - price[k].index_select(0, bins)  # [n, P]
-            best = torch.maximum(best, gain)
-        value = plan.value_at(usd.new_tensor(t - 1), usd) + best.mean(dim=0)
-        plan.value[t] = _without_dips(value, usd, concave=t >= SMOOTH_FROM)
-    return plan
+        affordable, price = (x.permute(2, 1, 0).contiguous() for x in (affordable, price))  # whole rows copy faster
+        best = torch.full((len(score), N_BUDGETS), -torch.inf, device=device)
+        for k, places in enumerate(bins):
+            gain = score[:, k, None] * affordable[k].index_select(0, places) - price[k].index_select(0, places)
+            best = torch.maximum(best, gain)  # [n, P]
+        value = budget_value.value_at(usd.new_tensor(t - 1), usd) + best.mean(dim=0)
+        budget_value.value[t] = _monotone(value, usd, concave=t >= CONCAVE_FROM)
+    return budget_value
 
 
 def solve_call_sequences(
     spent_usd: Tensor, value: Tensor, cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float]
 ) -> BudgetValue:
-    """Plans for queries that may be asked of several experts, from what ways of asking lead to.
+    """The budget value where several calls may be made for a query, each time in one of W ways.
 
-    Of every way it is known what n queries have cost after each call and what the answer is worth then; every query is
-    asked in the way that adds most at what is left, and no further than the money goes.
+    At every state the way of the highest value is taken, up to the last call that is affordable.
 
     Args:
-        spent_usd: [W, n, M], cost of the first calls of W ways, rising.
-        value: [W, n, M], chance that the answer delivered then is right.
+        spent_usd: [W, n, M], cost of the calls so far in each way, for n queries.
+        value: [W, n, M], chance that the leading answer is right after each call.
         cost_ratios: [J, K], of `cost_ratios`.
         mean_cost_usd: [K].
-        price_range_usd: cheapest and dearest of these, above 0.
+        price_range_usd: lowest and highest of these, above 0.
     """
-    low_usd, high_usd = price_range_usd
-    spread = max(math.log(high_usd / low_usd), math.log(2))
-    device = spent_usd.device
-    plan = BudgetValue(torch.zeros(QUERIES + 1, POINTS, device=device), cost_ratios, mean_cost_usd, low_usd, spread)
-    pace = low_usd * torch.nn.functional.pad(paces(spread, plan.value), (1, 0))
-    spent_usd, value = (torch.nn.functional.pad(x, (1, 0)) for x in (spent_usd, value))
-    for t in range(1, QUERIES + 1):
-        usd = t * pace
-        best = torch.full((POINTS,), -torch.inf, device=device)
+    budget_value, budgets_usd = _zero_value(cost_ratios, mean_cost_usd, price_range_usd)
+    spent_usd, value = (pad(x, (1, 0)) for x in (spent_usd, value))
+    for t in range(1, N_QUERIES + 1):
+        usd = t * budgets_usd
+        best = torch.full((N_BUDGETS,), -torch.inf, device=spent_usd.device)
         for costs, values in zip(spent_usd, value, strict=True):
             last = torch.searchsorted(costs, usd.expand(len(costs), -1).contiguous(), right=True) - 1  # [n, P]
             left = usd - costs.gather(1, last)
-            best = best.maximum((values.gather(1, last) + plan.value_at(usd.new_tensor(t - 1), left)).mean(dim=0))
-        plan.value[t] = _without_dips(best, usd, concave=t >= SMOOTH_FROM)
-    return plan
+            after = budget_value.value_at(usd.new_tensor(t - 1), left)
+            best = best.maximum((values.gather(1, last) + after).mean(dim=0))
+        budget_value.value[t] = _monotone(best, usd, concave=t >= CONCAVE_FROM)
+    return budget_value
+
+
+def _zero_value(
+    cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float]
+) -> tuple[BudgetValue, Tensor]:
+    """A budget value of zeros, to be filled in by backward induction, and the grid's budgets per query [P]."""
+    low_usd, high_usd = price_range_usd
+    log_range = max(math.log(high_usd / low_usd), math.log(2))
+    value = torch.zeros(N_QUERIES + 1, N_BUDGETS, device=cost_ratios.device)
+    budgets_usd = low_usd * pad(relative_budgets(log_range, value), (1, 0))
+    return BudgetValue(value, cost_ratios, mean_cost_usd, low_usd, log_range), budgets_usd
 
 
 def fit_budget_value(table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> BudgetValue:
-    """The plan for a table, from left-out estimates [n, 2K] of its training queries `rows` [n]."""
+    """`solve_one_call` for a table, from out-of-fold estimates [n, 2K] of its training queries `rows` [n]."""
     mean_cost_usd = table.mean_cost_usd()
-    low_usd, high_usd = price_range(mean_cost_usd)
     ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], mean_cost_usd)
-    return solve_one_call(estimates, ratios, mean_cost_usd, (low_usd, high_usd), seed)
+    return solve_one_call(estimates, ratios, mean_cost_usd, price_range(mean_cost_usd), seed)
 
 
 def cost_ratios(estimated_usd: Tensor, true_usd: Tensor, mean_cost_usd: Tensor) -> Tensor:
-    """What calls cost against their estimates [n, K]: the middles of J equal parts of the training queries, [J, K]."""
-    levels = (torch.arange(RATIOS, device=true_usd.device) + 0.5) / RATIOS
-    believed_usd = estimated_usd.maximum(LEAST_COST * mean_cost_usd)
-    return (true_usd / believed_usd.clamp(min=1e-30)).quantile(levels, dim=0)
+    """[J, K], ratios of calls' costs to their estimates, both [n, K]: the medians of J equal parts of the queries."""
+    levels = (torch.arange(N_COST_RATIOS, device=true_usd.device) + 0.5) / N_COST_RATIOS
+    raised_usd = estimated_usd.maximum(MIN_COST_RATIO * mean_cost_usd)
+    return (true_usd / raised_usd.clamp(min=1e-30)).quantile(levels, dim=0)
 
 
-def _without_dips(value: Tensor, usd: Tensor, concave: bool) -> Tensor:
-    """`value` [P] made to rise with `usd` [P]. With many queries left it is concave as well, but for what interpolating
-    and sampling leave behind, which would be bought as if it were worth something."""
+def _monotone(value: Tensor, usd: Tensor, concave: bool) -> Tensor:
+    """`value` [P] made non-decreasing in `usd` [P], and concave too with many queries left.
+
+    What interpolation and sampling add to that shape is noise, which the policy would pay for.
+    """
     if not concave:
         return value.cummax(dim=0).values
     x, y = usd.double().cpu().numpy(), value.double().cpu().numpy()

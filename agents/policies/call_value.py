@@ -1,10 +1,11 @@
-"""Whom to ask next, if anybody: what one more call is worth, its answers' consequences thought through.
+"""Estimates the value of one more call: what it is expected to add to the score, later calls included.
 
-A call is worth what the delivered answer gains by it, and what calls after it may gain: that is worked out two calls
-ahead with the model of `answer_model` over the experts that come into question, and learnt beyond, by fitted
-value iteration on the training queries (Ernst et al., Tree-based batch mode reinforcement learning, 2005).
+The first two calls of a continuation are worked out exactly in the model of `answer_model` (two-step lookahead over the
+most promising experts); what lies beyond them is a small network fitted on simulated episodes of training queries, by
+fitted Q iteration (Ernst, Geurts and Wehenkel, Tree-based batch mode reinforcement learning, 2005).
 
-B queries at hand, K experts, L of them considered, C calls before the last, F features.
+Shapes: B queries, K experts, L candidates, M = `max_calls`, C calls at most so far, Z nodes of the ease, H hypotheses,
+F features of the continuation network. Prices are in score: what a call's money would earn elsewhere.
 """
 
 from __future__ import annotations
@@ -19,43 +20,66 @@ from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answ
 from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
 
-N_CANDIDATES = 5  # experts, those that would give the most by themselves; 4 to 8 do alike on train and val
-CLOSERS = 3  # of them, as the second of two calls
+N_CANDIDATES = 5  # the experts that would add most by themselves; 4 to 8 do alike on train and val
+N_SECOND = 3  # of the candidates, as the second of two calls
 FORBIDDEN = -1e4
 HIDDEN = 32
-PRICES = (5e-3, 40.0)  # of the dearest expert's mean cost, in score: from spending freely to counting every cent
+PRICES = (5e-3, 40.0)  # of the most expensive expert's mean cost, in score: from nearly free to prohibitive
 SWEEPS = 3
 QUERIES = 16_000  # a sweep
 STEPS = 500
 BATCH = 2_048
 LEARNING_RATE = 3e-3
-EXPLORATION_RATE = 0.15  # share of calls at random in the fitting
-NOISE_SCALE = 0.03  # of the value of calls in it
+EXPLORATION_RATE = 0.15  # share of simulated calls that are uniformly random
+NOISE_SCALE = 0.03  # of the Gumbel noise on the value of the other calls
 CONTINUATION_WEIGHT = 0.5  # of the fitted continuation: best of 0, 0.5 and 1 by cross-validation on train and val
 
 
 @dataclass(frozen=True)
 class CallEstimates:
-    """What calls are worth.
+    """The value of one more call for B queries.
 
     Attributes:
-        who: [B, L] int64, the experts considered.
-        gain: [B, L], what each is expected to add to the score, this call and what may follow, less prices to come;
-            `FORBIDDEN` where it cannot be asked.
-        now: [B], the chance that the leading answer is right; 0 where there is none.
-        features: [B, L, F], what the part that is learnt goes by.
-        second: [B, L], what the best of two calls adds, the part that is worked out.
+        experts: [B, L] int64, the candidates.
+        gain: [B, L], what a call to each adds to the expected score, later calls less their prices included;
+            `FORBIDDEN` where the expert cannot be called.
+        stop_value: [B], the chance that the leading answer is right; 0 where there is none.
+        second: [B, L], the part of `gain` that the second call of the lookahead adds.
+        features: [B, L, F], the inputs of the continuation network.
     """
 
-    who: Tensor
+    experts: Tensor
     gain: Tensor
-    now: Tensor
-    features: Tensor
+    stop_value: Tensor
     second: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The experts under consideration for the next call; all [B, L].
+
+    Attributes:
+        experts: int64.
+        votes: of each one's answer.
+        price: of a call, in score.
+        budget_share: what part of the money left a call takes.
+        chance: that the expert is right, given the calls made.
+        gain: what a call adds to the chance that the leading answer is right.
+        net: `gain` less `price`; `FORBIDDEN` where the expert cannot be called.
+    """
+
+    experts: Tensor
+    votes: Tensor
+    price: Tensor
+    budget_share: Tensor
+    chance: Tensor
+    gain: Tensor
+    net: Tensor
 
 
 class CallValue(nn.Module):
-    """`max_calls` M of K experts; C = M - 1 calls are the most that can have been made when it is consulted."""
+    """The value of calls for K experts and at most `max_calls` of them a query."""
 
     continuation_weight: Tensor
 
@@ -71,183 +95,199 @@ class CallValue(nn.Module):
         nn.init.constant_(self.continuation_net[-1].bias, -4.0)  # type: ignore[arg-type]
 
     def forward(
-        self, chance: Tensor, price: Tensor, calls: Calls, allowed: Tensor, share: Tensor | None = None
+        self, chance: Tensor, price: Tensor, calls: Calls, allowed: Tensor, budget_share: Tensor | None = None
     ) -> CallEstimates:
-        """What to think of asking each expert, and of delivering.
+        """The value of a call to each of the most promising experts, and of stopping.
 
         Args:
             chance: [B, K], estimated, that experts are right.
-            price: [B, K], what calls cost, in score.
+            price: [B, K], of calls, in score.
             calls: those made.
-            allowed: [B, K] bool, the experts that may be asked.
-            share: [B, K], what part of the money left calls take; two can follow each other that together take no more
-                than all of it. None: money has no end.
+            allowed: [B, K] bool, the experts that may be called.
+            budget_share: [B, K], what part of the money left calls take; the lookahead considers two calls only where
+                both are affordable. None: no limit.
         """
         votes = vote_weight(chance.clamp(0, 1))
-        belief = self.answer_model.posterior(chance, votes, calls)
-        now, alone = belief.now(), (belief.chance() - price).masked_fill(~allowed, FORBIDDEN)
-        worth, who = alone.topk(min(N_CANDIDATES, alone.shape[1]), dim=1)
-        votes, price = votes.gather(1, who), price.gather(1, who)
-        share = torch.zeros_like(price) if share is None else share.gather(1, who)
-        step = self.answer_model.after(belief, who, votes) - now[:, None]
-        net = (step - price).masked_fill(worth <= FORBIDDEN, FORBIDDEN)
-        second, agrees = self._two_ahead(belief, who, votes, price, net, share)
-        features = self._features(now, step, price, worth + price, agrees, second, net, calls.made)
-        more = (calls.made < self.max_calls - 1)[:, None]
-        gain = step + (second + self.continuation_weight * softplus(self.continuation_net(features).squeeze(-1))) * more
-        return CallEstimates(who, gain.masked_fill(worth <= FORBIDDEN, FORBIDDEN), now, features, second)
+        posterior = self.answer_model.posterior(chance, votes, calls)
+        stop_value = posterior.leader_chance()
+        alone = (posterior.expert_chance() - price).masked_fill(~allowed, FORBIDDEN)
+        alone, experts = alone.topk(min(N_CANDIDATES, alone.shape[1]), dim=1)
+        votes, price = votes.gather(1, experts), price.gather(1, experts)
+        share = torch.zeros_like(price) if budget_share is None else budget_share.gather(1, experts)
+        gain = self.answer_model.leader_chance_after(posterior, experts, votes) - stop_value[:, None]
+        net = (gain - price).masked_fill(alone <= FORBIDDEN, FORBIDDEN)
+        candidates = Candidates(experts, votes, price, share, alone + price, gain, net)
+        second, agrees = self._second_call(posterior, candidates)
+        features = self._features(candidates, stop_value, second, agrees, calls.made)
+        continues = (calls.made < self.max_calls - 1)[:, None]
+        continuation = self.continuation_weight * softplus(self.continuation_net(features).squeeze(-1))
+        gain = (gain + (second + continuation) * continues).masked_fill(alone <= FORBIDDEN, FORBIDDEN)
+        return CallEstimates(experts, gain, stop_value, second, features)
 
-    def _two_ahead(
-        self, belief: Posterior, who: Tensor, votes: Tensor, price: Tensor, net: Tensor, share: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the best second call after each of `who` [B, L] is expected to add, less its price, once it is known
-        whether the first one agrees with the leading answer; and the chance that it does; both [B, L]."""
-        n = who.shape[1]
-        outcomes = self.answer_model.outcomes(belief, who)  # [B, 3, L, H, Z]
+    def _second_call(self, posterior: Posterior, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """What the best second call after each candidate's is expected to add, less its price, given whether the first
+        agrees with the leading answer; and the chance that it does; both [B, L]."""
+        experts, votes, net = candidates.experts, candidates.votes, candidates.net
+        n = experts.shape[1]
+        outcomes = self.answer_model.outcomes(posterior, experts)  # [B, 3, L, H, Z]
         by_hypothesis = outcomes.sum(dim=4)
         chance = by_hypothesis.sum(dim=3)
-        best, leader = belief.leader()
-        led = best[:, None] > 0
-        at = leader[:, None, None, None].expand(-1, 3, n, 1)
-        stays = torch.where(led[:, None], by_hypothesis.gather(3, at).squeeze(3), 0.0)  # the leading answer is right
-        own = torch.einsum("bz,blz->bl", belief.joint.sum(dim=1), belief.right_of(who))
-        stays[:, 1] = torch.where(
-            votes > best[:, None], own - stays[:, 0], stays[:, 1]
-        )  # or the first one's, if it leads
-        standing = torch.stack(
-            [best[:, None] + votes, votes.maximum(best[:, None]), best[:, None].expand(-1, n)], dim=1
+        leader_votes, leader = posterior.leader()
+        leader_votes = leader_votes[:, None]
+        index = leader[:, None, None, None].expand(-1, 3, n, 1)
+        # joint chance of each outcome and that the answer leading after it is right: the same one, or the first call's
+        stop = torch.where((leader_votes > 0)[:, None], by_hypothesis.gather(3, index).squeeze(3), 0.0)
+        first_right = torch.einsum("bz,blz->bl", posterior.joint.sum(dim=1), posterior.right_of(experts))
+        stop[:, 1] = torch.where(votes > leader_votes, first_right - stop[:, 0], stop[:, 1])
+        votes_after = torch.stack(
+            [leader_votes + votes, votes.maximum(leader_votes), leader_votes.expand(-1, n)], dim=1
         )
-        top = net.topk(min(CLOSERS, n), dim=1).indices  # the second calls
-        right = torch.einsum("bolhz,bcz->bolc", outcomes, belief.right_of(who.gather(1, top)))
-        overrules = votes.gather(1, top)[:, None, None] > standing[..., None]
-        value = torch.where(overrules, right, stays[..., None])
-        value = value - chance[..., None] * price.gather(1, top)[:, None, None]
-        other = top[:, None] != torch.arange(n, device=who.device)[:, None]
-        other &= (net.gather(1, top) > FORBIDDEN)[:, None] & (share[..., None] + share.gather(1, top)[:, None] <= 1)
-        value = value.masked_fill(~other[:, None], -torch.inf).amax(dim=3)
-        return (value - stays).clamp(min=0).sum(dim=1), chance[:, 0]
+        second = net.topk(min(N_SECOND, n), dim=1).indices
+        second_right = torch.einsum("bolhz,bcz->bolc", outcomes, posterior.right_of(experts.gather(1, second)))
+        overrules = votes.gather(1, second)[:, None, None] > votes_after[..., None]
+        value = torch.where(overrules, second_right, stop[..., None])
+        value = value - chance[..., None] * candidates.price.gather(1, second)[:, None, None]
+        share = candidates.budget_share
+        possible = second[:, None] != torch.arange(n, device=experts.device)[:, None]
+        possible &= (net.gather(1, second) > FORBIDDEN)[:, None]
+        possible &= share[..., None] + share.gather(1, second)[:, None] <= 1
+        value = value.masked_fill(~possible[:, None], -torch.inf).amax(dim=3)
+        return (value - stop).clamp(min=0).sum(dim=1), chance[:, 0]
 
     def _features(
-        self,
-        now: Tensor,
-        step: Tensor,
-        price: Tensor,
-        right: Tensor,
-        agrees: Tensor,
-        second: Tensor,
-        net: Tensor,
-        made: Tensor,
+        self, candidates: Candidates, stop_value: Tensor, second: Tensor, agrees: Tensor, made: Tensor
     ) -> Tensor:
-        """[B, L, F]; nothing here tells which expert it is about, so little can be learnt by heart."""
+        """[B, L, F]; without the experts' identities, against overfitting."""
+        gain, price, net = candidates.gain, candidates.price, candidates.net
         log_price = price.clamp(min=1e-5).log() / 4
-        top, at = net.topk(min(2, net.shape[1]), dim=1)
+        top, place = net.topk(min(2, net.shape[1]), dim=1)
         best, next_best = top[:, 0].clamp(-1, 1), top[:, -1].clamp(-1, 1)
-        shared = [now, best, next_best, log_price.gather(1, at)[:, 0], step.gather(1, at)[:, 0]]
-        own = [step, log_price, price.clamp(max=2), right.clamp(-1, 1), agrees, second]
-        calls = one_hot(made.clamp(max=self.max_calls - 1), self.max_calls)[:, None, 1:]
-        calls = calls.expand(-1, net.shape[1], -1).float()
-        return torch.cat([torch.stack([*own, *(x[:, None].expand_as(step) for x in shared)], dim=2), calls], dim=2)
+        shared = [stop_value, best, next_best, log_price.gather(1, place)[:, 0], gain.gather(1, place)[:, 0]]
+        own = [gain, log_price, price.clamp(max=2), candidates.chance.clamp(-1, 1), agrees, second]
+        n_calls = one_hot(made.clamp(max=self.max_calls - 1), self.max_calls)[:, None, 1:]
+        n_calls = n_calls.expand(-1, net.shape[1], -1).float()
+        return torch.cat([torch.stack([*own, *(x[:, None].expand_as(gain) for x in shared)], dim=2), n_calls], dim=2)
 
 
 def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Tensor, max_calls: int, seed: int = 0) -> CallValue:
-    """Learns what calls are worth on the training queries `rows` [n] from their left-out estimates [n, 2K].
+    """Fits the answer model and the continuation network to training queries.
 
-    Every sweep asks on about some queries, at prices of all sizes, mostly whom the last sweep would ask, and fits what
-    two calls ahead leave out: the value of what was found, less what was foreseen of it.
+    Each sweep simulates calls at prices from low to high, mostly those of highest value by the last sweep, and fits the
+    network to what the lookahead leaves out: the value of the state that a call led to, less its lookahead.
+
+    Args:
+        table: with answers.
+        rows: [n], the training queries.
+        estimates: [n, 2K], out-of-fold.
+        max_calls: M.
+        seed: of draws and initial weights.
     """
     device = table.device
     generator = torch.Generator(device).manual_seed(seed)
     chance, cost_usd = estimates.chunk(2, dim=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        asking = CallValue(chance.shape[1], max_calls).to(device)
-    asking.answer_model.load_state_dict(fit_answer_model(table, rows, chance, seed).state_dict())
-    asking.requires_grad_(False)
+        call_value = CallValue(chance.shape[1], max_calls).to(device)
+    call_value.answer_model.load_state_dict(fit_answer_model(table, rows, chance, seed).state_dict())
+    call_value.requires_grad_(False)
     if max_calls == 1:
-        return asking
+        return call_value
     cost = cost_usd / table.mean_cost_usd().max().clamp(min=1e-30)
     answer_ids = table.answer_ids[rows].long()
     for _ in range(SWEEPS):
-        parts = []
+        transitions = []
         for _ in range(-(-QUERIES // BATCH)):
             batch = torch.randint(len(rows), (BATCH,), generator=generator, device=device)
-            parts += _explore(asking, chance[batch], cost[batch], answer_ids[batch], generator)
-        features, second, found = (torch.cat(part) for part in zip(*parts, strict=True))
-        _fit_continuation_net(asking.continuation_net, features, second, found, generator)
-    asking.continuation_weight.fill_(CONTINUATION_WEIGHT)
-    return asking
+            transitions += _explore(call_value, chance[batch], cost[batch], answer_ids[batch], generator)
+        features, second, value = (torch.cat(part) for part in zip(*transitions, strict=True))
+        _fit_continuation_net(call_value.continuation_net, features, second, value, generator)
+    call_value.continuation_weight.fill_(CONTINUATION_WEIGHT)
+    return call_value
 
 
 def _explore(
-    asking: CallValue, chance: Tensor, cost: Tensor, answer_ids: Tensor, generator: torch.Generator
+    call_value: CallValue, chance: Tensor, cost: Tensor, answer_ids: Tensor, generator: torch.Generator
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Asks on about B queries. For each call but the last: features and lookahead value of the one made, and what the
-    state that it led to is worth over delivering."""
+    """Simulates M calls for each of B queries.
+
+    Returns:
+        For each call but the last: its features [B, F], the second call's part of its lookahead [B], and the value of
+        the state that it led to over stopping there [B].
+    """
     b, device = len(chance), chance.device
     low, high = PRICES
     price = low * (high / low) ** torch.rand(b, 1, generator=generator, device=device) * cost
-    asked = torch.full((b, asking.max_calls), -1, device=device)
-    steps, before = [], None
-    for n in range(asking.max_calls):
-        advice = asking(chance, price, calls_from_table(asked[:, :-1], answer_ids), not_asked(asked, chance.shape[1]))
-        net = advice.gain - price.gather(1, advice.who)
-        if before is not None:
-            steps.append((*before, net.amax(dim=1).clamp(min=0)))
-        lot = torch.empty(2, b, net.shape[1], device=device).exponential_(generator=generator)
-        noisy = net / NOISE_SCALE - lot[0].log()
-        curious = torch.rand(b, 1, generator=generator, device=device) < EXPLORATION_RATE
-        place = torch.where(curious, lot[1].masked_fill(net < FORBIDDEN / 2, -1.0), noisy).argmax(dim=1, keepdim=True)
-        at = place[..., None].expand(-1, -1, advice.features.shape[2])
-        before = advice.features.gather(1, at).squeeze(1), advice.second.gather(1, place).squeeze(1)
-        asked[:, n] = advice.who.gather(1, place).squeeze(1)
-    return steps
+    asked = torch.full((b, call_value.max_calls), -1, device=device)
+    transitions, previous = [], None
+    for call in range(call_value.max_calls):
+        calls = calls_from_table(asked[:, :-1], answer_ids)
+        estimates = call_value(chance, price, calls, not_asked(asked, chance.shape[1]))
+        net = estimates.gain - price.gather(1, estimates.experts)
+        if previous is not None:
+            transitions.append((*previous, net.amax(dim=1).clamp(min=0)))
+        draw = torch.empty(2, b, net.shape[1], device=device).exponential_(generator=generator)
+        noisy = net / NOISE_SCALE - draw[0].log()
+        explores = torch.rand(b, 1, generator=generator, device=device) < EXPLORATION_RATE
+        uniform = draw[1].masked_fill(net < FORBIDDEN / 2, -1.0)
+        place = torch.where(explores, uniform, noisy).argmax(dim=1, keepdim=True)
+        index = place[..., None].expand(-1, -1, estimates.features.shape[2])
+        previous = estimates.features.gather(1, index).squeeze(1), estimates.second.gather(1, place).squeeze(1)
+        asked[:, call] = estimates.experts.gather(1, place).squeeze(1)
+    return transitions
 
 
 def _fit_continuation_net(
-    continuation_net: nn.Module, features: Tensor, second: Tensor, found: Tensor, generator: torch.Generator
+    net: nn.Module, features: Tensor, second: Tensor, value: Tensor, generator: torch.Generator
 ) -> None:
-    """Least squares of `found` [n] less `second` [n] on `features` [n, F]."""
-    continuation_net.requires_grad_(True)
-    optimizer = torch.optim.AdamW(continuation_net.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
+    """Least squares of `value` [n] less `second` [n] on `features` [n, F]."""
+    net.requires_grad_(True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     for _ in range(STEPS):
-        batch = torch.randint(len(found), (BATCH,), generator=generator, device=found.device)
-        error = second[batch] + softplus(continuation_net(features[batch]).squeeze(1)) - found[batch]
+        batch = torch.randint(len(value), (BATCH,), generator=generator, device=value.device)
+        error = second[batch] + softplus(net(features[batch]).squeeze(1)) - value[batch]
         optimizer.zero_grad()
         error.square().mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    continuation_net.requires_grad_(False)
+    net.requires_grad_(False)
 
 
-def simulate_calls(asking: CallValue, chance: Tensor, price: Tensor, answer_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Asks about n queries as long as it pays at a `price` [n, K], answers being as `answer_ids` [n, K] say.
+def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answer_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Calls experts for n queries for as long as a call is worth its price.
+
+    Args:
+        call_value: the policy.
+        chance: [n, K], estimated, that experts are right.
+        price: [n, K], of calls, in score.
+        answer_ids: [n, K], the table's answers.
 
     Returns:
-        [n, M], the experts asked, -1 where none was any more, and the chance that the leading answer was right then.
+        The experts called [n, M], -1 where there is no call any more, and the chance that the leading answer is right
+        after each call [n, M].
     """
     n, k = chance.shape
-    asked = torch.full((n, asking.max_calls), -1, device=chance.device)
-    told, on = [], torch.ones(n, dtype=torch.bool, device=chance.device)
-    for call in range(asking.max_calls + 1):
-        advice = asking(chance, price, calls_from_table(asked, answer_ids), not_asked(asked, k))
+    asked = torch.full((n, call_value.max_calls), -1, device=chance.device)
+    stop_values, active = [], torch.ones(n, dtype=torch.bool, device=chance.device)
+    for call in range(call_value.max_calls + 1):
+        estimates = call_value(chance, price, calls_from_table(asked, answer_ids), not_asked(asked, k))
         if call > 0:
-            told.append(advice.now)
-        if call < asking.max_calls:
-            net, place = (advice.gain - price.gather(1, advice.who)).max(dim=1)
-            on = on & ((net > 0) | (call == 0))
-            asked[:, call] = torch.where(on, advice.who.gather(1, place[:, None]).squeeze(1), -1)
-    return asked, torch.stack(told, dim=1)
+            stop_values.append(estimates.stop_value)
+        if call < call_value.max_calls:
+            net, place = (estimates.gain - price.gather(1, estimates.experts)).max(dim=1)
+            active = active & ((net > 0) | (call == 0))
+            asked[:, call] = torch.where(active, estimates.experts.gather(1, place[:, None]).squeeze(1), -1)
+    return asked, torch.stack(stop_values, dim=1)
 
 
 def calls_from_table(asked: Tensor, answer_ids: Tensor) -> Calls:
-    """The calls to `asked` [B, C], -1 where there is none, all answered as the table's `answer_ids` [B, K] say."""
+    """The calls to `asked` [B, C], -1 where there is none, all answered with the table's `answer_ids` [B, K]."""
     made = asked >= 0
     given = answer_ids.gather(1, asked.clamp(min=0)).masked_fill(~made, -1)
     return Calls(asked, group_answers(given), made.sum(dim=1))
 
 
 def not_asked(asked: Tensor, k: int) -> Tensor:
-    """[B, K] bool, the experts not among `asked` [B, C]."""
+    """[B, K] bool, the experts that are not among `asked` [B, C]."""
     closed = torch.zeros(len(asked), k + 1, dtype=torch.bool, device=asked.device)
     return ~closed.scatter_(1, asked.where(asked >= 0, k), True)[:, :k]

@@ -60,9 +60,9 @@ class PolicyRouter:
         """
         budget = budget_features(self.price_range_usd, remaining_usd, remaining_queries)
         if self.max_calls > 1:
-            assert calls is not None and calls.polled is not None
-            seen = torch.cat([seen, calls.polled], dim=1)
-            mask = call_mask(self.mean_cost_usd, remaining_usd, calls.polled)
+            assert calls is not None and calls.features is not None
+            seen = torch.cat([seen, calls.features], dim=1)
+            mask = call_mask(self.mean_cost_usd, remaining_usd, calls.features)
         else:
             mask = action_mask(self.mean_cost_usd, remaining_usd)
         return action_scores(self.policy, torch.cat([seen, budget], dim=1)).masked_fill(~mask, -torch.inf).argmax(dim=1)

@@ -76,7 +76,7 @@ class CascadeRouting:
         belief = self.answer_model.posterior(chance, vote_weight(chance), calls)
         right = belief.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
         k = chance.shape[1]
-        told = torch.cat([belief.chance(), right.new_zeros(len(seen), 1)], dim=1)
+        told = torch.cat([belief.expert_chance(), right.new_zeros(len(seen), 1)], dim=1)
         return told.scatter(1, calls.asked.where(calls.asked >= 0, k), right)[:, :k]
 
     def next_of(

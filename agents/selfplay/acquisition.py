@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policies.budget_value import LEAST_COST, BudgetValue
+from agents.policies.budget_value import MIN_COST_RATIO, BudgetValue
 
 BUDGETS = 6
 TEMPERATURE = 0.1  # how far estimated net values are off, roughly
@@ -33,7 +33,7 @@ def choice_variance(estimates: Tensor, plan: BudgetValue, queries: int) -> Tenso
         queries: left in the episode.
     """
     score, cost_usd = estimates.chunk(2, dim=1)
-    low, high = plan.low_usd, plan.low_usd * np.exp(plan.spread)
+    low, high = plan.low_usd, plan.low_usd * np.exp(plan.log_range)
     total = torch.zeros_like(score)
     for budget in np.geomspace(low, high, BUDGETS):
         usd = score.new_full((len(score), 1), float(budget) * queries)
@@ -47,7 +47,7 @@ def acquisition_value(estimates: Tensor, plan: BudgetValue, queries: int) -> Ten
     """How much each answer is worth asking for, [B, K], up to a factor; arguments as of `choice_variance`."""
     score, cost_usd = estimates.chunk(2, dim=1)
     chance = score.clamp(LEAST_CHANCE, 1 - LEAST_CHANCE)
-    cost_usd = cost_usd.maximum(LEAST_COST * plan.mean_cost_usd).clamp(min=1e-3 * plan.low_usd)  # some are free
+    cost_usd = cost_usd.maximum(MIN_COST_RATIO * plan.mean_cost_usd).clamp(min=1e-3 * plan.low_usd)  # some are free
     return (choice_variance(estimates, plan, queries) * chance * (1 - chance) / cost_usd).sqrt()
 
 

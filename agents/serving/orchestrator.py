@@ -210,7 +210,7 @@ class Orchestrator:
         k, m, device = len(self.experts), self.max_calls, features.device
         if calls is None:
             return calls_from_features(torch.zeros(len(features), 3 * k + 3, device=device), m)
-        if calls.polled is not None:
+        if calls.features is not None:
             return calls
         asked, group, made = (part.to(device) for part in (calls.asked, calls.group, calls.made))
         votes = vote_weight(self._reliability(features)).gather(1, asked.clamp(min=0))

@@ -75,10 +75,10 @@ def test_beliefs_are_those_of_plain_python(case: dict):
     model, chance = some_agreement(case["seed"]), torch.tensor([case["chance"]])
     votes = dynamics.vote_weight(chance)
     calls, group = calls_from(case["asked"], case["said"])
-    belief = model.posterior(chance, votes, calls)
-    told = likelihood(model, model.strength(chance)[0], case["asked"], group)
+    posterior = model.posterior(chance, votes, calls)
+    told = likelihood(model, model.log_odds(chance)[0], case["asked"], group)
     total = sum(told.values())
-    found = belief.joint.sum(dim=2)[0]
+    found = posterior.joint.sum(dim=2)[0]
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)
     for right, value in told.items():
         assert float(found[right]) == pytest.approx(value / total, abs=1e-4)
@@ -94,20 +94,22 @@ def test_what_is_expected_of_a_call_is_the_mean_of_what_it_may_bring(case: dict)
     model, chance = some_agreement(case["seed"]), torch.tensor([case["chance"]])
     votes = dynamics.vote_weight(chance)
     calls, group = calls_from(asked, case["said"])
-    belief, strength = model.posterior(chance, votes, calls), model.strength(chance)[0]
+    posterior, strength = model.posterior(chance, votes, calls), model.log_odds(chance)[0]
     who = torch.tensor([[nxt]])
     before = sum(likelihood(model, strength, asked, group).values())
-    leader = int(belief.leader()[1]) if any(g >= 0 for g in group) else None
+    leader = int(posterior.leader()[1]) if any(g >= 0 for g in group) else None
     expected, agrees, silent = 0.0, 0.0, 0.0
     for answer in {*(g for g in group if g >= 0), len(asked), -1}:
         told = likelihood(model, strength, [*asked, nxt], [*group, answer])
         p = sum(told.values()) / before
         then = Calls(torch.tensor([[*asked, nxt]]), torch.tensor([[*group, answer]]), torch.tensor([len(asked) + 1]))
-        expected += p * float(model.posterior(chance, votes, then).now())
+        expected += p * float(model.posterior(chance, votes, then).leader_chance())
         agrees += p * (answer == leader)
         silent += p * (answer == -1)
-    assert float(model.after(belief, who, votes[:, nxt : nxt + 1])) == pytest.approx(expected, abs=2e-4)
-    outcomes = model.outcomes(belief, who)[0].sum(dim=(1, 2, 3))
+    assert float(model.leader_chance_after(posterior, who, votes[:, nxt : nxt + 1])) == pytest.approx(
+        expected, abs=2e-4
+    )
+    outcomes = model.outcomes(posterior, who)[0].sum(dim=(1, 2, 3))
     assert outcomes.tolist() == pytest.approx([agrees, 1 - agrees - silent, silent], abs=2e-4)
 
 
@@ -115,8 +117,11 @@ def test_before_any_call_experts_are_as_good_as_estimated():
     model = some_agreement(3)
     chance = torch.rand(50, K, generator=torch.Generator().manual_seed(0)) * 0.96 + 0.02
     none = Calls(torch.full((50, 3), -1), torch.full((50, 3), -1), torch.zeros(50, dtype=torch.int64))
-    belief = model.posterior(chance, dynamics.vote_weight(chance), none)
-    assert torch.allclose(belief.chance(), chance, atol=5e-3) and belief.now().tolist() == [0.0] * 50
+    posterior = model.posterior(chance, dynamics.vote_weight(chance), none)
+    assert (
+        torch.allclose(posterior.expert_chance(), chance, atol=5e-3)
+        and posterior.leader_chance().tolist() == [0.0] * 50
+    )
 
 
 @pytest.mark.parametrize("max_calls", [2, 3, 4])
@@ -161,5 +166,5 @@ def test_fitting_finds_that_experts_fail_together():
     model = fit_answer_model(table, table.rows("train"), torch.full((n, 4), 0.5))
     chance, silent = torch.full((2, 4), 0.5), torch.full((2, 3), -1)
     failed = Calls(torch.tensor([[0, -1, -1], [2, -1, -1]]), silent, torch.ones(2, dtype=torch.int64))
-    told = model.posterior(chance, dynamics.vote_weight(chance), failed).chance()
+    told = model.posterior(chance, dynamics.vote_weight(chance), failed).expert_chance()
     assert float(told[0, 1]) < 0.3 and float(told[1, 3]) > 0.4, "0 and 0.5 are true"

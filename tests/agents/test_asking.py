@@ -32,7 +32,7 @@ FEW = {"QUERIES": 2_000, "STEPS": 150, "BATCH": 500}
 def little_fitting():
     """Less to fit: what is tested here needs no precision."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, few in ((answer_model, {"FIRST_STEPS": 40, "STEPS": 120, "BATCH": 400}), (call_value, FEW)):
+        for module, few in ((answer_model, {"LOADING_STEPS": 40, "STEPS": 120, "BATCH": 400}), (call_value, FEW)):
             for name, value in few.items():
                 patch.setattr(module, name, value)
         yield
@@ -100,9 +100,9 @@ def test_who_cannot_be_asked_is_not_worth_asking(asking: CallValue):
     chance = torch.full((4, 3), 0.5)
     none = Calls(torch.full((4, 2), -1), torch.full((4, 2), -1), torch.zeros(4, dtype=torch.int64))
     allowed = torch.tensor([[True, True, True], [False, True, True], [False, False, True], [False, False, False]])
-    advice = asking(chance, torch.full((4, 3), 0.01), none, allowed)
+    estimates = asking(chance, torch.full((4, 3), 0.01), none, allowed)
     for row, may in zip(range(4), allowed, strict=True):
-        worth = dict(zip(advice.who[row].tolist(), advice.gain[row].tolist(), strict=True))
+        worth = dict(zip(estimates.experts[row].tolist(), estimates.gain[row].tolist(), strict=True))
         assert all((gain > FORBIDDEN) == bool(may[e]) for e, gain in worth.items())
 
 
@@ -111,8 +111,8 @@ def test_no_second_call_is_counted_on_that_the_money_does_not_reach_for(asking: 
     chance = torch.tensor([[0.2, 0.3, 0.9]] * 3)
     none = Calls(torch.full((3, 2), -1), torch.full((3, 2), -1), torch.zeros(3, dtype=torch.int64))
     share = torch.tensor([[0.1, 0.1, 0.8], [0.3, 0.3, 0.8], [0.6, 0.6, 0.8]])
-    advice = asking(chance, torch.full((3, 3), 0.01), none, torch.ones(3, 3, dtype=torch.bool), share)
-    second = torch.zeros(3, 3).scatter(1, advice.who, advice.second)
+    estimates = asking(chance, torch.full((3, 3), 0.01), none, torch.ones(3, 3, dtype=torch.bool), share)
+    second = torch.zeros(3, 3).scatter(1, estimates.experts, estimates.second)
     assert second[0, 0] > 0.5, "the good one can follow"
     assert 0.01 < second[1, 0] < 0.3, "only the other poor one can"
     assert torch.equal(second[2], torch.zeros(3)) and second[1, 2] == 0

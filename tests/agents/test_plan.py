@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents.evaluation.bounds import hindsight_bound
-from agents.policies.budget_value import QUERIES, BudgetValue, cost_ratios, fit_budget_value, solve_one_call
+from agents.policies.budget_value import N_QUERIES, BudgetValue, cost_ratios, fit_budget_value, solve_one_call
 from agents.routers import Planned
 from leeroo_env import dynamics
 from leeroo_env.builtin import resolve
@@ -48,7 +48,7 @@ def test_money_and_queries_are_never_worth_less():
     rows = table.rows("train")
     plan = fit_budget_value(table, rows, estimates[rows])
     assert bool((plan.value.diff(dim=1) >= -1e-5).all())
-    assert bool((plan.value[1:, -1].diff() > 0).all()) and len(plan.value) == QUERIES + 1
+    assert bool((plan.value[1:, -1].diff() > 0).all()) and len(plan.value) == N_QUERIES + 1
 
 
 def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monkeypatch: pytest.MonkeyPatch):
@@ -60,14 +60,14 @@ def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monke
     rules = dynamics.make_rules(table, "train")
     budgets = dynamics.budget_grid(rules)
     for budget, bound in zip(budgets, hindsight_bound(rules, budgets, 256).score, strict=True):
-        expected = worth(plan, QUERIES, QUERIES * budget) / QUERIES
+        expected = worth(plan, N_QUERIES, N_QUERIES * budget) / N_QUERIES
         assert synthetic_optimum(budget) - 0.04 < expected < bound + 0.005
 
 
 def test_a_call_that_may_not_fit_counts_for_less():
     plan = certain([0.2, 0.6], [1.0, 9.0])
     unsure = BudgetValue(
-        plan.value, torch.tensor([[1.0, 0.5], [1.0, 1.5]]), plan.mean_cost_usd, plan.low_usd, plan.spread
+        plan.value, torch.tensor([[1.0, 0.5], [1.0, 1.5]]), plan.mean_cost_usd, plan.low_usd, plan.log_range
     )
     answered, _ = unsure.call_terms(torch.tensor([[1.0, 9.0]]), torch.tensor([[10.0]]), torch.tensor([[1.0]]))
     assert answered.tolist() == [[1.0, 0.5]]
