@@ -13,6 +13,7 @@ from experts.types import Answer
 
 NOT_ASKED = "not asked: the spend cap is reached"
 WAIT_S = 0.02
+CHARS_PER_TOKEN = 4  # of English text, for estimates
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from experts.collect.pipeline import Row, answer_rows, expert_info, query_rows, queue_for
-from experts.collect.scheduler import ask_all
+from experts.collect.scheduler import ask_all, queue_for
 from experts.collect.store import Store, StoredExpert
+from experts.collect.table import GradedAnswer, answer_rows, expert_info, query_rows
 from experts.grading import GRADERS
 from experts.pool import keys_for, make_experts
 from experts.specs import ExpertSpec, Pool
@@ -126,7 +126,7 @@ def build_table(
     """
     by_id = {query.query_id: query for query in queries}
     rows = [
-        Row(expert, by_id[query_id], answer, GRADERS[grader](answer.text, by_id[query_id]))
+        GradedAnswer(expert, by_id[query_id], answer, GRADERS[grader](answer.text, by_id[query_id]))
         for (query_id, expert), answer in answers.items()
     ]
     embeddings = np.asarray(encoder.encode([query.text for query in queries])).astype(np.float16)

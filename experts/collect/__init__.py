@@ -1,1 +1,1 @@
-"""Collecting experts' answers into a table."""
+"""Collects experts' answers into a table: asking, storing, grading, writing."""

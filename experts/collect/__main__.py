@@ -1,6 +1,8 @@
 """`python -m experts.collect`."""
 
-from experts.collect.pipeline import main
+import sys
+
+from experts.collect.command import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

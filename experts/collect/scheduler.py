@@ -1,4 +1,4 @@
-"""Asking all experts: servers side by side, local models one after the other, with progress on stderr."""
+"""Asks all experts their queries: servers concurrently, local models one after the other."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from queue import Empty, SimpleQueue
 
 from tqdm import tqdm
 
+from experts.specs import ExpertSpec, OpenAISpec
 from experts.spending import NOT_ASKED
 from experts.types import Answer, Expert, Query
 
-GIVE_UP_AFTER = 24  # failed calls in a row, but for those that are the query's own fault:
+GIVE_UP_AFTER = 24  # failed calls in a row, except those that the query itself causes:
 UNANSWERABLE = re.compile(r"prompt tokens and max_tokens|the prompt has no tokens|\b(400|413|422)\b")
-BATCHES_UNDER_WAY = 2  # per server: the next calls wait in line while the last ones of a batch are still out
+BATCHES_IN_FLIGHT = 2  # per server: the next calls are ready while the last ones of a batch are still running
 STATUS_EVERY_S = 30.0
 
 
 @dataclass
 class ExpertQueue:
-    """One expert's work: what is still to be asked, and how far it is."""
+    """The queries that one expert is still to be asked, in batches, and its progress."""
 
     expert: Expert
     batches: SimpleQueue[list[Query]]
@@ -44,15 +45,14 @@ class ExpertQueue:
         return self.failed_in_a_row >= GIVE_UP_AFTER
 
     def count(self, answers: Sequence[Answer]) -> None:
-        """Adds a batch that came back."""
+        """Records the answers of a batch."""
         with self.lock:
             for answer in answers:
-                of_the_query = answer.error is not None and UNANSWERABLE.search(answer.error) is not None
                 if answer.error == NOT_ASKED:
                     self.capped = True
                 elif answer.error:
                     self.failed += 1
-                    self.failed_in_a_row += not of_the_query
+                    self.failed_in_a_row += UNANSWERABLE.search(answer.error) is None
                     self.error = answer.error
                 else:
                     self.done += 1
@@ -60,27 +60,34 @@ class ExpertQueue:
                 self.usd += answer.cost_usd
 
     def status(self) -> str:
-        """Done, failed, dollars, speed and time left, for people."""
-        came = self.done + self.failed
-        speed = came / max(time.monotonic() - self.started, 1e-9)
-        left = f"{(self.total - came) / speed:,.0f} s left" if came else "? s left"
+        """A line about calls done and failed, dollars, speed and time left."""
+        finished = self.done + self.failed
+        speed = finished / max(time.monotonic() - self.started, 1e-9)
+        left = f"{(self.total - finished) / speed:,.0f} s left" if finished else "? s left"
         text = f"{self.done}/{self.total} done, {self.failed} failed, ${self.usd:.6f}, {speed:.1f} answers/s, {left}"
         return text + (" (spend cap reached)" if self.capped else " (given up)" if self.given_up else "")
 
 
 def make_queue(expert: Expert, queries: Sequence[Query], batch_size: int, remote: bool) -> ExpertQueue:
-    """Work for one expert in batches of like length, the longest first."""
-    todo = sorted(queries, key=lambda query: -len(query.text))
+    """A queue of batches of similar length, the longest first."""
+    ordered = sorted(queries, key=lambda query: -len(query.text))
     batches: SimpleQueue[list[Query]] = SimpleQueue()
-    for start in range(0, len(todo), batch_size):
-        batches.put(todo[start : start + batch_size])
-    return ExpertQueue(expert, batches, len(todo), remote)
+    for start in range(0, len(ordered), batch_size):
+        batches.put(ordered[start : start + batch_size])
+    return ExpertQueue(expert, batches, len(ordered), remote)
+
+
+def queue_for(expert: Expert, spec: ExpertSpec, queries: Sequence[Query]) -> ExpertQueue:
+    """The queue of an expert with batches as its spec allows."""
+    if isinstance(spec, OpenAISpec):
+        return make_queue(expert, queries, spec.concurrency, remote=True)
+    return make_queue(expert, queries, getattr(spec, "batch_size", 1), remote=False)
 
 
 def ask_all(queues: Sequence[ExpertQueue], show_progress: bool) -> None:
-    """Works through all queues: servers side by side, local models one after the other on a thread of their own."""
+    """Empties all queues: servers concurrently, local models one after the other on a thread of their own."""
     stop = threading.Event()
-    jobs = [[queue] for queue in queues if queue.remote for _ in range(BATCHES_UNDER_WAY)]
+    jobs = [[queue] for queue in queues if queue.remote for _ in range(BATCHES_IN_FLIGHT)]
     jobs.append([queue for queue in queues if not queue.remote])
     errors: list[BaseException] = []
     ends = [threading.Event() for _ in jobs]
@@ -91,7 +98,7 @@ def ask_all(queues: Sequence[ExpertQueue], show_progress: bool) -> None:
             _wait(ends, show)
         except KeyboardInterrupt:
             stop.set()
-            print("stopping: waiting for the calls under way; Ctrl-C again leaves them", file=sys.stderr)
+            print("stopping: waiting for the calls in flight; press Ctrl-C again to abandon them", file=sys.stderr)
             _wait(ends, show)
             raise
     if errors:
@@ -110,7 +117,7 @@ def _work(
                 except Empty:
                     break
                 queue.count(queue.expert.answer(batch))
-    except BaseException as error:  # raised again by the main thread
+    except BaseException as error:  # the main thread raises it again
         errors.append(error)
         stop.set()
     finally:
@@ -118,14 +125,14 @@ def _work(
 
 
 def _wait(ends: Sequence[threading.Event], show: Callable[[], None]) -> None:
-    for end in ends:  # not `join`: a thread whose `join` was interrupted once counts as ended before Python 3.13
+    for end in ends:  # `join` would not do: before Python 3.13 an interrupted `join` marks its thread as ended
         while not end.wait(timeout=0.2):
             show()
 
 
 @contextmanager
 def _progress(queues: Sequence[ExpertQueue], shown: bool) -> Iterator[Callable[[], None]]:
-    """A function that brings the display on stderr up to date: bars on a terminal, now and then a line elsewhere."""
+    """A function that updates the display on stderr: bars on a terminal, else a line from time to time."""
     bars = []
     if shown and sys.stderr.isatty():
         layout = "{desc} |{bar:20}|{postfix}"

@@ -1,7 +1,7 @@
-"""Answers that were paid for, kept in append-only parquet parts.
+"""Stores answers durably in parquet parts, so that none is paid for twice.
 
-A part is written under a temporary name, synced and renamed, so that it is there whole or not at all. Rows are found
-again by `key`, see `experts.pool.keys_for`; failed calls are kept with their error and never found.
+A part is written under a temporary name, synced and renamed, so that it is complete or absent. Answers are found by
+their keys (`experts.pool.keys_for`); failed calls are stored with their error but never found.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import fcntl
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from experts.spending import NOT_ASKED
 from experts.types import Answer, Expert, Query
 from leeroo_env.errors import InputError
+from leeroo_env.files import write_atomically
 
 SCHEMA = pa.schema(
     {
@@ -41,8 +42,13 @@ SCHEMA = pa.schema(
 MERGE_ABOVE = 256  # parts
 
 
+def parts_directory(out: Path) -> Path:
+    """The directory of the stored answers of a table."""
+    return out.with_name(out.name + ".parts")
+
+
 class Store:
-    """The answers under one directory: `found` by key, and `append`ed. Safe to use from several threads."""
+    """The answers in one directory: `found` by key, extended by `append`. Safe to use from several threads."""
 
     def __init__(self, directory: Path, found: dict[str, Answer], next_part: int) -> None:
         self.directory = directory
@@ -51,7 +57,7 @@ class Store:
         self._lock = threading.Lock()
 
     def append(self, expert: str, rows: Sequence[tuple[str, Query, Answer]]) -> None:
-        """Keeps answers under their keys, on disk when this returns. Calls that were not made are left out."""
+        """Stores answers with their keys, on disk when this returns. Calls that were not made are left out."""
         made = [row for row in rows if row[2].error != NOT_ASKED]
         if not made:
             return
@@ -65,7 +71,7 @@ class Store:
 
 @contextmanager
 def open_store(directory: Path) -> Iterator[Store]:
-    """The store in a directory, made where there is none, for this process alone.
+    """Opens the store in a directory, which is created if necessary, for this process alone.
 
     Raises:
         InputError: another process has it open, or a part cannot be read.
@@ -94,7 +100,7 @@ def open_store(directory: Path) -> Iterator[Store]:
 
 
 def read_parts(directory: Path) -> pa.Table:
-    """Every row of every part, oldest first, failed calls included; no rows where there is no directory."""
+    """All rows of all parts, oldest first, including failed calls; no rows if there is no directory."""
     tables = [pa.Table.from_batches([], SCHEMA)]
     for part in _parts(directory):
         try:
@@ -105,7 +111,7 @@ def read_parts(directory: Path) -> pa.Table:
 
 
 def successes(table: pa.Table) -> dict[str, Answer]:
-    """The answers of a store's rows by key. Where an interrupted merge left a row twice, they are the same."""
+    """The answers by key. An interrupted merge may leave rows twice, with equal answers."""
     table = table.filter(pc.is_null(table["error"]))
     columns = ("output", "prompt_tokens", "completion_tokens", "cost_usd", "latency_s")
     values = zip(*(table[name].to_pylist() for name in columns), strict=True)
@@ -115,15 +121,28 @@ def successes(table: pa.Table) -> dict[str, Answer]:
     return found
 
 
+def missing_queries(key: Callable[[Query], str], queries: Sequence[Query], found: Collection[str]) -> list[Query]:
+    """The queries without a stored answer; one of those with equal prompts."""
+    return list({k: query for query in queries if (k := key(query)) not in found}.values())
+
+
 class StoredExpert:
-    """An expert that looks into a store before it asks, and keeps what it is answered."""
+    """An expert that looks up each answer in a store before asking, and stores new answers."""
 
     def __init__(self, expert: Expert, key: Callable[[Query], str], store: Store) -> None:
         self.name = expert.name
         self._expert, self._key, self._store = expert, key, store
 
+    def found(self, query: Query) -> Answer | None:
+        """The stored answer, if there is one."""
+        return self._store.found.get(self._key(query))
+
+    def missing(self, queries: Sequence[Query]) -> list[Query]:
+        """See `missing_queries`."""
+        return missing_queries(self._key, queries, self._store.found)
+
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """The stored answers, and new ones where there are none; a new one is on disk when this returns."""
+        """The stored or new answers; new ones are on disk when this returns."""
         keys = [self._key(query) for query in queries]
         missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in self._store.found}
         new = dict(zip(missing, self._expert.answer(list(missing.values())), strict=True)) if missing else {}
@@ -157,13 +176,14 @@ def _rows(expert: str, rows: Sequence[tuple[str, Query, Answer]]) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as stream:
             pq.write_table(table, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.rename(path)
+
+    try:
+        write_atomically(path, write)
         _sync_directory(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

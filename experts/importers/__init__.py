@@ -1,1 +1,1 @@
-"""Published answers as tables."""
+"""Importers of published answers: each turns result files into a table directory."""

@@ -1,6 +1,8 @@
 """`python -m experts.importers`."""
 
-from experts.importers.importers import main
+import sys
+
+from experts.importers.command import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -168,7 +168,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("hub")
 def test_datasets_by_name():
-    with pytest.warns(UserWarning, match="1 questions are there more than once"):
+    with pytest.warns(UserWarning, match="1 repeated questions are left out"):
         mmlu = load_queries("cais/mmlu")
     assert [(q.reference, q.domain, q.split) for q in mmlu] == [("A", "law", None), ("D", "law", None)]
     assert all(q.query_id.startswith("mmlu-") for q in mmlu)

@@ -1,0 +1,35 @@
+"""Runs the importers from the command line: `python -m experts.importers {mmlu-pro,routerbench,tidy} ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from experts.importers.mmlu_pro import import_mmlu_pro
+from experts.importers.routerbench import import_routerbench
+from experts.importers.tidy import import_tidy
+from leeroo_env.cli import exit_code
+
+IMPORTERS: dict[str, Callable[..., Any]] = {
+    "mmlu-pro": import_mmlu_pro,
+    "routerbench": import_routerbench,
+    "tidy": import_tidy,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, 2 for bad input, 130 if interrupted; then nothing is written."""
+
+    def work() -> int:
+        tyro.extras.subcommand_cli_from_dict(
+            IMPORTERS,
+            prog="python -m experts.importers",
+            description="Imports published answers as a table directory.",
+            args=list(arguments) if arguments is not None else None,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        return 0
+
+    return exit_code(work, "nothing is written")
