@@ -48,6 +48,14 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def small_synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a fifth of the queries: fits and evaluations on it take a second."""
+    path = tmp_path_factory.mktemp("tables") / "synthetic"
+    synthetic_table(600).save(path)
+    return path
+
+
 @pytest.fixture
 def mmlu_pro() -> Path:
     """The real table, which is not part of the project."""

@@ -26,7 +26,6 @@ from agents.training.checkpoint import latest_checkpoint
 from agents.training.config import TrainConfig
 from leeroo_env import ExpertTable
 from tests.conftest import random_table
-from tests.synthetic import synthetic_table
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--policy", "mlp", "--timesteps", "20000", "--n-envs", "64", "--horizon", "16")  # five checkpoints
@@ -78,18 +77,10 @@ def steps(run_dir: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table on which fits and evaluations take a second."""
-    path = tmp_path_factory.mktemp("tables") / "synthetic"
-    synthetic_table(600).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(small_synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    ended = start(str(ROOT / "train.py"), *begin(small, run_dir, *SHORT), cwd=run_dir.parent)
+    ended = start(str(ROOT / "train.py"), *begin(small_synthetic, run_dir, *SHORT), cwd=run_dir.parent)
     assert ended.returncode == 0, ended.stderr
     assert "agent" in ended.stdout and "synthetic" in ended.stdout
     assert "step/s" in ended.stderr and "score=" in ended.stderr
@@ -161,16 +152,16 @@ def same_outcome(one: Path, other: Path) -> None:
     assert (one / "evaluation.json").read_bytes() == (other / "evaluation.json").read_bytes()
 
 
-def test_same_seed_same_bits(finished: Path, small: Path, tmp_path: Path):
-    assert train.main(begin(small, tmp_path / "again", *SHORT)) == 0
+def test_same_seed_same_bits(finished: Path, small_synthetic: Path, tmp_path: Path):
+    assert train.main(begin(small_synthetic, tmp_path / "again", *SHORT)) == 0
     same_outcome(finished, tmp_path / "again")
 
 
-def test_a_run_killed_anywhere_goes_on_to_the_same_bits(finished: Path, small: Path, tmp_path: Path):
+def test_a_run_killed_anywhere_goes_on_to_the_same_bits(finished: Path, small_synthetic: Path, tmp_path: Path):
     """One run, killed again and again: before its first step, in a rollout, in an update, between keeping a policy and
     the checkpoint, half-way through writing one, and by the system right after one."""
     run_dir = tmp_path / "run"
-    killed_at("agents.training.callbacks.Monitor._on_training_start", 1, begin(small, run_dir, *SHORT))
+    killed_at("agents.training.callbacks.Monitor._on_training_start", 1, begin(small_synthetic, run_dir, *SHORT))
     assert (run_dir / "config.yaml").exists() and not steps(run_dir), "it begins again"
     killed_at("agents.training.callbacks.Monitor._on_step", 100, resume(run_dir))
     assert steps(run_dir) == [4096]
@@ -193,7 +184,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(finished: Path, small: P
 
 
 def test_an_interrupted_run_says_how_to_go_on(
-    finished: Path, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+    finished: Path, small_synthetic: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ):
     run_dir = tmp_path / "run"
     calls, on_step = itertools.count(1), Monitor._on_step
@@ -205,7 +196,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     handler = signal.getsignal(signal.SIGINT)
     with patch.object(Monitor, "_on_step", interrupt):
-        assert train.main(begin(small, run_dir, *SHORT)) == 130
+        assert train.main(begin(small_synthetic, run_dir, *SHORT)) == 130
     out, err = capfd.readouterr()
     assert "Traceback" not in err and f"go on with: python train.py --resume --run-dir {run_dir}" in out
     assert signal.getsignal(signal.SIGINT) is handler and not (run_dir / "report.md").exists()
@@ -213,7 +204,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     same_outcome(finished, run_dir)
 
 
-def test_several_seeds_are_as_many_runs_and_their_mean(small: Path, tmp_path: Path):
+def test_several_seeds_are_as_many_runs_and_their_mean(small_synthetic: Path, tmp_path: Path):
     """Every agent is the one that its seed alone would train; one that is there already is not trained again.
 
     With the bid-price policy, and a kill while only the second agent's value learns, so that its actor has no optimiser
@@ -221,7 +212,7 @@ def test_several_seeds_are_as_many_runs_and_their_mean(small: Path, tmp_path: Pa
     """
     both, one = tmp_path / "both", tmp_path / "one"
     options = ("--timesteps", "12000", "--n-envs", "32", "--horizon", "16")  # six checkpoints
-    command = begin(small, both, *options, "--seed", "3", "--seeds", "2")
+    command = begin(small_synthetic, both, *options, "--seed", "3", "--seeds", "2")
     ended = start("-m", "tests.killed_run", "7", *command, cwd=tmp_path)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert steps(both / "seed-4") == [2048] and not (both / "report.md").exists()
@@ -231,7 +222,7 @@ def test_several_seeds_are_as_many_runs_and_their_mean(small: Path, tmp_path: Pa
     assert (both / "seed-3/report.md").stat().st_mtime_ns == kept
     assert killed < optimizer_state(both / "seed-4")
 
-    assert train.main(begin(small, one, *options, "--seed", "4")) == 0
+    assert train.main(begin(small_synthetic, one, *options, "--seed", "4")) == 0
     same_training(one, both / "seed-4")
     scores = [json.loads((both / f"seed-{s}/evaluation.json").read_text())["routers"] for s in (3, 4)]
     summary = json.loads((both / "seeds.json").read_text())
@@ -246,10 +237,10 @@ def optimizer_state(run_dir: Path) -> set[str]:
     return {name for name in load_file(last_checkpoint(run_dir) / "state.safetensors") if name.startswith("optimizer.")}
 
 
-def test_off_policy_runs_go_on_too(small: Path, tmp_path: Path):
+def test_off_policy_runs_go_on_too(small_synthetic: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
     options = ("--algo", "dqn", "--timesteps", "8000", "--n-envs", "8", "--horizon", "16")
-    killed_at(CHECKPOINTS, 15, begin(small, run_dir, *options), after=True)
+    killed_at(CHECKPOINTS, 15, begin(small_synthetic, run_dir, *options), after=True)
     assert steps(run_dir)[-1] > 5_000, "it has begun to learn"
     assert train.main(resume(run_dir)) == 0
     assert steps(run_dir)[-1] == 8_000 and (run_dir / "evaluation.json").exists()
