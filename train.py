@@ -14,12 +14,12 @@ import tyro
 from torch import Tensor
 
 from agents import Orchestrator
-from agents.estimators.ensemble import Predictor, estimates_of, fit_predictors, reliability_of
+from agents.estimators.ensemble import Predictor, fit_predictors, reliability_of, table_estimates
 from agents.evaluation.report import compare, write_report
 from agents.policies.bid_price import BidPricePolicy, table_of_estimates
 from agents.policies.io import PolicyRouter, describe_policy
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
-from agents.routers import Router, calling_routers, other_routers
+from agents.routers import Router, multi_call_routers, one_call_routers
 from agents.training.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
 from agents.training.checkpoint import latest_checkpoint, restore_checkpoint
 from agents.training.config import TrainConfig
@@ -71,7 +71,7 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
         run_dir = new_run_dir(config)
         check_new_run(run_dir)
     seeds = range(config.seed, config.seed + config.seeds)
-    fits = (lambda: fit_predictors(table, seeds), lambda: other_routers(table, config.horizon, config.seed))
+    fits = (lambda: fit_predictors(table, seeds), lambda: one_call_routers(table, config.horizon, config.seed))
     predictors, routers = run_in_parallel(*fits)
     if config.seeds == 1:
         return train_agent(config, table, predictors[0], routers, run_dir, new)
@@ -98,7 +98,7 @@ def train_agent(
 ) -> int:
     """One agent, from its settings to its report; if it is not `new`, it goes on with what `run_dir` holds."""
     device, policy, budget = table.device, config.policy_kind(), config.budget or None
-    estimates = estimates_of(table, predictor)
+    estimates = table_estimates(table, predictor)
     reliability = reliability_of(estimates)
     val_rules, test_rules = (held_out_rules(table, split, config, reliability) for split in ("val", "test"))
     played = table
@@ -125,7 +125,7 @@ def train_agent(
         fitted = (
             model.policy.answer_model if isinstance(model.policy, MultiCallPolicy) else None
         )  # takes seconds to fit
-        routers = routers | calling_routers(table, estimates, config.max_calls, config.seed, fitted)
+        routers = routers | multi_call_routers(table, estimates, config.max_calls, config.seed, fitted)
     monitor = Monitor(
         run_dir,
         replace(val_rules, table=played),

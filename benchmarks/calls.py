@@ -26,13 +26,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from agents.estimators.ensemble import Predictor, estimates_of, fit_predictor, reliability_of  # noqa: E402
-from agents.evaluation.evaluate import enough_episodes, evaluate, lead  # noqa: E402
+from agents.estimators.ensemble import Predictor, fit_predictor, reliability_of, table_estimates  # noqa: E402
+from agents.evaluation.evaluate import episodes_for, evaluate, lead  # noqa: E402
 from agents.evaluation.metrics import interval  # noqa: E402
 from agents.policies.bid_price import table_of_estimates  # noqa: E402
 from agents.policies.io import PolicyRouter, describe_policy, load_policy  # noqa: E402
 from agents.policies.multi_call import start_from_plan  # noqa: E402
-from agents.routers import Cheapest, calling_routers  # noqa: E402
+from agents.routers import Cheapest, multi_call_routers  # noqa: E402
 from agents.training.callbacks import Monitor, tensorboard_logger  # noqa: E402
 from agents.training.config import TrainConfig  # noqa: E402
 from leeroo_env import ExpertTable  # noqa: E402
@@ -91,8 +91,8 @@ def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict
     torch.set_num_threads(1)
     table = resolve(config.table, config.experts or None, "cpu")
     predictor = fit_predictor(table, config.seed)
-    estimates = estimates_of(table, predictor)
-    routers = calling_routers(table, estimates, config.max_calls, config.seed) if others else {}
+    estimates = table_estimates(table, predictor)
+    routers = multi_call_routers(table, estimates, config.max_calls, config.seed) if others else {}
     told = {}
     for horizon in horizons:
         agents = {
@@ -110,7 +110,7 @@ def _compare(
     [R, G]; the agent's mean lead at `SHARES` and its standard error [R, 2]."""
     rules = make_rules(table, "test", horizon, reliability=reliability_of(estimates))
     budgets = budget_grid(rules) + [share * rules.price_range_usd[1] for share in SHARES + OTHER_SHARES]
-    episodes = enough_episodes(rules, queries)
+    episodes = episodes_for(rules, queries)
     results = {name: evaluate(router, rules, budgets, episodes, seed) for name, router in routers.items()}
     leads = {name: lead(result, results[ONE]) for name, result in results.items()}
     over = {name: _mean_lead(results[MANY], result, AT_SHARES) for name, result in results.items()}

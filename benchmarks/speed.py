@@ -40,7 +40,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import large_tables  # noqa: E402
 from sections import add_section, read_section  # noqa: E402
 
-from agents.estimators.ensemble import Predictor, estimates_of, fit_predictor  # noqa: E402
+from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
 from agents.policies.bid_price import table_of_estimates  # noqa: E402
 from agents.policies.io import PolicyRouter, describe_policy  # noqa: E402
@@ -84,7 +84,7 @@ class Setup:
     def played_rules(self) -> Rules:
         """Those of a table that holds the estimates, as the default policy sees it."""
         dearest_usd = make_rules(self.table).price_range_usd[1]
-        return make_rules(table_of_estimates(self.table, estimates_of(self.table, self.predictor), dearest_usd))
+        return make_rules(table_of_estimates(self.table, table_estimates(self.table, self.predictor), dearest_usd))
 
 
 @dataclass(frozen=True)

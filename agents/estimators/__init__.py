@@ -1,15 +1,23 @@
-"""What each expert is likely to score and cost on each query of a table: one function, and one file, a method.
+"""Estimators of what each expert scores and costs on each query of a table, one file a method.
 
-All are called with (table, seed) and return [N, 2K] float32 on the table's device, scores then costs_usd, for every
-row of the table. They learn from the training split alone, and the estimates of its rows never saw their own query.
+All are functions of (table, seed) that estimate every row of the table. They are fitted to the training split alone,
+and the estimates of its rows are out of sample: each is made without the query's own answers.
 """
 
 from agents.estimators.base import split_estimates
-from agents.estimators.domain_mean import domain_means
-from agents.estimators.kernel_ridge import kernel_ridge
-from agents.estimators.knn import nearest
-from agents.estimators.linucb import linucb
-from agents.estimators.mlp import network
-from agents.estimators.ridge_pca import component_ridge
+from agents.estimators.domain_mean import domain_mean_estimates
+from agents.estimators.kernel_ridge import kernel_ridge_estimates
+from agents.estimators.knn import knn_estimates
+from agents.estimators.linucb import linucb_estimates
+from agents.estimators.mlp import mlp_estimates
+from agents.estimators.ridge_pca import ridge_pca_estimates
 
-__all__ = ["component_ridge", "domain_means", "kernel_ridge", "linucb", "nearest", "network", "split_estimates"]
+__all__ = [
+    "domain_mean_estimates",
+    "kernel_ridge_estimates",
+    "knn_estimates",
+    "linucb_estimates",
+    "mlp_estimates",
+    "ridge_pca_estimates",
+    "split_estimates",
+]

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from leeroo_env.table import ExpertTable
 
+MAX_TRAINING_QUERIES = 6_000  # that estimators and routers are fitted to; of more a sample is used
+
 
 def split_estimates(estimates: Tensor) -> tuple[Tensor, Tensor]:
     """[n, 2K] -> scores [n, K] and costs_usd [n, K], these not negative."""

@@ -12,7 +12,7 @@ from leeroo_env.table import ExpertTable
 PRIOR_QUERIES = (0.01, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e9)
 
 
-def domain_means(table: ExpertTable, seed: int = 0) -> Tensor:
+def domain_mean_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
     """Estimates [N, 2K]: means over the training queries of the domain, the query itself left out.
 
     They shrink to the overall mean, as if it had been seen for a number of prior queries in every domain. This number,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import at_most
+from agents.estimators.base import MAX_TRAINING_QUERIES, at_most
 from agents.estimators.knn import Neighbours, fit_neighbours
 from agents.estimators.mlp import Networks, fit_networks
 from agents.estimators.ridge_pca import ComponentRidge, fit_components
@@ -21,7 +21,6 @@ from agents.estimators.text_features import texts_of
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
-MAX_QUERIES = 6_000
 SHARES = (0.5, 0.25, 0.25)  # of ridge, neighbours, networks; by cross-validation on train and val of two tables
 CHUNK = 4_096
 
@@ -124,7 +123,7 @@ def fit_predictors(table: ExpertTable, seeds: Sequence[int]) -> list[Predictor]:
     fitted: dict[Any, Any] = {}
     predictors = []
     for seed in seeds:
-        rows = at_most(table.rows("train"), MAX_QUERIES, seed)
+        rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
         key = tuple(rows.tolist())
         if key not in fitted:
             fitted = {key: (*fit_components(table, rows), *fit_neighbours(table, rows))}
@@ -150,7 +149,7 @@ def predict_all(predictor: Predictor, table: ExpertTable) -> Tensor:
     return torch.cat([predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
 
 
-def estimates_of(table: ExpertTable, predictor: Predictor) -> Tensor:
+def table_estimates(table: ExpertTable, predictor: Predictor) -> Tensor:
     """[N, 2K] for every row of the table: scores, then costs_usd; those of the training rows are out of fold."""
     estimates = predict_all(predictor, table)
     estimates[predictor.rows] = predictor.out_of_fold

@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import at_most
-from agents.estimators.ridge_pca import MAX_CENTRES, fit_components
+from agents.estimators.base import MAX_TRAINING_QUERIES, at_most
+from agents.estimators.ridge_pca import fit_components
 from agents.estimators.text_features import texts_of
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.table import SPLITS, TableInfo
@@ -77,7 +77,7 @@ def fill_missing(table: ExpertTable, seen: Tensor, seed: int = 0) -> ExpertTable
         missing = torch.nonzero(train & ~seen[:, k]).squeeze(1)
         if len(missing) == 0:
             continue
-        model, _ = fit_components(table.select([name]), at_most(rows, MAX_CENTRES, seed))
+        model, _ = fit_components(table.select([name]), at_most(rows, MAX_TRAINING_QUERIES, seed))
         texts = texts_of(table).take(pa.array(missing.cpu().numpy()))
         score, cost_usd = model.predict(table.embeddings[missing], texts).unbind(dim=1)
         scores[missing, k], costs_usd[missing, k] = score.clamp(0, 1), cost_usd.clamp(min=0)

@@ -6,22 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from agents.estimators.base import at_most, mean_and_scale, targets_of
+from agents.estimators.base import MAX_TRAINING_QUERIES, at_most, mean_and_scale, targets_of
 from leeroo_env.table import ExpertTable
 
 GAMMA = 2.0
 RIDGE = 10.0
-MAX_CENTRES = 6_000
 CHUNK = 4_096
 
 
-def kernel_ridge(table: ExpertTable, seed: int = 0) -> Tensor:
+def kernel_ridge_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
     """Estimates [N, 2K] of kernel ridge regressions on embeddings, at most 6,000 training queries being centres.
 
     The centres' own are those of leaving one out, which for ridge regression follow from one fit:
     y_i - alpha_i / (K + ridge)^-1_ii (Rasmussen and Williams, 2006, section 5.4.2).
     """
-    rows = at_most(table.rows("train"), MAX_CENTRES, seed)
+    rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
     targets = targets_of(table, rows)
     mean, scale = mean_and_scale(targets)
     centres = normalize(table.embeddings[rows].float(), dim=1)

@@ -22,7 +22,7 @@ BATCH = 64
 EXPECTED = (0.5, 1.0)  # score and relative cost of an expert that was never asked
 
 
-def linucb(table: ExpertTable, seed: int = 0) -> Tensor:
+def linucb_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
     """Estimates [N, 2K] of one ridge regression an expert, which sees nothing but the answers that it asked for.
 
     It passes a few times over the training queries. Each time a query comes, at a random price, the expert with the

@@ -69,7 +69,7 @@ def fit_networks(table: ExpertTable, rows: Tensor, seed: int = 0) -> tuple[Netwo
     return networks, networks.by_fold(x)[fold, torch.arange(len(rows), device=table.device)]
 
 
-def network(table: ExpertTable, seed: int = 0) -> Tensor:
+def mlp_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
     """Estimates [N, 2K] of ten networks, those of a training query from the two that have not seen it."""
     rows = table.rows("train")
     networks, left_out = fit_networks(table, rows, seed)

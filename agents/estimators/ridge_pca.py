@@ -12,14 +12,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import at_most
+from agents.estimators.base import MAX_TRAINING_QUERIES, at_most
 from agents.estimators.text_features import text_features, texts_of
 from leeroo_env.table import ExpertTable
 
 WIDTHS = (3.5, 35.0)  # of the kernels on embeddings: gamma x median squared distance; the narrow one is for near-twins
 WEIGHTS = (1.0, 0.3, 0.3)  # of the kernels on embeddings, and of that on text features
 RIDGES = (1.0, 4.0, 16.0, 64.0)
-MAX_CENTRES = 6_000
 CHUNK = 4_096
 
 
@@ -85,9 +84,9 @@ def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Te
     return model, (offset + left_out @ directions).float()
 
 
-def component_ridge(table: ExpertTable, seed: int = 0) -> Tensor:
+def ridge_pca_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
     """Estimates [N, 2K], from at most 6,000 training queries, left out where they are among them."""
-    rows = at_most(table.rows("train"), MAX_CENTRES, seed)
+    rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
     model, left_out = fit_components(table, rows)
     starts, texts = range(0, len(table), CHUNK), texts_of(table)
     estimates = torch.cat([model.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])

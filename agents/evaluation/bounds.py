@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.evaluation.evaluate import Result, clustered_stderr, enough_episodes, episodes_of
+from agents.evaluation.evaluate import Result, clustered_stderr, episodes_for, evaluation_episodes
 from leeroo_env.dynamics import Rules
 from leeroo_env.errors import InputError
 
@@ -157,9 +157,9 @@ def estimated_bound(
     for name, estimates in (("scores", estimated_scores), ("costs", estimated_costs_usd)):
         if estimates.shape != table.scores.shape or not bool(estimates.isfinite().all()):
             raise InputError(f"estimated {name} {list(estimates.shape)}: not finite {list(table.scores.shape)}")
-    episodes = episodes or enough_episodes(rules)
+    episodes = episodes or episodes_for(rules)
     plan = hulls(estimated_scores, estimated_costs_usd.clamp(min=0))
-    state = episodes_of(rules, budgets_usd, episodes, seed)
+    state = evaluation_episodes(rules, budgets_usd, episodes, seed)
     g = len(budgets_usd)
     rows = state.rows.view(g, episodes, -1)[0]  # the same at every budget
     shares = buy(plan.of(rows), table.costs_usd[rows], state.budget_usd.view(g, episodes))

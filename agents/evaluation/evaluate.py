@@ -47,12 +47,12 @@ class Result:
         return float(self.score.mean())
 
 
-def enough_episodes(rules: Rules, queries: int = QUERIES) -> int:
+def episodes_for(rules: Rules, queries: int = QUERIES) -> int:
     """How many episodes ask about `queries` queries."""
     return -(-queries // rules.horizon)
 
 
-def episodes_of(rules: Rules, budgets_usd: list[float], episodes: int, seed: int) -> State:
+def evaluation_episodes(rules: Rules, budgets_usd: list[float], episodes: int, seed: int) -> State:
     """The start of `episodes` episodes at each of G budgets, dollars a query: [G * episodes], budget by budget.
 
     The queries are the same at every budget.
@@ -75,9 +75,9 @@ def evaluate(
     """
     max_calls = getattr(router, "max_calls", 1)
     rules = replace(rules, max_calls=max_calls)
-    episodes = episodes or enough_episodes(rules)
+    episodes = episodes or episodes_for(rules)
     g, n_queries = len(budgets_usd), episodes * rules.horizon
-    state = episodes_of(rules, budgets_usd, episodes, seed)
+    state = evaluation_episodes(rules, budgets_usd, episodes, seed)
     features = router.features if router.features is not None else rules.table.embeddings
     if begin := getattr(router, "begin", None):
         begin(state.budget_usd / rules.horizon)

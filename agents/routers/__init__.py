@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents import estimators
 from agents.policies.answer_model import AnswerModel
-from agents.routers.base import Router, may_spend
+from agents.routers.base import Router, within_reserve
 from agents.routers.boosted import TwoStageTrees
 from agents.routers.cascade import Cascade, Gains, Majority, Scorer
 from agents.routers.cascade_routing import CascadeRouting
@@ -23,11 +23,11 @@ from agents.routers.two_step import TwoStep
 from leeroo_env.table import ExpertTable
 
 ESTIMATES = {
-    "domain means": estimators.domain_means,
-    "kNN": estimators.nearest,
-    "kernel ridge": estimators.kernel_ridge,
-    "MLP": estimators.network,
-    "LinUCB": estimators.linucb,
+    "domain means": estimators.domain_mean_estimates,
+    "kNN": estimators.knn_estimates,
+    "kernel ridge": estimators.kernel_ridge_estimates,
+    "MLP": estimators.mlp_estimates,
+    "LinUCB": estimators.linucb_estimates,
 }
 
 __all__ = [
@@ -45,13 +45,13 @@ __all__ = [
     "Router",
     "TwoStageTrees",
     "TwoStep",
-    "calling_routers",
-    "may_spend",
-    "other_routers",
+    "multi_call_routers",
+    "one_call_routers",
+    "within_reserve",
 ]
 
 
-def other_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, Router]:
+def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, Router]:
     """The one-call routers that every report shows beside the agent, by name.
 
     Args:
@@ -75,7 +75,7 @@ def other_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, 
     return routers
 
 
-def calling_routers(
+def multi_call_routers(
     table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0, answer_model: AnswerModel | None = None
 ) -> dict[str, Router]:
     """Routers that ask several experts about a query, by name.

@@ -36,17 +36,17 @@ class Router(Protocol):
         ...
 
 
-def may_spend(mean_cost_usd: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+def within_reserve(mean_cost_usd: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
     """The experts whose mean cost [K] leaves what the rest of the queries needs at the cheapest's; [B, K] bool.
 
-    The cheapest is always allowed. In the order of `by_cost` the allowed experts come first.
+    The cheapest is always allowed. In the order of `experts_by_cost` the allowed experts come first.
     """
     cheapest = mean_cost_usd.double().min()
     free_usd = remaining_usd - (remaining_queries - 1) * cheapest
     return mean_cost_usd <= free_usd.clamp(min=cheapest)[:, None]
 
 
-def by_cost(mean_cost_usd: Tensor) -> Tensor:
+def experts_by_cost(mean_cost_usd: Tensor) -> Tensor:
     """The experts by rising mean cost [K]; [K] int64."""
     return mean_cost_usd.argsort(stable=True)
 

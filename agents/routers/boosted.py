@@ -16,7 +16,7 @@ from agents.estimators import split_estimates
 from agents.policies.answer_model import Calls
 from agents.routers.cascade import Gains, cheapest_first, described_calls, with_chance
 from agents.routers.panels import FOLDS, Panels
-from agents.routers.sequences import Tabulated, best_at_prices
+from agents.routers.sequences import SequenceRouter, best_at_prices
 
 PANELS = 6  # that get trees: those which a linear model of the gain finds best at the most prices
 SETTINGS = {
@@ -28,7 +28,7 @@ SETTINGS = {
 }
 
 
-class TwoStageTrees(Tabulated):
+class TwoStageTrees(SequenceRouter):
     """Asks all experts of a panel but the dearest; then that one, if the gain that gradient boosted trees (Friedman,
     2001; Ke et al., LightGBM, 2017) expect of it
     and a linear model, on average, exceeds the price of its estimated cost.
@@ -57,9 +57,9 @@ class TwoStageTrees(Tabulated):
         self.by_trees = policies.tried >= len(fixed)
         self.size = self.calls_made[self.panel]
 
-    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
         """Trees are asked about nothing but the last expert of their panels."""
-        goes_on = torch.ones_like(policy, dtype=torch.bool)
+        continues = torch.ones_like(policy, dtype=torch.bool)
         asks_trees = self.by_trees[policy] & (calls.made == self.size[policy] - 1) & (calls.made > 0)
         panel = torch.where(asks_trees, self.panel[policy], -1)
         for number in panel.unique().tolist():
@@ -74,8 +74,8 @@ class TwoStageTrees(Tabulated):
             chance, cost_usd = (part.gather(1, last) for part in split_estimates(seen[at]))
             linear = with_chance(described, chance) @ self.linear[number]
             told, cost_usd = (told + linear) / 2, cost_usd.squeeze(1)
-            goes_on[at] = told > self.price[policy[at]] * cost_usd
-        return goes_on
+            continues[at] = told > self.price[policy[at]] * cost_usd
+        return continues
 
     def _promising(self, panels: Panels, gains: Tensor) -> list[int]:
         """The panels that are best at the most prices by the linear model, and at some alone."""

@@ -11,14 +11,14 @@ from torch import Tensor
 from agents.estimators import split_estimates
 from agents.policies.answer_model import Calls
 from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, seen_answers
-from agents.routers.sequences import Tabulated, best_at_prices
+from agents.routers.sequences import SequenceRouter, best_at_prices
 from leeroo_env.dynamics import poll, vote_weight
 
 N_THRESHOLDS = 14
 CHUNK = 40  # panels at a time in fitting
 
 
-class Majority(Tabulated):
+class Majority(SequenceRouter):
     """A panel that is always asked as a whole, and the vote of it: the best at the pace on the training queries."""
 
     def __init__(self, panels: Panels, features: Tensor, max_calls: int, seed: int = 0):
@@ -29,7 +29,7 @@ class Majority(Tabulated):
         )
         super().__init__(features, panels.mean_cost_usd, max_calls, policies, seed)
 
-    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
         return torch.ones_like(policy, dtype=torch.bool)
 
 
@@ -53,7 +53,7 @@ class Scorer:
             self.weights[part] = weights
 
 
-class Cascade(Tabulated):
+class Cascade(SequenceRouter):
     """FrugalGPT (Chen, Zaharia and Zou, arXiv:2305.05176): experts in a fixed order, dearer and dearer, until the
     answer is reliable enough.
 
@@ -71,7 +71,7 @@ class Cascade(Tabulated):
         parts = [panels.parts(number) for number in order[policies.tried].tolist()]
         self.weights = scorer.weights[torch.tensor(parts, device=features.device)]  # [P, C, F]
 
-    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
         order = self.policies.order[policy]
         step = (calls.made - 1).clamp(0, order.shape[1] - 1)
         told = (described_calls(seen, calls, order) * self.weights[policy, step]).sum(dim=1)
@@ -108,13 +108,13 @@ def _best_thresholds(panels: Panels, scorer: Scorer, number: int) -> tuple[Tenso
         told = scorer.told[parts[step]]
         grid = quantiles(told)
         grids.append(grid)
-        goes_on = (told < grid[:, None]).float()
+        continues = (told < grid[:, None]).float()
         gains = [(of[parts[step + 1]] - of[parts[step]]) for of in (panels.score, panels.cost_usd)]
-        gained, paid = ((reaches @ (goes_on * gain).T / n).flatten() for gain in gains)
+        gained, paid = ((reaches @ (continues * gain).T / n).flatten() for gain in gains)
         score = score.repeat_interleave(len(grid)) + gained
         cost_usd = cost_usd.repeat_interleave(len(grid)) + paid
         if step < size - 2:
-            reaches = (reaches[:, None] * goes_on).flatten(0, 1)
+            reaches = (reaches[:, None] * continues).flatten(0, 1)
     best = (score - panels.prices[:, None] * cost_usd).argmax(dim=1)
     threshold = torch.full((x, panels.members.shape[1]), -torch.inf, device=score.device)
     place = best

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from agents.estimators import split_estimates
+from agents.estimators.base import MAX_TRAINING_QUERIES, split_estimates
 from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, group_answers
-from agents.routers.base import by_cost, may_spend, usd_per_query
+from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from agents.routers.panels import price_grid
 from agents.routers.sequences import ask_or_deliver, can_pay, spent_usd
 from leeroo_env.dynamics import poll, vote_weight
@@ -25,7 +25,6 @@ N_PRICES = 32
 # prices after the first call, of that before it (the paper tunes one price a step), and the scale of errors
 VARIANTS = ((1.0, 1.0), (1.0, 0.5), (1.0, 0.25), (0.5, 0.25), (2.0, 0.25), (0.5, 1.0), (2.0, 1.0))
 ROWS = 500
-MAX_ROWS = 6_000
 CHUNK = 8_192
 DRAWS = 2
 MANY = 8  # answers, after which estimates count as settled
@@ -53,7 +52,7 @@ class CascadeRouting:
         self.mean_cost_usd = table.mean_cost_usd()
         rows = table.rows("train")
         self.answer_model = answer_model or fit_answer_model(table, rows, split_estimates(estimates[rows])[0], seed)
-        rows = rows[:: -(-len(rows) // MAX_ROWS)]
+        rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
         generator = torch.Generator(table.device).manual_seed(seed)
         self.noise = self._noise(table, rows, generator)
         rows = rows[torch.randperm(len(rows), generator=generator, device=table.device)[:ROWS]]
@@ -61,7 +60,7 @@ class CascadeRouting:
 
     def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
         before_usd = remaining_usd + spent_usd(seen, calls)
-        n = may_spend(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
+        n = within_reserve(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
         price, later, scale = self._setting(usd_per_query(before_usd, remaining_queries), n)
         everybody = torch.arange(len(self.mean_cost_usd), device=seen.device).expand(len(seen), -1)
         allowed = torch.stack(
@@ -93,7 +92,7 @@ class CascadeRouting:
         best = torch.where(asked[..., None], drawn, FORBIDDEN).amax(dim=1)  # [B, S]
         alone = drawn.maximum(best[:, None]).mean(dim=2) - price_usd
         who = alone.masked_fill(~allowed, FORBIDDEN).topk(min(CONSIDERED, k), dim=1).indices  # [B, L]
-        rank = by_cost(self.mean_cost_usd).argsort()
+        rank = experts_by_cost(self.mean_cost_usd).argsort()
         who = who.gather(1, rank[who].argsort(dim=1))  # by rising cost: the first of a set is its cheapest
         drawn, open_ = drawn.gather(1, who[..., None].expand(-1, -1, drawn.shape[2])), allowed.gather(1, who)
         price_usd = price_usd.gather(1, who)

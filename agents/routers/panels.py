@@ -14,9 +14,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from agents.estimators import split_estimates
+from agents.estimators.base import MAX_TRAINING_QUERIES, split_estimates
 from agents.policies.answer_model import Calls
-from agents.routers.base import by_cost
+from agents.routers.base import experts_by_cost
 from leeroo_env.dynamics import Poll, poll, vote_weight
 from leeroo_env.table import ExpertTable
 
@@ -24,7 +24,6 @@ LONGEST = 4  # calls that are planned for; a panel of five adds little and there
 CONSIDERED = 10
 SELDOM = 0.02
 N_PRICES = 80
-MAX_ROWS = 6_000
 CHUNK = 200_000
 FOLDS = 5
 RIDGE = 3.0
@@ -50,12 +49,12 @@ class Panels:
     def __init__(self, table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0):
         """Args: the table, estimated scores and costs_usd [N, 2K] of all its rows, most calls a query, and a seed."""
         rows = table.rows("train")
-        self.rows = rows = rows[:: -(-len(rows) // MAX_ROWS)]
+        self.rows = rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
         self.estimates = estimates[rows]
         self.mean_cost_usd = table.mean_cost_usd()
         self.prices = price_grid(self.mean_cost_usd)
         self.answer_ids, scores, cost_usd = table.answer_ids[rows].long(), table.scores[rows], table.costs_usd[rows]
-        order = by_cost(self.mean_cost_usd)
+        order = experts_by_cost(self.mean_cost_usd)
         useful = shortlist(scores, cost_usd, self.answer_ids, self.prices, CONSIDERED)
         self.experts = [k for k in order.tolist() if useful[k]]
         self.longest = min(max_calls, LONGEST, len(order))

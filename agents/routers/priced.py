@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.estimators import split_estimates
-from agents.routers.base import by_cost, may_spend, usd_per_query
+from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from leeroo_env import dynamics
 from leeroo_env.table import ExpertTable
 
@@ -53,7 +53,7 @@ class PriceTable:
         mean_cost_usd = table.mean_cost_usd()
         rows = table.rows("train")
         rows = rows[:: -(-len(rows) // MAX_ROWS)]
-        order = by_cost(mean_cost_usd)
+        order = experts_by_cost(mean_cost_usd)
         score, cost_usd = (part[:, order].T for part in split_estimates(estimates[rows]))
         self.prices = _price_range(mean_cost_usd)
         spent = _spent(score, cost_usd, table.costs_usd[rows][:, order].T, self.prices)
@@ -115,7 +115,7 @@ class PacedPrice:
         self.price_table = PriceTable(table, estimates)
 
     def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        allowed = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries)
+        allowed = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries)
         pace = CAUTION * usd_per_query(remaining_usd, remaining_queries)
         price = self.price_table.price(pace, allowed.sum(dim=1))
         return best_at_price(seen, price, allowed, remaining_usd)
@@ -146,7 +146,7 @@ class FixedPrice:
         self.price = torch.tensor(prices, device=usd_per_query.device)[which]
 
     def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        allowed = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries)
+        allowed = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries)
         return best_at_price(seen, self.price, allowed, remaining_usd)
 
     def _tune(self, budget_usd: float) -> float:
@@ -159,7 +159,7 @@ class FixedPrice:
         state = dynamics.begin(self.rules, keys, torch.full(keys.shape, budget_usd, device=device, dtype=torch.float64))
         price = candidates.repeat_interleave(TUNING_EPISODES)
         for _ in range(self.rules.horizon):
-            allowed = may_spend(self.mean_cost_usd, state.left_usd, self.rules.horizon - state.t)
+            allowed = within_reserve(self.mean_cost_usd, state.left_usd, self.rules.horizon - state.t)
             actions = best_at_price(self.features[dynamics.current_rows(state)], price, allowed, state.left_usd)
             state, _ = dynamics.step(self.rules, state, actions)
         return float(candidates[state.score.view(N_CANDIDATES, -1).mean(dim=1).argmax()])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.estimators import split_estimates
 from agents.policies.answer_model import Calls
-from agents.routers.base import by_cost, may_spend, usd_per_query
+from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tenso
 
     The first has to be the cheapest expert alone.
     """
-    rank = by_cost(mean_cost_usd).argsort()[order.clamp(min=0)].masked_fill(order < 0, 0).amax(dim=1)
+    rank = experts_by_cost(mean_cost_usd).argsort()[order.clamp(min=0)].masked_fill(order < 0, 0).amax(dim=1)
     worth = score.double() - prices.double()[:, None] * cost_usd.double()  # [X, P]
     hulls = [worth.masked_fill(rank > n, -torch.inf).argmax(dim=1) for n in range(len(mean_cost_usd))]
     hull = torch.stack(hulls)
@@ -51,7 +51,7 @@ def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tenso
     return Policies(order[used], cost_usd[used].double(), used, hull)
 
 
-class Tabulated:
+class SequenceRouter:
     """Looks the list up; those who inherit say whether to go on in it."""
 
     def __init__(self, features: Tensor, mean_cost_usd: Tensor, max_calls: int, policies: Policies, seed: int):
@@ -64,7 +64,7 @@ class Tabulated:
         """Draws the same lots in every evaluation."""
         self.generator.manual_seed(self.seed)
 
-    def goes_on(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
         """[B] bool, whether the `policy` [B] asks the next expert of its list; not looked at before the first call."""
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class Tabulated:
         follow = order.gather(1, calls.made.clamp(max=last)[:, None]).squeeze(1)
         follow = follow.masked_fill(calls.made > last, -1)
         first = calls.made == 0
-        asks = known & (follow >= 0) & (first | self.goes_on(policy, seen, calls, remaining_usd))
+        asks = known & (follow >= 0) & (first | self.continues(policy, seen, calls, remaining_usd))
         asks &= can_pay(self.mean_cost_usd, seen, follow.clamp(min=0), remaining_usd, remaining_queries)
         return ask_or_deliver(self.mean_cost_usd, follow, asks, calls)
 
@@ -85,7 +85,7 @@ class Tabulated:
         """The policy that each query is in [B], and whether there is one [B]: the nearest on the hull to the one drawn
         of those that would have asked the same experts."""
         before_usd = remaining_usd + spent_usd(seen, calls)
-        n = may_spend(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
+        n = within_reserve(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
         hull = self.policies.hull[n]  # [B, X]
         drawn = self._draw(self.policies.cost_usd[hull], usd_per_query(before_usd, remaining_queries))
         order = self.policies.order[hull]  # [B, X, C]

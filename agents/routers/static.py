@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.evaluation.hull import upper_hull
-from agents.routers.base import by_cost, may_spend, usd_per_query
+from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from leeroo_env.table import ExpertTable
 
 
@@ -41,7 +41,7 @@ class Random:
         self.generator.manual_seed(self.seed)
 
     def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        allowed = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries)
+        allowed = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries)
         lot = torch.rand(allowed.shape, generator=self.generator, device=allowed.device)
         return lot.masked_fill(~allowed, -1).argmax(dim=1)
 
@@ -73,7 +73,7 @@ class FixedMixture:
         self.mean_cost_usd = table.mean_cost_usd()
         self.seed, self.generator = seed, torch.Generator(table.device)
         self.generator.manual_seed(seed)
-        order = by_cost(self.mean_cost_usd).cpu().numpy()
+        order = experts_by_cost(self.mean_cost_usd).cpu().numpy()
         cost, score = self.mean_cost_usd.cpu().numpy(), table.mean_score().cpu().numpy()
         hulls = [order[:n][upper_hull(cost[order[:n]], score[order[:n]])] for n in range(1, len(order) + 1)]
         padded = np.array([np.pad(hull, (0, len(order) - len(hull)), mode="edge") for hull in hulls])
@@ -84,7 +84,7 @@ class FixedMixture:
         self.generator.manual_seed(self.seed)
 
     def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        n = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries).sum(dim=1)
+        n = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries).sum(dim=1)
         hull = self.hulls[n - 1]
         cost = self.mean_cost_usd[hull].double()
         pace = usd_per_query(remaining_usd, remaining_queries)[:, None]

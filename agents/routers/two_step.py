@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.estimators import split_estimates
-from agents.routers.base import by_cost, may_spend, usd_per_query
+from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from leeroo_env.table import ExpertTable
 
 N_PACES = 512
@@ -28,7 +28,7 @@ class TwoStep:
         self.features = estimates
         self.mean_cost_usd = table.mean_cost_usd()
         self.paces_usd = _paces(self.mean_cost_usd)
-        order, rows = by_cost(self.mean_cost_usd), table.rows("train")
+        order, rows = experts_by_cost(self.mean_cost_usd), table.rows("train")
         tensors = (split_estimates(estimates)[0], table.scores, table.costs_usd)
         estimated, score, cost_usd = (tensor[rows][:, order].T.contiguous() for tensor in tensors)
         pairs = [_best_with(j, estimated, score, cost_usd, self.paces_usd) for j in range(len(order))]
@@ -38,14 +38,14 @@ class TwoStep:
         self.threshold = threshold.gather(0, dear)
 
     def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        last = may_spend(self.mean_cost_usd, remaining_usd, remaining_queries).sum(dim=1) - 1
+        last = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries).sum(dim=1) - 1
         pace = usd_per_query(remaining_usd, remaining_queries)
         place = (torch.searchsorted(self.paces_usd, pace, right=True) - 1).clamp(min=0)
         cheap, dear = self.cheap[last, place][:, None], self.dear[last, place][:, None]
         score, cost_usd = split_estimates(seen)
-        goes_on = score.gather(1, dear) - score.gather(1, cheap) > self.threshold[last, place][:, None]
-        goes_on &= cost_usd.gather(1, dear) <= remaining_usd[:, None]  # it would be refused
-        return torch.where(goes_on, dear, cheap).squeeze(1)
+        continues = score.gather(1, dear) - score.gather(1, cheap) > self.threshold[last, place][:, None]
+        continues &= cost_usd.gather(1, dear) <= remaining_usd[:, None]  # it would be refused
+        return torch.where(continues, dear, cheap).squeeze(1)
 
 
 def _paces(mean_cost_usd: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ def _best_with(
         start = values[: j + 1].sum(dim=1, keepdim=True)
         curves.append(torch.cat([start, start + steps.cumsum(dim=1)], dim=1) / n)
     affordable = torch.searchsorted(curves[1].cummax(dim=1).values, paces_usd.repeat(j + 1, 1), right=True) - 1
-    best_score, goes_on = curves[0].cummax(dim=1)
+    best_score, continues = curves[0].cummax(dim=1)
     reached = affordable.clamp(min=0)
     value = best_score.gather(1, reached).masked_fill(affordable < 0, -torch.inf)
-    threshold = torch.nn.functional.pad(gain, (0, 1), value=-torch.inf).gather(1, goes_on.gather(1, reached))
+    threshold = torch.nn.functional.pad(gain, (0, 1), value=-torch.inf).gather(1, continues.gather(1, reached))
     value, cheap = value.max(dim=0)
     if j == 0:
         value = value.clamp(min=-1.0)  # the cheapest alone is always an option

@@ -16,8 +16,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.ensemble import estimates_of, fit_predictor
-from agents.evaluation.evaluate import Result, clearly_above, enough_episodes, evaluate
+from agents.estimators.ensemble import fit_predictor, table_estimates
+from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
 from agents.policies.bid_price import table_of_estimates
 from agents.policies.io import PolicyRouter, describe_policy, save_policy
 from agents.policies.multi_call import start_from_plan
@@ -148,7 +148,7 @@ def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> dict[str, Any]
     horizon = min(config.horizon, len(table.rows("val")), len(table.rows("train")))
     predictor = fit_predictor(table, config.seed)
     mean_cost_usd = float(table.mean_cost_usd().max())
-    played = table_of_estimates(table, estimates_of(table, predictor), mean_cost_usd)
+    played = table_of_estimates(table, table_estimates(table, predictor), mean_cost_usd)
     rules = make_rules(played, "train", horizon)
     val_rules = make_rules(played, "val", horizon)
     priced = replace(val_rules, price_range_usd=price_range(table.mean_cost_usd("val")))
@@ -164,7 +164,7 @@ def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> dict[str, Any]
     description = describe_policy(rules, "ppo", made["policy_kwargs"], "bid-price", table)
 
     def play(router: PolicyRouter) -> Result:
-        return evaluate(router, val_rules, budgets, enough_episodes(val_rules, VAL_QUERIES), config.seed)
+        return evaluate(router, val_rules, budgets, episodes_for(val_rules, VAL_QUERIES), config.seed)
 
     begun = {name: x.clone() for name, x in policy.state_dict().items()}
     best = play(PolicyRouter(policy, description, played.embeddings))

@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from agents.evaluation.evaluate import Result, clearly_above, enough_episodes, evaluate
+from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
 from agents.evaluation.report import draw_curve
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.io import PolicyRouter, load_policy, save_policy
@@ -176,7 +176,7 @@ class Monitor(BaseCallback):
         )
 
     def _played(self, router: Router, rules: Rules) -> Result:
-        return evaluate(router, rules, self.budgets_usd, enough_episodes(rules, VAL_QUERIES))
+        return evaluate(router, rules, self.budgets_usd, episodes_for(rules, VAL_QUERIES))
 
     def _is_better(self, result: Result) -> bool:
         """Whether it is clearly above the kept policy."""

@@ -10,7 +10,7 @@ import torch
 
 import train
 from agents import Orchestrator
-from agents.estimators.ensemble import estimates_of, fit_predictor
+from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.bid_price import BidPricePolicy, table_of_estimates
 from agents.policies.budget_value import fit_budget_value
@@ -36,7 +36,7 @@ def policy_for(rules: dynamics.Rules) -> tuple[BidPricePolicy, dict]:
 def started(table: ExpertTable) -> tuple[BidPricePolicy, dict, torch.Tensor]:
     """The untrained policy for a table, its description, and the estimates [N, 2K]."""
     predictor = fit_predictor(table)
-    estimates = estimates_of(table, predictor)
+    estimates = table_estimates(table, predictor)
     dearest_usd = dynamics.make_rules(table, horizon=8).price_range_usd[1]
     rules = dynamics.make_rules(table_of_estimates(table, estimates, dearest_usd), horizon=8)
     policy, kwargs = policy_for(rules)

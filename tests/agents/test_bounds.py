@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.estimators import kernel_ridge
+from agents.estimators import kernel_ridge_estimates
 from agents.evaluation.bounds import buy, estimated_bound, hindsight, hindsight_bound, hulls, with_nobody
 from agents.evaluation.evaluate import evaluate
-from agents.routers import FixedMixture, PacedPrice, other_routers
+from agents.routers import FixedMixture, PacedPrice, one_call_routers
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.builtin import resolve
 from tests.conftest import random_table
@@ -164,7 +164,7 @@ def test_no_router_is_above_it(seed: int, k: int, horizon: int):
     bound = hindsight_bound(rules, budgets, episodes=20, seed=seed)
     assert (bound.cost_usd <= np.array(budgets) * (1 + 1e-9)).all()
     assert bound.calls.sum(axis=1) + bound.refused == pytest.approx(np.ones(len(budgets)))
-    for name, router in other_routers(table, horizon, seed).items():
+    for name, router in one_call_routers(table, horizon, seed).items():
         result = evaluate(router, rules, budgets, episodes=20, seed=seed)
         assert (result.score <= bound.score + 1e-9).all(), name
 
@@ -297,7 +297,7 @@ def test_estimates_that_do_not_fit_are_refused():
 def test_on_real_answers_estimates_lie_between_hindsight_and_the_best_mixture():
     """Protects the reading of regrets: what the estimates cost is positive and so is what they are worth."""
     table = resolve("tiny")
-    estimates = kernel_ridge(table)
+    estimates = kernel_ridge_estimates(table)
     rules = dynamics.make_rules(table, "test")
     budgets = dynamics.budget_grid(rules)
     bound = hindsight_bound(rules, budgets, episodes=64)

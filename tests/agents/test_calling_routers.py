@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.evaluation.bounds import hindsight_bound
 from agents.evaluation.evaluate import Result, evaluate
 from agents.policies.answer_model import AnswerModel, Calls
-from agents.routers import PacedPrice, Router, calling_routers
+from agents.routers import PacedPrice, Router, multi_call_routers
 from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, shortlist
 from agents.routers.sequences import best_at_prices
 from leeroo_env import ExpertTable, dynamics
@@ -71,7 +71,7 @@ def means(table: ExpertTable) -> Tensor:
 
 def quick_routers(table: ExpertTable, estimates: Tensor, max_calls: int) -> dict[str, Router]:
     """With a model of agreement as it is before fitting, which takes seconds."""
-    return calling_routers(table, estimates, max_calls, answer_model=AnswerModel(len(table.experts)))
+    return multi_call_routers(table, estimates, max_calls, answer_model=AnswerModel(len(table.experts)))
 
 
 def rules_of(table: ExpertTable, estimates: Tensor, max_calls: int, horizon: int = 16) -> Rules:
@@ -83,7 +83,7 @@ def rules_of(table: ExpertTable, estimates: Tensor, max_calls: int, horizon: int
 def telling() -> tuple[ExpertTable, Rules, dict[str, Router]]:
     table = telling_table()
     estimates = means(table)
-    return table, rules_of(table, estimates, 3, 60), calling_routers(table, estimates, 3)
+    return table, rules_of(table, estimates, 3, 60), multi_call_routers(table, estimates, 3)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +10,22 @@ import torch
 from torch import Tensor
 
 from agents import estimators
-from agents.estimators import domain_means, kernel_ridge, linucb, nearest, network
+from agents.estimators import (
+    domain_mean_estimates,
+    kernel_ridge,
+    kernel_ridge_estimates,
+    knn,
+    knn_estimates,
+    linucb,
+    linucb_estimates,
+    mlp_estimates,
+)
 from agents.estimators.mlp import FOLDS
 from leeroo_env import ExpertTable
 from tests.conftest import random_table
 from tests.synthetic import synthetic_table
 
-METHODS = [domain_means, nearest, kernel_ridge, network, linucb]
+METHODS = [domain_mean_estimates, knn_estimates, kernel_ridge_estimates, mlp_estimates, linucb_estimates]
 
 
 def changed(table: ExpertTable, row: int) -> ExpertTable:
@@ -42,7 +50,7 @@ def test_estimates_every_row_the_same_with_the_same_seed(method, k: int):
     assert torch.equal(torch.random.get_rng_state(), before), "leaves the global generator alone"
     assert first.shape == (90, 2 * k) and first.dtype == torch.float32 and bool(first.isfinite().all())
     assert torch.equal(first, again)
-    if method in (network, linucb) and k == 2:
+    if method in (mlp_estimates, linucb_estimates) and k == 2:
         assert not torch.equal(first, method(table, seed=2))
 
 
@@ -55,7 +63,7 @@ def test_a_training_query_is_estimated_without_its_own_answers(method):
     moved = (after - before).abs()
     of_the_mean = 2.5 / len(table.rows("train"))  # which is of all training queries, where it is used
     # whom LinUCB asks next follows from what it has heard
-    assert in_units(table, moved[row]) < (0.2 if method is linucb else of_the_mean)
+    assert in_units(table, moved[row]) < (0.2 if method is linucb_estimates else of_the_mean)
     others = table.rows("train")[table.rows("train") != row]
     assert in_units(table, moved[others].amax(dim=0)) > 0.005
 
@@ -68,7 +76,7 @@ def test_a_fold_of_networks_has_not_seen_it():
     held_out = rows[fold == 0]
     scores = table.scores.clone()
     scores[held_out] = scores[held_out].roll(1, dims=0)  # the same mean and scale
-    before, after = network(table), network(replace(table, scores=scores))
+    before, after = mlp_estimates(table), mlp_estimates(replace(table, scores=scores))
     moved = (after - before).abs()
     assert float(moved[held_out].max()) < 1e-4
     assert float(moved[rows[fold == 1]].max()) > 1e-2
@@ -106,7 +114,7 @@ def test_what_never_varies_is_estimated_as_it_is(method):
 
 def test_domain_means_are_those_of_the_domain():
     table = synthetic_table(3000)
-    estimated = domain_means(table)
+    estimated = domain_mean_estimates(table)
     domain = np.array(table.queries["domain"].to_pylist())
     train = np.isin(np.arange(3000), table.rows("train").numpy())
     for kind in ("easy", "code", "hard"):
@@ -116,7 +124,7 @@ def test_domain_means_are_those_of_the_domain():
 
 def test_domains_that_tell_nothing_are_the_overall_mean():
     table = random_table(n=90)  # all of one domain
-    estimated = domain_means(table)[table.rows("test")]
+    estimated = domain_mean_estimates(table)[table.rows("test")]
     assert torch.allclose(estimated[:, :4], table.mean_score().expand(30, 4), atol=1e-6)
     assert torch.allclose(estimated[:, 4:], table.mean_cost_usd().expand(30, 4), rtol=1e-5)
 
@@ -124,9 +132,8 @@ def test_domains_that_tell_nothing_are_the_overall_mean():
 def test_nearest_are_the_nearest_of_the_others(monkeypatch: pytest.MonkeyPatch):
     """Against a plain loop."""
     table = random_table(n=45)
-    knn = sys.modules["agents.estimators.knn"]
     monkeypatch.setattr(knn, "NEIGHBOURS", (3,))
-    estimated, rows = nearest(table), table.rows("train").numpy()
+    estimated, rows = knn_estimates(table), table.rows("train").numpy()
     unit = torch.nn.functional.normalize(table.embeddings, dim=1).numpy()
     for row in range(45):
         others = rows[rows != row]
@@ -140,16 +147,15 @@ def test_nearest_are_the_nearest_of_the_others(monkeypatch: pytest.MonkeyPatch):
 def test_linucb_leaves_out_what_it_has_heard_itself():
     """Against models fitted again to all other answers that were asked for."""
     table = synthetic_table(150)
-    module = sys.modules["agents.estimators.linucb"]
-    x, rows = module._features(table), table.rows("train")
+    x, rows = linucb._features(table), table.rows("train")
     answers = torch.stack([table.scores, table.costs_usd * 1000], dim=2)
-    asked = module._ask(x, answers, rows, table.mean_cost_usd(), torch.Generator().manual_seed(0))
-    assert not bool(asked[table.rows("val")].any()) and int(asked[rows].sum(dim=1).max()) <= module.PASSES
-    estimated = module._estimates(x, answers, asked, *module._sums(x, answers, asked), 10.0)
+    asked = linucb._ask(x, answers, rows, table.mean_cost_usd(), torch.Generator().manual_seed(0))
+    assert not bool(asked[table.rows("val")].any()) and int(asked[rows].sum(dim=1).max()) <= linucb.PASSES
+    estimated = linucb._estimates(x, answers, asked, *linucb._sums(x, answers, asked), 10.0)
     for row in rows[:5]:
         without = asked.clone()
         without[row] = False
-        again = module._estimates(x, answers, without, *module._sums(x, answers, without), 10.0)
+        again = linucb._estimates(x, answers, without, *linucb._sums(x, answers, without), 10.0)
         assert torch.allclose(estimated[row], again[row], atol=1e-4)
 
 
@@ -158,17 +164,14 @@ def test_leaving_one_out_of_kernel_ridge_is_fitting_without_it():
     row = int(table.rows("train")[3])
     split = table.split.clone()
     split[row] = 2  # test
-    without = kernel_ridge(replace(table, split=split))
-    assert in_units(table, kernel_ridge(table)[row] - without[row]) < 0.02
+    without = kernel_ridge_estimates(replace(table, split=split))
+    assert in_units(table, kernel_ridge_estimates(table)[row] - without[row]) < 0.02
 
 
-@pytest.mark.parametrize(
-    ("method", "cap"), [(nearest, "knn.MAX_REFERENCES"), (kernel_ridge, "kernel_ridge.MAX_CENTRES")]
-)
-def test_more_training_queries_than_are_looked_at(method, cap: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("method", "module"), [(knn_estimates, knn), (kernel_ridge_estimates, kernel_ridge)])
+def test_more_training_queries_than_are_looked_at(method, module, monkeypatch: pytest.MonkeyPatch):
     table = synthetic_table(300)
-    module, name = cap.split(".")
-    monkeypatch.setattr(sys.modules[f"agents.estimators.{module}"], name, 60)
+    monkeypatch.setattr(module, "MAX_TRAINING_QUERIES", 60)
     before = method(table)
     assert before.shape == (300, 6)
     moved = [in_units(table, method(changed(table, int(row)))[row] - before[row]) for row in table.rows("train")[:6]]

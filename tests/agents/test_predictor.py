@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.estimators import component_ridge
-from agents.estimators.ensemble import Predictor, estimates_of, fit_predictor
+from agents.estimators import ridge_pca_estimates
+from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
 from agents.estimators.text_features import text_features
 from leeroo_env import ExpertTable
 from leeroo_env.builtin import resolve
@@ -22,9 +22,9 @@ def test_a_training_query_is_estimated_without_its_own_answers():
     scores = table.scores.clone()
     scores[row] = 1 - scores[row].round()
     changed = replace(table, scores=scores)
-    before, after = (component_ridge(t)[:, :4] for t in (table, changed))
+    before, after = (ridge_pca_estimates(t)[:, :4] for t in (table, changed))
     moved = (after - before).abs().mean(dim=1)
-    by_itself = component_ridge(replace(changed, split=_as_test(table, row)))[row, :4]
+    by_itself = ridge_pca_estimates(replace(changed, split=_as_test(table, row)))[row, :4]
     assert moved[row] < 0.05 and (after[row] - by_itself).abs().max() < 0.1
 
 
@@ -37,7 +37,7 @@ def _as_test(table: ExpertTable, row: int) -> torch.Tensor:
 def test_estimates_are_better_than_means_on_real_answers():
     table = resolve("tiny")
     rows = table.rows("test")
-    score, cost = estimates_of(table, fit_predictor(table))[rows].chunk(2, dim=1)
+    score, cost = table_estimates(table, fit_predictor(table))[rows].chunk(2, dim=1)
     for estimate, truth, mean in (
         (score, table.scores[rows], table.mean_score()),
         (cost, table.costs_usd[rows], table.mean_cost_usd()),
@@ -46,11 +46,11 @@ def test_estimates_are_better_than_means_on_real_answers():
 
 
 def test_large_tables_are_fitted_on_a_part(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("agents.estimators.ensemble.MAX_QUERIES", 30)
+    monkeypatch.setattr("agents.estimators.ensemble.MAX_TRAINING_QUERIES", 30)
     table = random_table(n=300)
     predictor = fit_predictor(table, seed=1)
     assert len(predictor.rows) == 30 and set(predictor.rows.tolist()) < set(table.rows("train").tolist())
-    estimates = estimates_of(table, predictor)
+    estimates = table_estimates(table, predictor)
     assert estimates.shape == (300, 8) and estimates.isfinite().all()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.estimators import domain_means, kernel_ridge
+from agents.estimators import domain_mean_estimates, kernel_ridge_estimates
 from agents.evaluation.evaluate import Result, clustered_stderr, evaluate, summary
 from agents.evaluation.hull import upper_hull
 from agents.routers import (
@@ -22,8 +22,8 @@ from agents.routers import (
     Planned,
     Random,
     TwoStep,
-    may_spend,
-    other_routers,
+    one_call_routers,
+    within_reserve,
 )
 from agents.routers.priced import CAUTION, best_at_price
 from leeroo_env import ExpertTable, dynamics
@@ -116,9 +116,9 @@ def test_hull_is_concave_and_above_every_expert():
 
 
 def test_the_reserve_is_kept():
-    allowed = may_spend(torch.tensor([10.0, 1.0]), usd(15.0, 14.9, 10.0, 0.1), torch.tensor([6, 6, 1, 9]))
+    allowed = within_reserve(torch.tensor([10.0, 1.0]), usd(15.0, 14.9, 10.0, 0.1), torch.tensor([6, 6, 1, 9]))
     assert allowed.tolist() == [[True, True], [False, True], [True, True], [False, True]]
-    free = may_spend(torch.tensor([0.0, 1.0, 0.0]), usd(0.0, 1.0), torch.tensor([5, 5]))
+    free = within_reserve(torch.tensor([0.0, 1.0, 0.0]), usd(0.0, 1.0), torch.tensor([5, 5]))
     assert free.tolist() == [[True, False, True], [True, True, True]]
 
 
@@ -127,7 +127,7 @@ def test_routers_that_keep_a_reserve_can_ask_to_the_end(name: str):
     """At fixed prices nothing is refused, from one dollar a query on, and all of it goes to the best allowed expert."""
     table = with_costs([1.0, 3.0, 10.0])
     rules = dynamics.make_rules(table, "test", horizon=12)
-    result = evaluate(other_routers(table, 12)[name], rules, [1.0, 1.1, 2.0, 5.0, 9.9], episodes=50)
+    result = evaluate(one_call_routers(table, 12)[name], rules, [1.0, 1.1, 2.0, 5.0, 9.9], episodes=50)
     assert (result.refused == 0).all()
     assert result.cost_usd[0] == 1.0 and result.cost_usd[-1] > 3.0
 
@@ -135,7 +135,7 @@ def test_routers_that_keep_a_reserve_can_ask_to_the_end(name: str):
 def test_every_router_plays_the_same_episodes_and_never_overdraws(table: ExpertTable):
     rules = dynamics.make_rules(table, "test", horizon=10)
     budgets = dynamics.budget_grid(rules)
-    for name, router in other_routers(table, 10).items():
+    for name, router in one_call_routers(table, 10).items():
         result = evaluate(router, rules, budgets, episodes=30)
         assert (result.cost_usd <= np.array(budgets) * (1 + 1e-6)).all(), name
         assert result.calls.sum(axis=1) == pytest.approx(np.ones(6))
@@ -153,7 +153,7 @@ def test_few_free_and_equally_dear_experts(costs_usd: list[float]):
     table = with_costs(costs_usd)
     rules = dynamics.make_rules(table, "test", horizon=6)
     budgets = [*dynamics.budget_grid(rules, 3), 1e6]
-    for name, router in other_routers(table, 6).items():
+    for name, router in one_call_routers(table, 6).items():
         result = evaluate(router, rules, budgets, episodes=20)
         assert np.isfinite(result.score).all() and (result.cost_usd <= np.array(budgets) * (1 + 1e-9)).all(), name
         if name not in ("cheapest", "random"):
@@ -207,7 +207,7 @@ def test_the_known_optimum_is_out_of_reach_without_the_query_and_near_with_it(ho
     rules = dynamics.make_rules(table, "test", horizon)
     budgets = dynamics.budget_grid(rules)
     optimum = np.array([synthetic_optimum(b) for b in budgets])
-    for name, router in other_routers(table, horizon).items():
+    for name, router in one_call_routers(table, horizon).items():
         score = evaluate(router, rules, budgets, episodes=64).score
         assert (score < optimum + 0.03).all(), name
         if name in WITHOUT_CONTEXT:
@@ -219,7 +219,7 @@ def test_the_known_optimum_is_out_of_reach_without_the_query_and_near_with_it(ho
 def test_what_looks_at_the_query_gains_nothing_where_it_tells_nothing():
     """Domains all alike: the rules with a price come down to those that do not look."""
     table = random_table(n=900)
-    estimated = domain_means(table)
+    estimated = domain_mean_estimates(table)
     mixture = play(FixedMixture(table), table).score.mean()
     for router in (PacedPrice(table, estimated), FixedPrice(table, estimated, 64), Planned(table, estimated)):
         assert play(router, table).score.mean() == pytest.approx(mixture, abs=0.03)
@@ -227,7 +227,7 @@ def test_what_looks_at_the_query_gains_nothing_where_it_tells_nothing():
 
 def test_the_paced_price_spends_what_is_left_and_no_more():
     table = random_table(n=600)
-    router = PacedPrice(table, kernel_ridge(table))
+    router = PacedPrice(table, kernel_ridge_estimates(table))
     prices, spent = router.price_table.prices, router.price_table.spent_usd
     assert bool((prices.diff() < 0).all() and (spent.diff(dim=1) >= 0).all())
     rules = dynamics.make_rules(table, "test", horizon=50)
@@ -253,7 +253,7 @@ def test_at_its_price_the_training_queries_cost_what_was_asked_for(n_allowed: in
 
 def test_the_price_falls_with_the_pace_and_is_0_where_money_is_no_object():
     table = random_table(n=600)
-    price = PacedPrice(table, kernel_ridge(table)).price_table.price
+    price = PacedPrice(table, kernel_ridge_estimates(table)).price_table.price
     prices = price(torch.logspace(-6, 0, 200))
     assert bool((prices.diff() <= 0).all()) and float(prices[-1]) == 0 and float(prices[0]) > 1e4
 
@@ -276,7 +276,7 @@ def test_prices_are_solved_among_the_experts_that_may_be_spent_on():
 
 def test_a_fixed_price_is_tuned_once_a_budget_and_stays():
     table = random_table(n=600)
-    router = FixedPrice(table, kernel_ridge(table), 16)
+    router = FixedPrice(table, kernel_ridge_estimates(table), 16)
     calls = []
     tune = router._tune
     router._tune = lambda budget: calls.append(budget) or tune(budget)  # type: ignore[method-assign, func-returns-value]
@@ -290,7 +290,7 @@ def test_a_fixed_price_is_tuned_once_a_budget_and_stays():
 
 def test_a_fixed_price_is_the_best_on_val():
     table = random_table(n=600)
-    estimated = kernel_ridge(table)
+    estimated = kernel_ridge_estimates(table)
     router = FixedPrice(table, estimated, 16)
     rules = dynamics.make_rules(table, "val", 16)
     budgets = dynamics.budget_grid(rules)
@@ -339,7 +339,7 @@ def test_a_plan_saves_for_what_pays_more():
 def test_short_episodes_are_not_far_below_long_ones():
     """Within what drawing few queries costs; replacing forbidden experts by the cheapest would lose far more."""
     table = synthetic_table()
-    estimated = kernel_ridge(table)
+    estimated = kernel_ridge_estimates(table)
     for long, short in (
         (PacedPrice(table, estimated), PacedPrice(table, estimated)),
         (FixedPrice(table, estimated, 64), FixedPrice(table, estimated, 8)),

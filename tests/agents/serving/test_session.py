@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import Orchestrator
-from agents.estimators.ensemble import estimates_of, fit_predictor, reliability_of
+from agents.estimators.ensemble import fit_predictor, reliability_of, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
 from agents.policies.bid_price import table_of_estimates
@@ -54,7 +54,7 @@ class SecondOpinion:
 def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24) -> Orchestrator:
     """A bid-price policy as training begins with it."""
     predictor = fit_predictor(table)
-    estimates = estimates_of(table, predictor)
+    estimates = table_estimates(table, predictor)
     prices = price_range(table.mean_cost_usd())
     played = table_of_estimates(table, estimates, prices[1])
     rules = make_rules(played, "train", horizon, max_calls=max_calls, reliability=reliability_of(estimates))
