@@ -23,8 +23,9 @@ from agents.serving.orchestrator import Orchestrator
 from agents.training.run_dir import begin_run, read_settings
 from experts.collect.store import StoredExpert
 from experts.data.queries import load_queries
+from experts.generation.model_writer import ModelWriter, writing_expert
 from experts.generation.novelty import normal_question
-from experts.generation.writers import GymWriter, ModelWriter, TaskWriter, Writer, writing_expert
+from experts.generation.writers import GymWriter, TaskWriter, Writer
 from experts.grading import GRADERS
 from experts.pool import keys_for
 from experts.specs import Pool

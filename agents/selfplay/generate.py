@@ -17,8 +17,9 @@ from agents.selfplay.acquisition import acquisition_value, draw_domains, draw_pa
 from agents.selfplay.context import SelfPlay, predict, read_queries, training_queries, usable_queries
 from agents.selfplay.labelling import unanswered_usd
 from agents.serving.orchestrator import Orchestrator
+from experts.generation.model_writer import ModelWriter
 from experts.generation.novelty import NoveltyFilter
-from experts.generation.writers import ModelWriter, Writer, Written
+from experts.generation.writers import Writer, Written
 from experts.types import Query
 from leeroo_env.files import read_json, write_json, write_text
 

@@ -1,1 +1,1 @@
-"""New questions for training: writers, novelty filter, consensus references."""
+"""New training questions: writers, a novelty filter, and references by consensus."""

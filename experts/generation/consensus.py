@@ -1,4 +1,4 @@
-"""References for queries that have none: what several experts agree on, or what a teacher says."""
+"""Sets references of queries without one: the answer that several experts agree on, or that of a teacher."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from leeroo_env.errors import InputError
 
 @dataclass(frozen=True)
 class Consensus:
-    """Queries that got a reference.
+    """The queries that received a reference.
 
     Attributes:
         queries: with `reference` set, in normal form.
-        rows: [K] int64, where each stands among the queries given.
-        shares: [K] float64, the share of the experts' weight, of those that answered, behind the reference.
-        dropped: reason -> how many got none.
+        rows: [n] int64, their indices among the given queries.
+        shares: [n] float64, the share of weight behind the reference, among the experts that answered.
+        dropped: by reason, how many queries received none.
     """
 
     queries: list[Query]
@@ -40,36 +40,38 @@ def consensus_references(
     teacher: str | None = None,
     least_share: float = 0.6,
 ) -> Consensus:
-    """Takes as reference what most experts answer, or what a teacher does. What the queries had before is replaced.
+    """Takes the majority answer or a teacher's answer as the reference, in place of any earlier one.
 
     Failed calls, and outputs without an answer in normal form, do not vote. Queries are dropped for "no answers" (fewer
-    than 2, or none of the teacher), "tie" and "low agreement" (one alone, or too little weight); a teacher's answer
-    stands whatever the others say.
+    than 2, or none of the teacher), "tie" and "low agreement" (a single vote, or too little weight). A teacher's answer
+    counts regardless of the others.
 
-    Agreement is no proof: of the tiny table's questions 38% get a reference, from three of five experts or more. Of
-    these 87% are right, but of count, where the experts share a mistake, 32%. The best expert as teacher: 75% of all.
-    Weights from estimates of each query do better, see `benchmarks/AGREEMENT.md`.
+    Agreement does not imply correctness: 38% of the tiny table's questions get a reference, from at least three of five
+    experts. 87% of these are right, but only 32% in count, where the experts share a mistake. With the best expert as
+    teacher, 75% of all are right. Weights from estimates of each query do better, see `benchmarks/AGREEMENT.md`.
 
     Args:
-        answers: of each expert, its answers in the queries' order.
-        grader: whose normal form counts, a name in `experts.grading.NORMAL_FORMS`.
-        weights: of each expert, one or one a query; 1 where not given. With 0 it does not vote.
+        answers: by expert, in the order of the queries.
+        grader: its normal form is compared; a name in `experts.grading.NORMAL_FORMS`.
+        weights: by expert, a number or one per query; default 1. An expert with weight 0 does not vote.
         teacher: the expert whose answer is the reference.
-        least_share: the least share of the weight that a majority needs, in [0, 1].
+        least_share: the smallest share of weight that a majority needs, in [0, 1].
 
     Raises:
-        InputError: one of these is not so.
+        InputError: an argument is invalid.
     """
     given_weights = dict.fromkeys(answers, 1.0) | dict(weights or {})
     weight = {name: np.asarray(given, np.float64) for name, given in given_weights.items()}
-    _check_votes(queries, answers, grader, weight, teacher, least_share)
+    _check_arguments(queries, answers, grader, weight, teacher, least_share)
     weight = {name: np.broadcast_to(given, len(queries)) for name, given in weight.items()}
+    form = NORMAL_FORMS[grader]
     rows, references, shares, dropped = [], [], [], Counter[str]()
     for i, query in enumerate(queries):
-        mine = {name: float(weight[name][i]) for name in answers}
-        outputs = {name: given[i] for name, given in answers.items() if mine[name] > 0 or name == teacher}
-        said = {name: NORMAL_FORMS[grader](one.text, query) for name, one in outputs.items() if not one.error}
-        reference, share, reason = _vote({k: v for k, v in said.items() if v is not None}, mine, teacher, least_share)
+        row_weight = {name: float(weight[name][i]) for name in answers}
+        outputs = {name: given[i] for name, given in answers.items() if row_weight[name] > 0 or name == teacher}
+        forms = {name: form(one.text, query) for name, one in outputs.items() if not one.error}
+        votes = {name: answer for name, answer in forms.items() if answer is not None}
+        reference, share, reason = _count(votes, row_weight, teacher, least_share)
         if reason:
             dropped[reason] += 1
         else:
@@ -80,26 +82,26 @@ def consensus_references(
     return Consensus(kept, np.array(rows, np.int64), np.array(shares, np.float64), dropped)
 
 
-def _vote(
-    said: Mapping[str, str], weight: Mapping[str, float], teacher: str | None, least_share: float
+def _count(
+    votes: Mapping[str, str], weight: Mapping[str, float], teacher: str | None, least_share: float
 ) -> tuple[str, float, str]:
-    """The reference, its share of the weight, and the reason why there is none (empty where there is one)."""
-    if len(said) < 2 if teacher is None else teacher not in said:
+    """The reference, its share of the weight, and the reason why there is none (empty if there is one)."""
+    if len(votes) < 2 if teacher is None else teacher not in votes:
         return "", 0.0, "no answers"
     tally: dict[str, float] = {}
-    for name, answer in said.items():
+    for name, answer in votes.items():
         tally[answer] = tally.get(answer, 0.0) + weight[name]
     total = math.fsum(tally.values()) or 1.0
     if teacher is not None:
-        return said[teacher], tally[said[teacher]] / total, ""
+        return votes[teacher], tally[votes[teacher]] / total, ""
     best, *others = sorted(tally, key=lambda answer: -tally[answer])
     if others and math.isclose(tally[best], tally[others[0]]):
         return "", 0.0, "tie"
-    enough = tally[best] / total >= least_share and list(said.values()).count(best) > 1
+    enough = tally[best] / total >= least_share and list(votes.values()).count(best) > 1
     return best, tally[best] / total, "" if enough else "low agreement"
 
 
-def _check_votes(
+def _check_arguments(
     queries: Sequence[Query],
     answers: Mapping[str, Sequence[Answer]],
     grader: str,
@@ -108,7 +110,7 @@ def _check_votes(
     least_share: float,
 ) -> None:
     if grader not in NORMAL_FORMS:
-        raise InputError(f"grader: {grader!r} is none of {', '.join(NORMAL_FORMS)}")
+        raise InputError(f"grader: {grader!r} is not one of {', '.join(NORMAL_FORMS)}")
     for field, names in {"weights": list(weight), "teacher": [teacher] if teacher is not None else []}.items():
         for name in names:
             if name not in answers:
@@ -122,4 +124,4 @@ def _check_votes(
             weight[name].shape not in ((), (len(queries),))
             or not ((weight[name] >= 0) & np.isfinite(weight[name])).all()
         ):
-            raise InputError(f"weights: {weight[name]} of expert {name!r} is not a number >= 0, nor one a query")
+            raise InputError(f"weights: {weight[name]} of expert {name!r} is not a number >= 0, or one per query")
