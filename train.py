@@ -16,7 +16,7 @@ from torch import Tensor
 from agents import Orchestrator
 from agents.estimators.ensemble import Predictor, fit_predictors, reliability_of, table_estimates
 from agents.evaluation.report import compare, write_report
-from agents.policies.bid_price import BidPricePolicy, table_of_estimates
+from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.io import PolicyRouter, describe_policy
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
 from agents.routers import Router, multi_call_routers, one_call_routers
@@ -100,17 +100,14 @@ def train_agent(
     device, policy, budget = table.device, config.policy_kind(), config.budget or None
     estimates = table_estimates(table, predictor)
     reliability = reliability_of(estimates)
-    val_rules, test_rules = (held_out_rules(table, split, config, reliability) for split in ("val", "test"))
-    played = table
-    if policy == "bid-price":
-        played = table_of_estimates(table, estimates, test_rules.price_range_usd[1])
-    rules = make_rules(played, "train", config.horizon, budget, config.cost_weight, config.max_calls, reliability)
+    features = estimate_features(estimates, table.cost_scale()) if policy == "bid-price" else None
+    calls = config.max_calls, reliability, features
+    rules = make_rules(table, "train", config.horizon, budget, config.cost_weight, *calls)
+    val_rules, test_rules = (held_out_rules(table, split, config, reliability, features) for split in ("val", "test"))
     model, hyperparameters = make_model(config, policy, rules)
     if isinstance(model.policy, BidPricePolicy):
         start_from_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
-    description = describe_policy(
-        rules, config.algo, hyperparameters["policy_kwargs"], policy, table, config.hide_budget
-    )
+    description = describe_policy(rules, config.algo, hyperparameters["policy_kwargs"], policy, config.hide_budget)
     iteration = model.n_envs * getattr(model, "n_steps", config.horizon)
     sha256 = description["table_sha256"]
     checkpoint = None
@@ -128,7 +125,6 @@ def train_agent(
         routers = routers | multi_call_routers(table, estimates, config.max_calls, config.seed, fitted)
     monitor = Monitor(
         run_dir,
-        replace(val_rules, table=played),
         val_rules,
         routers,
         description,
@@ -156,7 +152,7 @@ def train_agent(
         model.logger.close()
 
     best = Orchestrator.load(run_dir, device)
-    agent = PolicyRouter(best.policy, best.description, played.embeddings)
+    agent = PolicyRouter(best.policy, best.description, rules.features)
     results = compare(routers := {"agent": agent, **routers}, test_rules, config.seed)
     notes = (
         f"Made with `{config.algo}` and the {policy} policy, seed {config.seed}, {model.num_timesteps:,} steps; kept "
@@ -167,10 +163,12 @@ def train_agent(
     return 0
 
 
-def held_out_rules(table: ExpertTable, split: str, config: TrainConfig, reliability: Tensor) -> Rules:
+def held_out_rules(
+    table: ExpertTable, split: str, config: TrainConfig, reliability: Tensor, features: Tensor | None
+) -> Rules:
     """Those of an evaluation, with all of a split's queries where these are fewer than an episode's."""
     horizon = min(config.horizon, len(table.rows(split)))
-    return make_rules(table, split, horizon, max_calls=config.max_calls, reliability=reliability)
+    return make_rules(table, split, horizon, max_calls=config.max_calls, reliability=reliability, features=features)
 
 
 def new_run_dir(config: TrainConfig) -> Path:

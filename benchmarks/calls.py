@@ -29,7 +29,7 @@ import train  # noqa: E402
 from agents.estimators.ensemble import Predictor, fit_predictor, reliability_of, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import episodes_for, evaluate, lead  # noqa: E402
 from agents.evaluation.metrics import interval  # noqa: E402
-from agents.policies.bid_price import table_of_estimates  # noqa: E402
+from agents.policies.bid_price import estimate_features  # noqa: E402
 from agents.policies.io import PolicyRouter, describe_policy, load_policy  # noqa: E402
 from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.routers import Cheapest, multi_call_routers  # noqa: E402
@@ -109,7 +109,7 @@ def _compare(
     """Names [R] and budgets [G]; score, spend, calls a query and the lead over one call with its standard error, each
     [R, G]; the agent's mean lead at `SHARES` and its standard error [R, 2]."""
     rules = make_rules(table, "test", horizon, reliability=reliability_of(estimates))
-    budgets = budget_grid(rules) + [share * rules.price_range_usd[1] for share in SHARES + OTHER_SHARES]
+    budgets = budget_grid(rules) + [share * rules.cost_scale.high_usd for share in SHARES + OTHER_SHARES]
     episodes = episodes_for(rules, queries)
     results = {name: evaluate(router, rules, budgets, episodes, seed) for name, router in routers.items()}
     leads = {name: lead(result, results[ONE]) for name, result in results.items()}
@@ -119,7 +119,7 @@ def _compare(
     return {
         "names": np.array(list(results)),
         "budgets": np.array(budgets),
-        "dearest": np.array(rules.price_range_usd[1]),
+        "dearest": np.array(rules.cost_scale.high_usd),
         "dearest_score": np.array(float(table.mean_score("test")[table.mean_cost_usd().argmax()])),
         "score": np.stack([result.score for result in results.values()]),
         "cost_usd": np.stack([result.cost_usd for result in results.values()]),
@@ -147,12 +147,12 @@ def _trained(
     estimates: torch.Tensor,
 ) -> PolicyRouter:
     """What `train.py` keeps."""
-    played = table_of_estimates(table, estimates, float(table.mean_cost_usd().max()))
+    features = estimate_features(estimates, table.cost_scale())
     if not (run_dir / "finished").exists():
-        _train(config, horizon, max_calls, run_dir, table, played, predictor, reliability_of(estimates))
+        _train(config, horizon, max_calls, run_dir, table, features, predictor, reliability_of(estimates))
         (run_dir / "finished").touch()
     policy, described = load_policy(run_dir / "policy")
-    return PolicyRouter(policy, described, played.embeddings)
+    return PolicyRouter(policy, described, features)
 
 
 def _train(
@@ -161,22 +161,21 @@ def _train(
     max_calls: int,
     run_dir: Path,
     table: ExpertTable,
-    played: ExpertTable,
+    features: torch.Tensor,
     predictor: Predictor,
     reliability: torch.Tensor,
 ) -> None:
     config = replace(config, horizon=horizon, max_calls=max_calls)
-    rules = make_rules(played, "train", horizon, None, config.cost_weight, max_calls, reliability)
+    rules = make_rules(table, "train", horizon, None, config.cost_weight, max_calls, reliability, features)
     model, settings = train.make_model(config, "bid-price", rules)
     began = time.perf_counter()
     start_from_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
-    val = train.held_out_rules(table, "val", config, reliability)
-    description = describe_policy(rules, config.algo, settings["policy_kwargs"], "bid-price", table)
+    val = train.held_out_rules(table, "val", config, reliability, features)
+    description = describe_policy(rules, config.algo, settings["policy_kwargs"], "bid-price")
     iteration = model.n_envs * model.n_steps
     every = config.evaluation_period(iteration)
     monitor = Monitor(
         run_dir,
-        replace(val, table=played),
         val,
         {"cheapest": Cheapest(table)},
         description,

@@ -42,7 +42,7 @@ from sections import add_section, read_section  # noqa: E402
 
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
-from agents.policies.bid_price import table_of_estimates  # noqa: E402
+from agents.policies.bid_price import estimate_features  # noqa: E402
 from agents.policies.io import PolicyRouter, describe_policy  # noqa: E402
 from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.ppo.cuda_graph import capture  # noqa: E402
@@ -82,9 +82,9 @@ class Setup:
 
     @cached_property
     def played_rules(self) -> Rules:
-        """Those of a table that holds the estimates, as the default policy sees it."""
-        dearest_usd = make_rules(self.table).price_range_usd[1]
-        return make_rules(table_of_estimates(self.table, table_estimates(self.table, self.predictor), dearest_usd))
+        """With the estimates as features, as the default policy sees them."""
+        estimates = table_estimates(self.table, self.predictor)
+        return make_rules(self.table, features=estimate_features(estimates, self.table.cost_scale()))
 
 
 @dataclass(frozen=True)

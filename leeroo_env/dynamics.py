@@ -5,7 +5,7 @@ every step picks the expert that answers the query at hand. With M calls a query
 it, or delivers the answer that those asked agree on most. The environments, the evaluation and the training loops all
 play by these functions and by nothing else; the same inputs give the same episodes on every device.
 
-B episodes, H queries an episode, N queries in the table, K experts, M: max_calls, D embedding.
+B episodes, H queries an episode, N queries in the table, K experts, M: max_calls, F features of a query.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from leeroo_env.cost_scale import CostScale
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
@@ -32,23 +33,23 @@ class Rules:
 
     Attributes:
         table: the experts' scores and costs.
+        features: [N, F], what the agent observes of each query.
         rows: [n] int64, the rows of the table that queries are drawn from.
         horizon: H, queries an episode.
         budget_usd_per_query: lowest and highest budget, dollars a query; one is drawn per episode, log-uniform.
         cost_weight: what the mean cost of the dearest expert weighs against one correct answer in the reward.
-        mean_cost_usd: [K], each expert's mean cost on the training split: all that is known of a price beforehand.
-        price_range_usd: cheapest and dearest mean cost, the scale on which budgets are observed.
+        cost_scale: the experts' mean costs on the training split, all that is known of costs before a call.
         max_calls: M, experts that can be asked about one query.
         reliability: [N, K] in [0, 1], the estimated chance that an expert's answer is right; weighs its vote.
     """
 
     table: ExpertTable
+    features: Tensor
     rows: Tensor
     horizon: int
     budget_usd_per_query: tuple[float, float]
     cost_weight: float
-    mean_cost_usd: Tensor
-    price_range_usd: tuple[float, float]
+    cost_scale: CostScale
     max_calls: int
     reliability: Tensor
 
@@ -141,6 +142,7 @@ def make_rules(
     cost_weight: float = COST_WEIGHT,
     max_calls: int = 1,
     reliability: Tensor | None = None,
+    features: Tensor | None = None,
 ) -> Rules:
     """Checks the settings of an episode and works out what follows from the table.
 
@@ -153,10 +155,11 @@ def make_rules(
         max_calls: M, experts that can be asked about one query.
         reliability: [N, K] or [1, K] in [0, 1], weighs the experts' votes; None: each expert's mean score on the
             training split.
+        features: [N, F], what the agent observes of each query; None: the table's embeddings.
 
     Raises:
         InputError: no such split, a horizon longer than the split, a budget below every expert's cost, more calls than
-            experts or than answers are known for, or a reliability of another shape or range.
+            experts or than answers are known for, or reliability or features of another shape or range.
     """
     rows = table.rows(split)
     if not 1 <= horizon <= len(rows):
@@ -165,25 +168,24 @@ def make_rules(
         )
     if not (math.isfinite(cost_weight) and cost_weight >= 0):
         raise InputError(f"cost weight {cost_weight}: must be 0 or more")
-    mean_cost_usd = table.mean_cost_usd()
-    price_range_usd = price_range(mean_cost_usd)
-    budget = price_range_usd if budget_usd_per_query is None else budget_usd_per_query
+    scale = table.cost_scale()
+    budget = (scale.low_usd, scale.high_usd) if budget_usd_per_query is None else budget_usd_per_query
     low, high = _low_and_high(budget)
-    cheapest = float(mean_cost_usd.min())
+    cheapest = float(scale.mean_usd.min())
     if low < cheapest * (1 - 1e-6):
-        name = table.experts[int(mean_cost_usd.argmin())]
+        name = table.experts[int(scale.mean_usd.argmin())]
         raise InputError(
             f"budget {low:g} dollars a query: below every expert's mean cost; {name} is cheapest at {cheapest:.3g}"
         )
     _check_max_calls(table, max_calls)
     return Rules(
         table=table,
+        features=_features(table, features),
         rows=rows,
         horizon=horizon,
         budget_usd_per_query=(float(low), float(high)),
         cost_weight=cost_weight,
-        mean_cost_usd=mean_cost_usd,
-        price_range_usd=price_range_usd,
+        cost_scale=scale,
         max_calls=max_calls,
         reliability=_reliability(table, reliability),
     )
@@ -211,6 +213,16 @@ def _reliability(table: ExpertTable, given: Tensor | None) -> Tensor:
     return given.to(table.device, torch.float32).expand(n, k)
 
 
+def _features(table: ExpertTable, given: Tensor | None) -> Tensor:
+    if given is None:
+        return table.embeddings
+    if given.dim() != 2 or given.shape[0] != len(table) or given.shape[1] == 0 or not given.is_floating_point():
+        raise InputError(
+            f"features {given.dtype} {list(given.shape)}: must be floats [{len(table)}, F] for {table.name}"
+        )
+    return given.to(table.device)
+
+
 def _low_and_high(budget: float | Sequence[float]) -> tuple[float, float]:
     numbers = [float(usd) for usd in (budget if isinstance(budget, Sequence) else [budget])]
     if len(numbers) not in (1, 2):
@@ -220,18 +232,9 @@ def _low_and_high(budget: float | Sequence[float]) -> tuple[float, float]:
     return min(numbers), max(numbers)
 
 
-def price_range(mean_cost_usd: Tensor) -> tuple[float, float]:
-    """Cheapest and dearest mean cost; free experts count as a tenth of the cheapest that is not."""
-    dearest = float(mean_cost_usd.max())
-    if dearest == 0:
-        return 1.0, 1.0
-    cheapest = float(mean_cost_usd.min())
-    return (cheapest if cheapest > 0 else float(mean_cost_usd[mean_cost_usd > 0].min()) / 10), dearest
-
-
 def budget_grid(rules: Rules, n: int = 6) -> list[float]:
     """The budgets of a report, dollars a query: geometric from 1.2 x the cheapest price to below the dearest."""
-    low, high = rules.price_range_usd
+    low, high = rules.cost_scale.low_usd, rules.cost_scale.high_usd
     low, high = 1.2 * low, max(high, 2.4 * low)
     return [low * (high / low) ** (i / n) for i in range(n)]
 
@@ -381,7 +384,7 @@ def _at(values: Tensor, rows: Tensor, experts: Tensor) -> Tensor:
 
 
 def _reward(rules: Rules, score: Tensor, cost_usd: Tensor) -> Tensor:
-    return (score - rules.cost_weight / rules.price_range_usd[1] * cost_usd).float()
+    return (score - rules.cost_weight / rules.cost_scale.high_usd * cost_usd).float()
 
 
 def vote_weight(reliability: Tensor) -> Tensor:
@@ -520,28 +523,27 @@ def current_rows(state: State) -> Tensor:
 
 
 def observe(rules: Rules, state: State) -> Tensor:
-    """What the agent sees, float32: the query's embedding, with M > 1 the poll's features, then the budget's.
+    """What the agent sees, float32: the query's features, with M > 1 the poll's, then the budget's.
 
-    [B, D + 2], with M > 1 [B, D + 3K + 5].
+    [B, F + 2], with M > 1 [B, F + 3K + 5].
     """
-    embeddings = rules.table.embeddings.index_select(0, current_rows(state))
-    polled, (b, d) = state.polled.shape[1], embeddings.shape
-    seen = torch.empty(b, d + polled + 2, device=embeddings.device)
-    seen[:, :d] = embeddings  # converts half precision on the way: the widest part is written once
-    seen[:, d : d + polled] = state.polled
-    seen[:, d + polled :] = budget_features(rules.price_range_usd, state.left_usd, rules.horizon - state.t)
+    features = rules.features.index_select(0, current_rows(state))
+    polled, (b, f) = state.polled.shape[1], features.shape
+    seen = torch.empty(b, f + polled + 2, device=features.device)
+    seen[:, :f] = features  # converts half precision on the way: the widest part is written once
+    seen[:, f : f + polled] = state.polled
+    seen[:, f + polled :] = budget_features(rules.cost_scale, state.left_usd, rules.horizon - state.t)
     return seen
 
 
-def budget_features(price_range_usd: tuple[float, float], left_usd: Tensor, queries_left: Tensor) -> Tensor:
+def budget_features(scale: CostScale, left_usd: Tensor, queries_left: Tensor) -> Tensor:
     """What the agent sees of money and time, from nothing but dollars left [B] and queries left [B]; [B, 2] float32.
 
     First the dollars per remaining query on the log scale of the experts' mean costs, 0 at the cheapest's and 1 at the
     dearest's, cut at -1 and 2. Then the number of queries left, log2 / 10, so that 1,024 queries are 1.
     """
-    low, high = price_range_usd
     queries = queries_left.clamp(min=1).float()
-    pace = torch.log(left_usd / queries / low) / max(math.log(high / low), math.log(2))
+    pace = torch.log(left_usd / queries / scale.low_usd) / scale.log_range
     return torch.stack([pace.clamp(-1, 2).float(), torch.log2(queries) / 10], dim=1)
 
 
@@ -557,8 +559,8 @@ def state_mask(rules: Rules, state: State) -> Tensor:
     cost has to fit, the cheapest's too.
     """
     if rules.max_calls == 1:
-        return action_mask(rules.mean_cost_usd, state.left_usd)
-    return call_mask(rules.mean_cost_usd, state.left_usd, state.polled)
+        return action_mask(rules.cost_scale.mean_usd, state.left_usd)
+    return call_mask(rules.cost_scale.mean_usd, state.left_usd, state.polled)
 
 
 def call_mask(mean_cost_usd: Tensor, left_usd: Tensor, polled: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     | Num    | Observation                                                          | Min           | Max          |
     |--------|----------------------------------------------------------------------|---------------|--------------|
-    | 0..D-1 | embedding of the query                                               | table's least | its greatest |
+    | 0..D-1 | embedding of the query, or its `features`                            | their least   | and greatest |
     | D      | dollars per remaining query, log scale: 0 cheapest, 1 dearest expert | -1            | 2            |
     | D+1    | log2(queries left) / 10                                              | 0             | 2            |
 
@@ -84,8 +84,9 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
     ## Arguments
 
     `table` is a table directory, the name of a built-in table or an `ExpertTable`; `max_calls` above 1 needs one with
-    answers. `reliability` is [N, K] or [1, K]; None: each expert's mean score. `reset` takes the options
-    `budget_usd_per_query` (a number) to fix the budget of that episode.
+    answers. `reliability` is [N, K] or [1, K]; None: each expert's mean score. `features` [N, F] are observed in
+    place of the embeddings. `reset` takes the options `budget_usd_per_query` (a number) to fix the budget of that
+    episode.
 
     >>> import gymnasium, leeroo_env
     >>> env = gymnasium.make("Leeroo-v0", table="tiny", horizon=32)
@@ -106,10 +107,11 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         render_mode: str | None = None,
         max_calls: int = 1,
         reliability: Tensor | None = None,
+        features: Tensor | None = None,
     ):
         """Args: see `leeroo_env.dynamics.make_rules`; `budget` is in dollars a query. Raises `InputError`."""
         self.rules = dynamics.make_rules(
-            resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability
+            resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability, features
         )
         self.observation_space, self.action_space = spaces(self.rules)
         self.render_mode = render_mode
@@ -177,20 +179,20 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
 def spaces(rules: Rules) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """Observation and action space of one episode."""
-    embeddings = rules.table.embeddings.cpu().numpy()
+    features = rules.features.cpu().numpy()
     polled = len(rules.table.experts) if rules.max_calls > 1 else 0
-    observations = observation_space(embeddings.shape[1], float(embeddings.min()), float(embeddings.max()), polled)
+    observations = observation_space(features.shape[1], float(features.min()), float(features.max()), polled)
     return observations, gymnasium.spaces.Discrete(rules.n_actions)
 
 
-def observation_space(embedding_dim: int, low: float, high: float, polled_experts: int = 0) -> gymnasium.spaces.Box:
-    """The Box of embeddings between `low` and `high`, poll and budget features: [D + 2], or [D + 3K + 5] with a poll.
+def observation_space(feature_dim: int, low: float, high: float, polled_experts: int = 0) -> gymnasium.spaces.Box:
+    """The Box of query features between `low` and `high`, poll and budget: [F + 2], or [F + 3K + 5] with a poll.
 
     Args:
         polled_experts: K where up to M > 1 of them are asked; 0 where one call answers the query.
     """
     poll = [*[(0, 1)] * 2 * polled_experts, *[(-1, 1)] * polled_experts, *[(0, 1)] * 3] if polled_experts else []
-    bounds = np.array([(low, high)] * embedding_dim + poll + [(-1, 2), (0, 2)], dtype=np.float32)
+    bounds = np.array([(low, high)] * feature_dim + poll + [(-1, 2), (0, 2)], dtype=np.float32)
     return gymnasium.spaces.Box(bounds[:, 0], bounds[:, 1])
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from leeroo_env import mapped
+from leeroo_env.cost_scale import CostScale
 from leeroo_env.errors import InputError
 from leeroo_env.mapped import CHUNK, read_npy
 
@@ -234,7 +235,7 @@ class ExpertTable:
         Args:
             device: where they go.
             embeddings_device: where the embeddings go, as `device` where None. Those of a large table may stay on the
-                host where episodes are played on something else, such as estimates.
+                host where the agent observes other features.
         """
         return replace(
             self,
@@ -274,6 +275,10 @@ class ExpertTable:
     def mean_cost_usd(self, split: str = "train") -> Tensor:
         """Mean cost of a call to each expert on a split, [K]."""
         return self._mean(self.costs_usd, split)
+
+    def cost_scale(self, split: str = "train") -> CostScale:
+        """The scale of the experts' mean costs on a split."""
+        return CostScale.of(self.mean_cost_usd(split))
 
     def mean_score(self, split: str = "train") -> Tensor:
         """Mean score of each expert on a split, [K]."""

@@ -46,10 +46,11 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         render_mode: str | None = None,
         max_calls: int = 1,
         reliability: Tensor | None = None,
+        features: Tensor | None = None,
     ):
         """Args: `num_envs` B; the rest as in `LeerooEnv`. Raises `InputError`."""
         self.rules = dynamics.make_rules(
-            resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability
+            resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability, features
         )
         if num_envs < 1:
             raise InputError(f"num_envs {num_envs}: must be 1 or more")

@@ -78,7 +78,7 @@ def evaluate(
     episodes = episodes or episodes_for(rules)
     g, n_queries = len(budgets_usd), episodes * rules.horizon
     state = evaluation_episodes(rules, budgets_usd, episodes, seed)
-    features = router.features if router.features is not None else rules.table.embeddings
+    features = router.features if router.features is not None else rules.features
     if begin := getattr(router, "begin", None):
         begin(state.budget_usd / rules.horizon)
     score = torch.zeros(state.rows.shape, device=features.device)

@@ -6,7 +6,6 @@ G budgets, K experts, N rows of the table.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def write_report(
         "hindsight": hindsight_bound(rules, budgets, seed=seed),
         "hindsight on estimates": estimated_bound(rules, scores, costs_usd, budgets, seed=seed),
     }
-    more = [share * rules.price_range_usd[1] for share in SHARES if share * rules.price_range_usd[1] > budgets[0]]
+    more = [usd for share in SHARES if (usd := share * rules.cost_scale.high_usd) > budgets[0]]
     reach = _joined(results[AGENT], evaluate(routers[AGENT], rules, more, seed=seed) if more else None)
     text = _markdown(rules, split, budgets, results, bounds, reach)
     text += [*_horizons(rules, split, seed, routers), "", notes]
@@ -260,7 +259,7 @@ def _horizons(rules: Rules, split: str, seed: int, routers: dict[str, Router]) -
     shown = [name for name in (AGENT, BAR) if name in routers]
     cells = {}
     for horizon in sorted({h for h in (*HORIZONS, rules.horizon) if h <= len(rules.rows)}):
-        other = replace(make_rules(rules.table, split, horizon), reliability=rules.reliability)
+        other = make_rules(rules.table, split, horizon, reliability=rules.reliability, features=rules.features)
         played = [evaluate(routers[name], other, budget_grid(other), seed=seed) for name in shown]
         gains = [f"{gain:+.4f} ± {stderr:.4f}" for _, _, gain, stderr in (lead(played[0], r) for r in played[1:])]
         cells[str(horizon)] = [*(f"{result.mean_score:.4f}" for result in played), *gains]

@@ -14,6 +14,7 @@ from agents.policies.bid_price import BidPricePolicy
 from agents.policies.budget_value import cost_ratios, solve_one_call
 from agents.policies.io import empty_policy
 from leeroo_env import InputError
+from leeroo_env.cost_scale import CostScale
 
 
 def add_expert(
@@ -58,7 +59,7 @@ def add_expert(
     estimated_usd = grown.out_of_sample(embeddings, texts)[:, -1:]
     its_ratios = cost_ratios(estimated_usd, costs_usd[:, None], costs_usd.mean()[None])
     ratios = torch.cat([policy.network.cost_ratios, its_ratios], dim=1)
-    plan = solve_one_call(grown.out_of_fold, ratios, embeddings.new_tensor(mean_cost_usd), (low_usd, high_usd))
+    plan = solve_one_call(grown.out_of_fold, ratios, CostScale(embeddings.new_tensor(mean_cost_usd), low_usd, high_usd))
     description = {**description, **more}
     taller = empty_policy(description).to(policy.device)
     assert isinstance(taller, BidPricePolicy)

@@ -10,7 +10,6 @@ Shapes: B observations, K experts, F = 4K + 3 features of a digest.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from agents.policies.budget_value import N_BUDGETS, N_COST_RATIOS, N_QUERIES, BudgetValue
+from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import action_mask
-from leeroo_env.table import ExpertTable
 
 TEMPERATURE = 0.02
 HIDDEN = 32
@@ -27,15 +26,10 @@ NARROW = 16  # units of the networks that see the budget alone
 FORBIDDEN = -1e4
 
 
-def table_of_estimates(table: ExpertTable, estimates: Tensor, high_usd: float) -> ExpertTable:
-    """The same table with `estimate_features` of `estimates` [N, 2K] in place of the embeddings."""
-    return replace(table, embeddings=estimate_features(estimates, high_usd))
-
-
-def estimate_features(estimates: Tensor, high_usd: float) -> Tensor:
+def estimate_features(estimates: Tensor, scale: CostScale) -> Tensor:
     """[B, 2K], estimated scores, then estimated costs in units of the most expensive expert's mean cost."""
     score, cost_usd = estimates.chunk(2, dim=1)
-    return torch.cat([score, cost_usd / high_usd], dim=1)
+    return torch.cat([score, cost_usd / scale.high_usd], dim=1)
 
 
 class BidPriceNetwork(nn.Module):
@@ -56,7 +50,6 @@ class BidPriceNetwork(nn.Module):
         self.latent_dim_pi, self.latent_dim_vf = k, HIDDEN + 1
         self.low_usd, self.high_usd = price_range_usd
         self.max_length = math.log2(horizon) / 10
-        self.log_range = max(math.log(price_range_usd[1] / price_range_usd[0]), math.log(2))
         self.register_buffer("mean_cost_usd", torch.tensor(mean_cost_usd), persistent=False)
         self.register_buffer("value", torch.zeros(N_QUERIES + 1, N_BUDGETS))
         self.register_buffer("cost_ratios", torch.ones(N_COST_RATIOS, k))
@@ -65,8 +58,12 @@ class BidPriceNetwork(nn.Module):
         self.critic = nn.Sequential(nn.Linear(2 * k + 2, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh())
 
     @property
+    def cost_scale(self) -> CostScale:
+        return CostScale(self.mean_cost_usd, self.low_usd, self.high_usd)
+
+    @property
     def budget_value(self) -> BudgetValue:
-        return BudgetValue(self.value, self.cost_ratios, self.mean_cost_usd, self.low_usd, self.log_range)
+        return BudgetValue(self.value, self.cost_ratios, self.cost_scale)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         return self.evaluate_digest(self.digest(observations))
@@ -107,7 +104,7 @@ class BidPriceNetwork(nn.Module):
         queries left, [B, 1], for the budget value, which knows longer ones."""
         budget, length = observations[:, -2:-1], observations[:, -1:]
         queries = torch.exp2(10 * length).round()
-        usd = (budget * self.log_range).exp() * self.low_usd * queries
+        usd = (budget * self.cost_scale.log_range).exp() * self.low_usd * queries
         return torch.cat([budget, length.clamp(max=self.max_length)], dim=1), usd, queries
 
 

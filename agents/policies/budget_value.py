@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from agents.evaluation.hull import upper_hull
-from leeroo_env.dynamics import action_mask, price_range
+from leeroo_env.cost_scale import CostScale
+from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
 N_QUERIES = 64
@@ -42,28 +43,25 @@ class BudgetValue:
         value: [T + 1, P], expected score to come with t queries left and budget 0 at point 0, at the others `low_usd` x
             exp(`log_range` x u) dollars a query, u from -1 to 2 as in `leeroo_env.dynamics.budget_features`.
         cost_ratios: [J, K], equally likely ratios of a call's cost to its estimate.
-        mean_cost_usd: [K].
-        low_usd: mean cost of the cheapest expert.
-        log_range: logarithm of the most expensive expert's mean cost over the cheapest's.
+        cost_scale: the experts' mean costs.
     """
 
     value: Tensor
     cost_ratios: Tensor
-    mean_cost_usd: Tensor
-    low_usd: float
-    log_range: float
+    cost_scale: CostScale
 
     def value_at(self, queries: Tensor, usd: Tensor) -> Tensor:
         """The expected score to come with `queries` and `usd` left, both [...], by linear interpolation.
 
         With more than T queries left, it is that of T queries at the same budget per query, in proportion.
         """
-        last, step = self.value.shape[1] - 2, 3 * self.log_range / (self.value.shape[1] - 2)
-        points = pad(relative_budgets(self.log_range, self.value), (1, 0))
+        log_range = self.cost_scale.log_range
+        last, step = self.value.shape[1] - 2, 3 * log_range / (self.value.shape[1] - 2)
+        points = pad(relative_budgets(log_range, self.value), (1, 0))
         slope = self.value.diff(dim=1) / points.diff()
         intercept = self.value[:, :-1] - slope * points[:-1]
-        budget = usd / (queries.clamp(min=1) * self.low_usd)  # a query, in units of low_usd
-        segment = ((budget.clamp(min=1e-30).log() + self.log_range) / step).floor() + 1
+        budget = usd / (queries.clamp(min=1) * self.cost_scale.low_usd)  # a query, in units of low_usd
+        segment = ((budget.clamp(min=1e-30).log() + log_range) / step).floor() + 1
         planned = queries.clamp(max=len(self.value) - 1)
         index = (planned * (last + 1) + segment.clamp(0, last)).long()
         intercept, slope = (
@@ -79,7 +77,7 @@ class BudgetValue:
             usd: [..., 1], dollars left.
             queries: [..., 1], queries left, this one included.
         """
-        cost_usd = cost_usd.maximum(MIN_COST_RATIO * self.mean_cost_usd)
+        cost_usd = cost_usd.maximum(MIN_COST_RATIO * self.cost_scale.mean_usd)
         rest = queries - 1
         unspent = self.value_at(rest, usd)
         leading = [1] * (max(cost_usd.dim(), usd.dim()) - 1)
@@ -94,31 +92,28 @@ def relative_budgets(log_range: float, like: Tensor) -> Tensor:
     return torch.linspace(-log_range, 2 * log_range, N_BUDGETS - 1, device=like.device, dtype=like.dtype).exp()
 
 
-def solve_one_call(
-    estimates: Tensor, cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float], seed: int = 0
-) -> BudgetValue:
+def solve_one_call(estimates: Tensor, cost_ratios: Tensor, scale: CostScale, seed: int = 0) -> BudgetValue:
     """The budget value where each query is answered by one call.
 
     Args:
         estimates: [n, 2K], out-of-fold scores and costs_usd of training queries.
         cost_ratios: [J, K], of `cost_ratios`.
-        mean_cost_usd: [K].
-        price_range_usd: lowest and highest of these, above 0, as in `leeroo_env.dynamics.Rules`.
+        scale: the experts' mean costs.
         seed: of the sample of the queries.
     """
     device = estimates.device
-    budget_value, budgets_usd = _zero_value(cost_ratios, mean_cost_usd, price_range_usd)
+    budget_value, budgets_usd = _zero_value(cost_ratios, scale)
     sample = torch.randperm(len(estimates), generator=torch.Generator().manual_seed(seed))[:SAMPLE].to(device)
     score, cost_usd = estimates[sample].chunk(2, dim=1)
-    lowest = 1e-3 * price_range_usd[0]  # an expert may be free
+    lowest = 1e-3 * scale.low_usd  # an expert may be free
     first, last = (math.log10(max(float(end), lowest)) for end in cost_usd.aminmax())
     edges = torch.logspace(first, last, N_COST_BINS + 1, device=device)
     bins = torch.bucketize(cost_usd.contiguous(), edges[1:-1]).T.contiguous()  # [K, n]
-    binned_usd = (edges[1:] * edges[:-1]).sqrt()[:, None].expand(-1, len(mean_cost_usd))  # [C, K]
+    binned_usd = (edges[1:] * edges[:-1]).sqrt()[:, None].expand(-1, len(scale.mean_usd))  # [C, K]
     for t in range(1, N_QUERIES + 1):
         usd = t * budgets_usd
         affordable, price = budget_value.call_terms(binned_usd, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]
-        price = price.masked_fill(~action_mask(mean_cost_usd, usd)[:, None], torch.inf)
+        price = price.masked_fill(~action_mask(scale.mean_usd, usd)[:, None], torch.inf)
         affordable, price = (x.permute(2, 1, 0).contiguous() for x in (affordable, price))  # whole rows copy faster
         best = torch.full((len(score), N_BUDGETS), -torch.inf, device=device)
         for k, places in enumerate(bins):
@@ -129,9 +124,7 @@ def solve_one_call(
     return budget_value
 
 
-def solve_call_sequences(
-    spent_usd: Tensor, value: Tensor, cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float]
-) -> BudgetValue:
+def solve_call_sequences(spent_usd: Tensor, value: Tensor, cost_ratios: Tensor, scale: CostScale) -> BudgetValue:
     """The budget value where several calls may be made for a query, each time in one of W ways.
 
     At every state the way of the highest value is taken, up to the last call that is affordable.
@@ -140,10 +133,9 @@ def solve_call_sequences(
         spent_usd: [W, n, M], cost of the calls so far in each way, for n queries.
         value: [W, n, M], chance that the leading answer is right after each call.
         cost_ratios: [J, K], of `cost_ratios`.
-        mean_cost_usd: [K].
-        price_range_usd: lowest and highest of these, above 0.
+        scale: the experts' mean costs.
     """
-    budget_value, budgets_usd = _zero_value(cost_ratios, mean_cost_usd, price_range_usd)
+    budget_value, budgets_usd = _zero_value(cost_ratios, scale)
     spent_usd, value = (pad(x, (1, 0)) for x in (spent_usd, value))
     for t in range(1, N_QUERIES + 1):
         usd = t * budgets_usd
@@ -157,22 +149,18 @@ def solve_call_sequences(
     return budget_value
 
 
-def _zero_value(
-    cost_ratios: Tensor, mean_cost_usd: Tensor, price_range_usd: tuple[float, float]
-) -> tuple[BudgetValue, Tensor]:
+def _zero_value(cost_ratios: Tensor, scale: CostScale) -> tuple[BudgetValue, Tensor]:
     """A budget value of zeros, to be filled in by backward induction, and the grid's budgets per query [P]."""
-    low_usd, high_usd = price_range_usd
-    log_range = max(math.log(high_usd / low_usd), math.log(2))
     value = torch.zeros(N_QUERIES + 1, N_BUDGETS, device=cost_ratios.device)
-    budgets_usd = low_usd * pad(relative_budgets(log_range, value), (1, 0))
-    return BudgetValue(value, cost_ratios, mean_cost_usd, low_usd, log_range), budgets_usd
+    budgets_usd = scale.low_usd * pad(relative_budgets(scale.log_range, value), (1, 0))
+    return BudgetValue(value, cost_ratios, scale), budgets_usd
 
 
 def fit_budget_value(table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> BudgetValue:
     """`solve_one_call` for a table, from out-of-fold estimates [n, 2K] of its training queries `rows` [n]."""
-    mean_cost_usd = table.mean_cost_usd()
-    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], mean_cost_usd)
-    return solve_one_call(estimates, ratios, mean_cost_usd, price_range(mean_cost_usd), seed)
+    scale = table.cost_scale()
+    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], scale.mean_usd)
+    return solve_one_call(estimates, ratios, scale, seed)
 
 
 def cost_ratios(estimated_usd: Tensor, true_usd: Tensor, mean_cost_usd: Tensor) -> Tensor:

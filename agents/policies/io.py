@@ -16,10 +16,10 @@ from agents.policies.bid_price import BidPricePolicy
 from agents.policies.multi_call import MultiCallPolicy
 from agents.training.algorithms import ALGORITHMS
 from leeroo_env import InputError
+from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import Rules, action_mask, budget_features, call_mask
 from leeroo_env.env import observation_space
 from leeroo_env.files import read_json, read_tensors, write_json, write_tensors
-from leeroo_env.table import ExpertTable
 
 FORMAT = 2
 RENAMED_PREFIXES = {  # of stored tensors, old to current: files written before the names changed still load
@@ -46,8 +46,8 @@ class PolicyRouter:
 
     def __init__(self, policy: BasePolicy, description: dict[str, Any], features: Tensor | None = None):
         self.policy, self.features = policy, features
-        self.mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
-        self.price_range_usd = tuple(description["price_range_usd"])
+        mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
+        self.cost_scale = CostScale(mean_cost_usd, *description["price_range_usd"])
         self.max_calls: int = description["max_calls"]
 
     @torch.no_grad()
@@ -58,13 +58,13 @@ class PolicyRouter:
 
         A policy that asks several needs the `calls` made, with what was seen of them; K delivers.
         """
-        budget = budget_features(self.price_range_usd, remaining_usd, remaining_queries)
+        budget = budget_features(self.cost_scale, remaining_usd, remaining_queries)
         if self.max_calls > 1:
             assert calls is not None and calls.features is not None
             seen = torch.cat([seen, calls.features], dim=1)
-            mask = call_mask(self.mean_cost_usd, remaining_usd, calls.features)
+            mask = call_mask(self.cost_scale.mean_usd, remaining_usd, calls.features)
         else:
-            mask = action_mask(self.mean_cost_usd, remaining_usd)
+            mask = action_mask(self.cost_scale.mean_usd, remaining_usd)
         return action_scores(self.policy, torch.cat([seen, budget], dim=1)).masked_fill(~mask, -torch.inf).argmax(dim=1)
 
 
@@ -82,7 +82,6 @@ def describe_policy(
     algorithm: str,
     policy_kwargs: dict[str, Any],
     policy: str = "mlp",
-    table: ExpertTable | None = None,
     hide_budget: bool = False,
 ) -> dict[str, Any]:
     """What has to be known beside the weights to route with a policy; `policy.json`.
@@ -92,11 +91,9 @@ def describe_policy(
         algorithm: its name in `ALGORITHMS`.
         policy_kwargs: arguments of the policy class.
         policy: "mlp" or "bid-price".
-        table: the table of embeddings, where the rules' table holds other features.
         hide_budget: whether the policy sees nothing of the budget.
     """
-    table = table or rules.table
-    features = rules.table.embeddings
+    table, features, scale = rules.table, rules.features, rules.cost_scale
     return {
         "format": FORMAT,
         "algorithm": algorithm,
@@ -104,9 +101,9 @@ def describe_policy(
         "policy_kwargs": policy_kwargs,
         "hide_budget": hide_budget,
         "max_calls": rules.max_calls,
-        "experts": list(rules.table.experts),
-        "mean_cost_usd": rules.mean_cost_usd.tolist(),
-        "price_range_usd": list(rules.price_range_usd),
+        "experts": list(table.experts),
+        "mean_cost_usd": scale.mean_usd.tolist(),
+        "price_range_usd": [scale.low_usd, scale.high_usd],
         "feature_low": float(features.min()),
         "feature_high": float(features.max()),
         "feature_dim": features.shape[1],

@@ -25,7 +25,7 @@ from agents.policies.budget_value import (
     solve_call_sequences,
 )
 from agents.policies.call_value import FORBIDDEN, CallValue, fit_call_value, simulate_calls
-from leeroo_env.dynamics import action_mask, price_range
+from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
 N_PRICES = 24
@@ -165,10 +165,9 @@ def fit_multi_call_budget_value(
     """
     device = table.device
     sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:SAMPLE].to(device)
-    mean_cost_usd = table.mean_cost_usd()
-    low_usd, high_usd = price_range(mean_cost_usd)
+    scale = table.cost_scale()
     low, high = PRICES
-    prices = torch.logspace(math.log10(low), math.log10(high), N_PRICES, device=device) / high_usd
+    prices = torch.logspace(math.log10(low), math.log10(high), N_PRICES, device=device) / scale.high_usd
     chance, cost_usd = estimates[sample].chunk(2, dim=1)
     answer_ids, costs_usd = table.answer_ids[rows[sample]].long(), table.costs_usd[rows[sample]]
     spent_usd, value = [], []
@@ -176,5 +175,5 @@ def fit_multi_call_budget_value(
         asked, stop_values = simulate_calls(call_value, chance, price * cost_usd, answer_ids)
         spent_usd.append((costs_usd.gather(1, asked.clamp(min=0)) * (asked >= 0)).cumsum(dim=1))
         value.append(stop_values)
-    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], mean_cost_usd)
-    return solve_call_sequences(torch.stack(spent_usd), torch.stack(value), ratios, mean_cost_usd, (low_usd, high_usd))
+    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], scale.mean_usd)
+    return solve_call_sequences(torch.stack(spent_usd), torch.stack(value), ratios, scale)

@@ -1,6 +1,6 @@
 """Episodes on the table's device: played, stored and begun again without a word to the host.
 
-T steps of B episodes, H queries an episode, K experts, D embedding, F what a policy makes of an observation.
+T steps of B episodes, H queries an episode, K experts, D features of a query, F what a policy makes of an observation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Rollout:
 
     Attributes:
         state: where the episodes stand.
-        rows: [T, B] int64, the rows of the table that were asked about: embeddings are looked up again in minibatches.
+        rows: [T, B] int64, the rows of the table that were asked about: features are looked up again in minibatches.
         tail: [T, B, ...], the rest of the observations.
         digest: [T, B, F], in place of both what the policy made of them, where it does so once and for all.
         starts: [T + 1, B], 1 where an episode begins with this step.
@@ -32,8 +32,8 @@ class Rollout:
     """
 
     def __init__(self, env: LeerooVectorEnv, steps: int, digest_width: int):
-        self.env, self.steps, self.rules, self.table = env, steps, env.rules, env.rules.table
-        b, device = env.num_envs, self.table.device
+        self.env, self.steps, self.rules = env, steps, env.rules
+        b, device = env.num_envs, env.rules.table.device
         tail = 0 if digest_width else env.state.polled.shape[1] + 2
         self.rows, self.actions = torch.zeros(2, steps, b, dtype=torch.int64, device=device)
         self.tail = torch.zeros(steps, b, tail, device=device)
@@ -79,7 +79,7 @@ class Rollout:
         rows = dynamics.current_rows(state)
         after, outcome = dynamics.step(self.rules, state, actions)
         digests = self.digest.shape[2] > 0
-        parts = (self.digest, seen) if digests else (self.tail, seen[:, self.table.embeddings.shape[1] :])
+        parts = (self.digest, seen) if digests else (self.tail, seen[:, self.rules.features.shape[1] :])
         self._store(parts, (self.rows, rows), (self.actions, actions), (self.rewards, outcome.reward))
         self._store((self.values, values), (self.log_probs, log_probs))
         self._at += 1
@@ -137,7 +137,7 @@ class Rollout:
             if self.digest.shape[2]
             else torch.cat(
                 [
-                    self.table.embeddings.index_select(0, self.rows.view(-1).index_select(0, places)).float(),
+                    self.rules.features.index_select(0, self.rows.view(-1).index_select(0, places)).float(),
                     self.tail.flatten(0, 1).index_select(0, places),
                 ],
                 dim=1,

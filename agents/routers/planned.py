@@ -25,5 +25,5 @@ class Planned:
         answered, price = self.plan.call_terms(
             cost_usd, remaining_usd.float()[:, None], remaining_queries.float()[:, None]
         )
-        allowed = action_mask(self.plan.mean_cost_usd, remaining_usd)
+        allowed = action_mask(self.plan.cost_scale.mean_usd, remaining_usd)
         return (score * answered - price).masked_fill(~allowed, -torch.inf).argmax(dim=1)

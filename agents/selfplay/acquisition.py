@@ -33,7 +33,8 @@ def choice_variance(estimates: Tensor, plan: BudgetValue, queries: int) -> Tenso
         queries: left in the episode.
     """
     score, cost_usd = estimates.chunk(2, dim=1)
-    low, high = plan.low_usd, plan.low_usd * np.exp(plan.log_range)
+    scale = plan.cost_scale
+    low, high = scale.low_usd, scale.low_usd * np.exp(scale.log_range)
     total = torch.zeros_like(score)
     for budget in np.geomspace(low, high, BUDGETS):
         usd = score.new_full((len(score), 1), float(budget) * queries)
@@ -47,7 +48,8 @@ def acquisition_value(estimates: Tensor, plan: BudgetValue, queries: int) -> Ten
     """How much each answer is worth asking for, [B, K], up to a factor; arguments as of `choice_variance`."""
     score, cost_usd = estimates.chunk(2, dim=1)
     chance = score.clamp(LEAST_CHANCE, 1 - LEAST_CHANCE)
-    cost_usd = cost_usd.maximum(MIN_COST_RATIO * plan.mean_cost_usd).clamp(min=1e-3 * plan.low_usd)  # some are free
+    scale = plan.cost_scale
+    cost_usd = cost_usd.maximum(MIN_COST_RATIO * scale.mean_usd).clamp(min=1e-3 * scale.low_usd)  # some are free
     return (choice_variance(estimates, plan, queries) * chance * (1 - chance) / cost_usd).sqrt()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
-from agents.policies.bid_price import table_of_estimates
+from agents.policies.bid_price import estimate_features
 from agents.policies.io import PolicyRouter, describe_policy, save_policy
 from agents.policies.multi_call import start_from_plan
 from agents.selfplay.context import (
@@ -38,7 +38,7 @@ from agents.training.factory import make_model
 from experts.grading import GRADERS
 from experts.types import Answer, Query
 from leeroo_env import ExpertTable, InputError
-from leeroo_env.dynamics import COST_WEIGHT, budget_grid, make_rules, price_range
+from leeroo_env.dynamics import COST_WEIGHT, budget_grid, make_rules
 from leeroo_env.files import read_json, write_tensors
 from leeroo_env.table import TableInfo
 
@@ -147,11 +147,9 @@ def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> dict[str, Any]
     config, directory = selfplay.config, selfplay.directory(number)
     horizon = min(config.horizon, len(table.rows("val")), len(table.rows("train")))
     predictor = fit_predictor(table, config.seed)
-    mean_cost_usd = float(table.mean_cost_usd().max())
-    played = table_of_estimates(table, table_estimates(table, predictor), mean_cost_usd)
-    rules = make_rules(played, "train", horizon)
-    val_rules = make_rules(played, "val", horizon)
-    priced = replace(val_rules, price_range_usd=price_range(table.mean_cost_usd("val")))
+    features = estimate_features(table_estimates(table, predictor), table.cost_scale())
+    rules, val_rules = (make_rules(table, split, horizon, features=features) for split in ("train", "val"))
+    priced = replace(val_rules, cost_scale=table.cost_scale("val"))
     budgets = read_json(selfplay.directory(0) / "round.json")["budgets_usd"] if number else budget_grid(priced)
     settings = {"algo": "ppo", "n_envs": 0, "horizon": horizon, "cost_weight": COST_WEIGHT, "max_calls": 1}
     model, made = make_model(SimpleNamespace(**settings, hide_budget=False, seed=config.seed), "bid-price", rules)
@@ -161,15 +159,15 @@ def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> dict[str, Any]
     if last is not None:
         weights = {name: x for name, x in last.policy.state_dict().items() if name not in OF_THE_PLAN}
         policy.load_state_dict(policy.state_dict() | weights)
-    description = describe_policy(rules, "ppo", made["policy_kwargs"], "bid-price", table)
+    description = describe_policy(rules, "ppo", made["policy_kwargs"], "bid-price")
 
     def play(router: PolicyRouter) -> Result:
         return evaluate(router, val_rules, budgets, episodes_for(val_rules, VAL_QUERIES), config.seed)
 
     begun = {name: x.clone() for name, x in policy.state_dict().items()}
-    best = play(PolicyRouter(policy, description, played.embeddings))
+    best = play(PolicyRouter(policy, description, features))
     train(model, config.timesteps)
-    trained = play(PolicyRouter(policy, description, played.embeddings))
+    trained = play(PolicyRouter(policy, description, features))
     if better := clearly_above(trained, best):
         best = trained
     else:

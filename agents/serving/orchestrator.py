@@ -51,7 +51,8 @@ class Orchestrator:
         self.encoder: dict[str, Any] = description["encoder"]
         self.embedding_dim: int = description["embedding_dim" if predictor else "feature_dim"]
         self.table_sha256: str = description["table_sha256"]
-        self._router: Any = PolicyRouter(policy, description)
+        router = PolicyRouter(policy, description)
+        self.cost_scale, self._router = router.cost_scale, router
 
     @property
     def max_calls(self) -> int:
@@ -224,7 +225,7 @@ class Orchestrator:
         embeddings = torch.from_numpy(x).to(self.policy.device)
         if self.predictor is None:
             return embeddings
-        return estimate_features(self.predictor.predict(embeddings, texts), self.description["price_range_usd"][1])
+        return estimate_features(self.predictor.predict(embeddings, texts), self.cost_scale)
 
     def _reliability(self, features: Tensor) -> Tensor:
         """[B, K], the estimated probabilities that experts are right; without estimates all 0.5."""
@@ -244,7 +245,7 @@ class Orchestrator:
         """The router for `evaluate` on a table with the same experts, of queries that were not trained on."""
         if self.predictor is None:
             return self._router
-        features = estimate_features(predict_all(self.predictor, table), self._router.price_range_usd[1])
+        features = estimate_features(predict_all(self.predictor, table), self.cost_scale)
         return PolicyRouter(self.policy, self.description, features)
 
     def add_expert(

@@ -39,8 +39,7 @@ class Monitor(BaseCallback):
     def __init__(
         self,
         run_dir: Path,
-        played: Rules,
-        val_rules: Rules,
+        rules: Rules,
         routers: dict[str, Router],
         description: dict[str, Any],
         hyperparameters: dict[str, Any],
@@ -51,8 +50,7 @@ class Monitor(BaseCallback):
         """
         Args:
             run_dir: where to write.
-            played: rules on val, of the table that the agent plays on.
-            val_rules: rules on val, of the table of embeddings, for the other routers.
+            rules: on val.
             routers: by name; the few of `SHOWN` stand beside the agent while it learns.
             description: what `describe_policy` says.
             hyperparameters: what to show as such.
@@ -61,12 +59,12 @@ class Monitor(BaseCallback):
             log_every: steps between two looks at the episodes.
         """
         super().__init__()
-        self.run_dir, self.played, self.val_rules = run_dir, played, val_rules
+        self.run_dir, self.rules = run_dir, rules
         self.routers = {name: router for name, router in routers.items() if name in SHOWN}
         self.description = description
         self.hyperparameters, self.timesteps = hyperparameters, timesteps
         self.eval_every, self.log_every = eval_every, log_every
-        self.budgets_usd = budget_grid(val_rules)
+        self.budgets_usd = budget_grid(rules)
         self.progress: dict[str, Any] = {
             "best": -1.0,
             "best_step": 0,
@@ -144,15 +142,14 @@ class Monitor(BaseCallback):
         left = np.mean([e["left_usd"] / e["budget_usd"] for e in self._episodes])
         self.logger.record("episode/budget_left_share", float(left))
         calls = np.sum([e["calls"] for e in self._episodes], axis=0)
-        for name, share in zip(self.val_rules.table.experts, calls / calls.sum(), strict=True):
+        for name, share in zip(self.rules.table.experts, calls / calls.sum(), strict=True):
             self.logger.record(f"share_of_calls/{name}", float(share))
         self._bar.set_postfix(score=f"{mean['score']:.3f}", refresh=False)
         self._episodes.clear()
 
     def _evaluate(self, last: bool) -> None:
         """Held-out score and spend; the policy is kept if it is the best so far."""
-        router = PolicyRouter(self.model.policy, self.description)
-        result = self._played(router, self.played)
+        result = self._evaluated(PolicyRouter(self.model.policy, self.description, self.rules.features))
         self.progress["evaluated_at"] = self.num_timesteps
         better = self._is_better(result)
         if better:
@@ -164,9 +161,9 @@ class Monitor(BaseCallback):
             self.logger.record(f"held_out/score_at_usd_{budget:.3g}", float(score))
             self.logger.record(f"held_out/spend_at_usd_{budget:.3g}", float(cost))
         if not self._others:
-            self._others = {name: self._played(router, self.val_rules) for name, router in self.routers.items()}
+            self._others = {name: self._evaluated(router) for name, router in self.routers.items()}
         if last or self.progress["evaluations"] % FIGURE_EVERY == 0:
-            figure = draw_curve(self.val_rules, "val", {"agent": result, **self._others})
+            figure = draw_curve(self.rules, "val", {"agent": result, **self._others})
             self.logger.record("held_out/score_over_spend", LoggedFigure(figure, close=False))
         self.progress["evaluations"] += 1
         best = max(self._others, key=lambda name: self._others[name].mean_score)
@@ -175,8 +172,8 @@ class Monitor(BaseCallback):
             f"{best} {self._others[best].mean_score:.4f}"
         )
 
-    def _played(self, router: Router, rules: Rules) -> Result:
-        return evaluate(router, rules, self.budgets_usd, episodes_for(rules, VAL_QUERIES))
+    def _evaluated(self, router: Router) -> Result:
+        return evaluate(router, self.rules, self.budgets_usd, episodes_for(self.rules, VAL_QUERIES))
 
     def _is_better(self, result: Result) -> bool:
         """Whether it is clearly above the kept policy."""
@@ -186,7 +183,7 @@ class Monitor(BaseCallback):
             policy, description = load_policy(self.run_dir / "policy", self.model.device)
             if description.get("step") == self.num_timesteps:
                 return True  # it was stopped after keeping this very policy, before the checkpoint
-            self._kept = self._played(PolicyRouter(policy, description), self.played)
+            self._kept = self._evaluated(PolicyRouter(policy, description, self.rules.features))
         return clearly_above(result, self._kept) and len(np.unique(result.rows)) > 1
 
     def _checkpoint(self) -> None:

@@ -34,13 +34,18 @@ def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, d
         cost_weight=config.cost_weight,
         max_calls=rules.max_calls,
         reliability=rules.reliability,
+        features=rules.features,
     )
     if "n_steps" in settings and "batch_size" in settings:
         settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
     network: Any = dict(algorithm.policy_kwargs)
     if policy == "bid-price":
-        prices = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(rules.price_range_usd)}
-        network = {**prices, "horizon": config.horizon}
+        scale = rules.cost_scale
+        network = {
+            "mean_cost_usd": scale.mean_usd.tolist(),
+            "price_range_usd": [scale.low_usd, scale.high_usd],
+            "horizon": config.horizon,
+        }
         if config.max_calls > 1:
             network["max_calls"] = config.max_calls
     hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}

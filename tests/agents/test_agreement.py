@@ -127,7 +127,7 @@ def test_before_any_call_experts_are_as_good_as_estimated():
 @pytest.mark.parametrize("max_calls", [2, 3, 4])
 def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
     rules = dynamics.make_rules(polled_table(), horizon=5, max_calls=max_calls)
-    state = dynamics.begin(rules, keys(40), torch.full((40,), 1.5 * float(rules.mean_cost_usd.min())))
+    state = dynamics.begin(rules, keys(40), torch.full((40,), 1.5 * float(rules.cost_scale.mean_usd.min())))
     generator = torch.Generator().manual_seed(0)
     for _ in range(8):
         state, _ = dynamics.step(rules, state, torch.randint(K + 1, (40,), generator=generator))

@@ -14,13 +14,14 @@ from agents import Orchestrator
 from agents.evaluation.evaluate import evaluate
 from agents.policies import answer_model, call_value
 from agents.policies.answer_model import Calls
-from agents.policies.bid_price import table_of_estimates
+from agents.policies.bid_price import estimate_features
 from agents.policies.budget_value import solve_call_sequences
 from agents.policies.call_value import FORBIDDEN, CallValue, calls_from_table, fit_call_value, not_asked, simulate_calls
 from agents.policies.io import RENAMED_PREFIXES, PolicyRouter, describe_policy, load_policy, save_policy
 from agents.policies.multi_call import start_from_plan
 from agents.training.config import TrainConfig
 from leeroo_env import ExpertTable, InputError, dynamics
+from leeroo_env.cost_scale import CostScale
 from leeroo_env.files import read_tensors, write_tensors
 from tests.synthetic import DOUBT_COST_USD, RIGHT, doubting_optimum_usd, doubting_table
 
@@ -59,15 +60,15 @@ def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[Poli
     """The agent before it has trained, the rules it is tested by, and what is stored with it."""
     estimates = flat_estimates(table)
     reliability = estimates[:, : len(table.experts)]
-    played = table_of_estimates(table, estimates, float(table.mean_cost_usd().max()))
+    features = estimate_features(estimates, table.cost_scale())
     config = TrainConfig(max_calls=max_calls, horizon=horizon, n_envs=4)
-    rules = dynamics.make_rules(played, "train", horizon, None, 0.02, max_calls, reliability)
+    rules = dynamics.make_rules(table, "train", horizon, None, 0.02, max_calls, reliability, features)
     model, settings = train.make_model(config, "bid-price", rules)
     rows = table.rows("train")
     start_from_plan(model.policy, table, rows, estimates[rows])  # type: ignore[arg-type]
-    description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price", table)
-    test = dynamics.make_rules(played, "test", horizon, reliability=reliability)
-    return PolicyRouter(model.policy, description, played.embeddings), test, description
+    description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price")
+    test = dynamics.make_rules(table, "test", horizon, reliability=reliability, features=features)
+    return PolicyRouter(model.policy, description, features), test, description
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_calls_already_made_are_closed():
 def test_a_plan_of_ways_is_worth_what_they_bring():
     """One way: a call for 1 dollar, worth 0.5, then one for 2, worth 1 altogether. Queries are alike."""
     spent, value = torch.tensor([[[1.0, 3.0]], [[1.0, 1.0]]]), torch.tensor([[[0.5, 1.0]], [[0.5, 0.5]]])
-    plan = solve_call_sequences(spent, value, torch.ones(1, 2), torch.tensor([1.0, 2.0]), (1.0, 2.0))
+    plan = solve_call_sequences(spent, value, torch.ones(1, 2), CostScale(torch.tensor([1.0, 2.0]), 1.0, 2.0))
     for queries, usd, worth in ((1, 0.9, 0.0), (1, 1.5, 0.5), (1, 3.5, 1.0), (2, 3.9, 1.0), (10, 20.0, 7.5)):
         found = float(plan.value_at(torch.tensor(float(queries)), torch.tensor(usd)))
         assert found == pytest.approx(worth, abs=0.06 * queries), (queries, usd)

@@ -12,7 +12,7 @@ import train
 from agents import Orchestrator
 from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
-from agents.policies.bid_price import BidPricePolicy, table_of_estimates
+from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.budget_value import fit_budget_value
 from agents.policies.io import PolicyRouter, describe_policy
 from agents.routers import Planned
@@ -26,8 +26,8 @@ from tests.synthetic import synthetic_table
 
 def policy_for(rules: dynamics.Rules) -> tuple[BidPricePolicy, dict]:
     kwargs = {
-        "mean_cost_usd": rules.mean_cost_usd.tolist(),
-        "price_range_usd": list(rules.price_range_usd),
+        "mean_cost_usd": rules.cost_scale.mean_usd.tolist(),
+        "price_range_usd": [rules.cost_scale.low_usd, rules.cost_scale.high_usd],
         "horizon": rules.horizon,
     }
     return BidPricePolicy(*spaces(rules), lambda _: 1e-3, **kwargs), kwargs
@@ -37,17 +37,16 @@ def started(table: ExpertTable) -> tuple[BidPricePolicy, dict, torch.Tensor]:
     """The untrained policy for a table, its description, and the estimates [N, 2K]."""
     predictor = fit_predictor(table)
     estimates = table_estimates(table, predictor)
-    dearest_usd = dynamics.make_rules(table, horizon=8).price_range_usd[1]
-    rules = dynamics.make_rules(table_of_estimates(table, estimates, dearest_usd), horizon=8)
+    rules = dynamics.make_rules(table, horizon=8, features=estimate_features(estimates, table.cost_scale()))
     policy, kwargs = policy_for(rules)
     policy.start_from(fit_budget_value(table, predictor.rows, predictor.out_of_fold))
-    return policy, describe_policy(rules, "ppo", kwargs, "bid-price", table), estimates
+    return policy, describe_policy(rules, "ppo", kwargs, "bid-price"), estimates
 
 
 def test_the_policy_begins_as_the_plan():
     table = resolve("tiny")
     policy, description, estimates = started(table)
-    features = table_of_estimates(table, estimates, description["price_range_usd"][1]).embeddings
+    features = estimate_features(estimates, table.cost_scale())
     agent, planned = PolicyRouter(policy, description, features), Planned(table, estimates)
     rules = dynamics.make_rules(table, "test", 40)
     budgets = dynamics.budget_grid(rules)
@@ -59,12 +58,12 @@ def test_the_policy_begins_as_the_plan():
 def test_the_value_begins_as_what_the_plan_expects():
     table = synthetic_table()
     policy, description, estimates = started(table)
-    rules = dynamics.make_rules(table_of_estimates(table, estimates, description["price_range_usd"][1]), "test", 64)
+    rules = dynamics.make_rules(table, "test", 64, features=estimate_features(estimates, table.cost_scale()))
     keys = dynamics.episode_keys(torch.zeros(64, dtype=torch.int64), torch.arange(64))
     state = dynamics.begin(rules, keys, torch.full((64,), 4e-4))
     with torch.no_grad():
         expected = policy.predict_values(dynamics.observe(rules, state)).mean()
-    router = PolicyRouter(policy, description, rules.table.embeddings)
+    router = PolicyRouter(policy, description, rules.features)
     played = evaluate(router, rules, [4e-4], 64).score[0] * 64
     assert float(expected) == pytest.approx(played, rel=0.1)
 
@@ -137,7 +136,7 @@ def test_a_new_expert_is_used_where_it_is_good(without_coder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "large"}, "expert large: there is one"),
+        ({"name": "large"}, "expert large: there is already one"),
         ({"embeddings": np.zeros((3, 5))}, r"embeddings are \[3, 5\]"),
         ({"scores": np.full(3, 2.0)}, "scores 0 to 1"),
         ({"scores": np.zeros(4)}, r"must be \[3\]"),

@@ -10,6 +10,7 @@ from agents.policies.budget_value import N_QUERIES, BudgetValue, cost_ratios, fi
 from agents.routers import Planned
 from leeroo_env import dynamics
 from leeroo_env.builtin import resolve
+from leeroo_env.cost_scale import CostScale
 from tests.synthetic import synthetic_optimum, synthetic_table
 
 
@@ -17,7 +18,7 @@ def certain(score: list[float], cost_usd: list[float]) -> BudgetValue:
     """A plan for queries that are all alike, with costs that are known."""
     estimates = torch.tensor([score + cost_usd]).expand(50, -1)
     mean = torch.tensor(cost_usd)
-    return solve_one_call(estimates, torch.ones(1, len(score)), mean, (min(cost_usd), max(cost_usd)))
+    return solve_one_call(estimates, torch.ones(1, len(score)), CostScale(mean, min(cost_usd), max(cost_usd)))
 
 
 def worth(plan: BudgetValue, queries: int, usd: float) -> float:
@@ -66,9 +67,7 @@ def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monke
 
 def test_a_call_that_may_not_fit_counts_for_less():
     plan = certain([0.2, 0.6], [1.0, 9.0])
-    unsure = BudgetValue(
-        plan.value, torch.tensor([[1.0, 0.5], [1.0, 1.5]]), plan.mean_cost_usd, plan.low_usd, plan.log_range
-    )
+    unsure = BudgetValue(plan.value, torch.tensor([[1.0, 0.5], [1.0, 1.5]]), plan.cost_scale)
     answered, _ = unsure.call_terms(torch.tensor([[1.0, 9.0]]), torch.tensor([[10.0]]), torch.tensor([[1.0]]))
     assert answered.tolist() == [[1.0, 0.5]]
 

@@ -28,14 +28,13 @@ from torch.utils._pytree import tree_leaves
 
 import agents.ppo.cuda_graph
 import agents.ppo.ppo
-from agents.policies.bid_price import BidPricePolicy, table_of_estimates
+from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.budget_value import BudgetValue, fit_budget_value
 from agents.policies.multi_call import MultiCallPolicy
 from agents.ppo.ppo import DevicePPO, loss_gradients
 from agents.ppo.storage import Rollout
 from agents.training.checkpoint import restore_checkpoint, save_checkpoint
 from leeroo_env import ExpertTable, InputError, LeerooVectorEnv
-from leeroo_env.dynamics import price_range
 from leeroo_env.sb3 import LeerooSB3VecEnv
 from tests.conftest import random_table
 
@@ -89,15 +88,15 @@ def make(small: ExpertTable, estimates: Tensor, plan: BudgetValue) -> Make:
 
     def made(algorithm: type[PPO], policy: str, device: str = "cpu", **chosen: Any) -> PPO:
         kind, max_calls = POLICIES[policy]
-        table, network = small, {"net_arch": [8]}
+        features, network = None, {"net_arch": [8]}
         if kind != "MlpPolicy":
-            mean_cost_usd = small.mean_cost_usd()
-            prices = price_range(mean_cost_usd)
-            table = table_of_estimates(small, estimates, prices[1])
-            network = {"mean_cost_usd": mean_cost_usd.tolist(), "price_range_usd": list(prices), "horizon": H}
+            scale = small.cost_scale()
+            features = estimate_features(estimates, scale)
+            prices = {"mean_cost_usd": scale.mean_usd.tolist(), "price_range_usd": [scale.low_usd, scale.high_usd]}
+            network = {**prices, "horizon": H}
         if kind is MultiCallPolicy:
             network["max_calls"] = max_calls
-        env = LeerooSB3VecEnv(LeerooVectorEnv(B, table.to(device), horizon=H, max_calls=max_calls))
+        env = LeerooSB3VecEnv(LeerooVectorEnv(B, small.to(device), horizon=H, max_calls=max_calls, features=features))
         chosen = {"n_steps": H, "batch_size": 16, "n_epochs": 2, "learning_rate": 1e-3, "gamma": 0.98} | chosen
         model = algorithm(kind, env, policy_kwargs=network, seed=0, device=device, stats_window_size=1000, **chosen)
         if isinstance(model.policy, BidPricePolicy):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leeroo_env import ExpertTable, InputError, dynamics
+from leeroo_env.cost_scale import CostScale
 from tests.conftest import random_table
 
 
@@ -56,12 +57,12 @@ def test_money_and_time_obey_the_rules(case: dict):
         assert outcome.terminated.all() == (int(after.t[0]) == rules.horizon)
         observation = dynamics.observe(rules, after)
         assert observation.isfinite().all() and observation.shape == (16, 5 + 2)
-        mask = dynamics.action_mask(rules.mean_cost_usd, after.left_usd)
-        fits = rules.mean_cost_usd <= after.left_usd[:, None]
+        mask = dynamics.action_mask(rules.cost_scale.mean_usd, after.left_usd)
+        fits = rules.cost_scale.mean_usd <= after.left_usd[:, None]
         assert mask.any(dim=1).all() and torch.equal(mask | fits, mask) and int((mask & ~fits).sum(dim=1).max()) <= 1
         returns += outcome.reward
     spent = after.budget_usd - after.left_usd
-    delivered = after.score - case["weight"] * spent / float(rules.mean_cost_usd.max())
+    delivered = after.score - case["weight"] * spent / float(rules.cost_scale.mean_usd.max())
     assert torch.allclose(returns.double(), delivered, atol=1e-3), "the return is what was delivered minus what it cost"
     assert torch.equal(after.calls.sum(dim=1), after.t)
 
@@ -119,9 +120,9 @@ def test_budgets_are_log_uniform(table: ExpertTable):
 
 
 def test_budget_features_need_only_dollars_and_queries_left():
-    price_range = (0.001, 0.1)
+    scale = CostScale(torch.tensor([0.001, 0.1]), 0.001, 0.1)
     features = dynamics.budget_features(
-        price_range, torch.tensor([0.064, 6.4, 0.0, 1e9, 0.01]), torch.tensor([64, 64, 3, 1, 1024])
+        scale, torch.tensor([0.064, 6.4, 0.0, 1e9, 0.01]), torch.tensor([64, 64, 3, 1, 1024])
     )
     expected = [[0, 0.6], [1, 0.6], [-1, math.log2(3) / 10], [2, 0], [-1, 1]]
     assert torch.allclose(features, torch.tensor(expected), atol=1e-5)
@@ -140,7 +141,7 @@ def test_free_experts_do_not_break_the_scale():
 
 def test_the_grid_of_a_report(table: ExpertTable):
     rules = dynamics.make_rules(table) if len(table.rows("train")) >= 64 else dynamics.make_rules(table, horizon=4)
-    grid, cost = dynamics.budget_grid(rules), rules.mean_cost_usd
+    grid, cost = dynamics.budget_grid(rules), rules.cost_scale.mean_usd
     assert grid[0] == pytest.approx(1.2 * float(cost.min())) and grid[-1] < float(cost.max())
     ratios = [b / a for a, b in zip(grid, [*grid[1:], float(cost.max())], strict=True)]
     assert ratios == pytest.approx([ratios[0]] * 6)
@@ -148,8 +149,8 @@ def test_the_grid_of_a_report(table: ExpertTable):
 
 def test_prices_are_known_from_the_training_split_only(table: ExpertTable):
     rules = dynamics.make_rules(table, "test", horizon=4)
-    assert torch.equal(rules.mean_cost_usd, table.mean_cost_usd("train"))
-    assert not torch.equal(rules.mean_cost_usd, table.mean_cost_usd("test"))
+    assert torch.equal(rules.cost_scale.mean_usd, table.mean_cost_usd("train"))
+    assert not torch.equal(rules.cost_scale.mean_usd, table.mean_cost_usd("test"))
 
 
 def test_senseless_settings_are_refused(table: ExpertTable):

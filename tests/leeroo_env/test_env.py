@@ -164,7 +164,7 @@ def test_the_end_of_an_episode(table: ExpertTable):
         [0, 6, 0, 0],
         [0, 0, 6, 0],
     ]
-    dearest = float(env.rules.mean_cost_usd.max())
+    dearest = float(env.rules.cost_scale.mean_usd.max())
     np.testing.assert_allclose(rewards, 6 * (episode["score"] - 0.5 * episode["cost_usd"] / dearest), rtol=1e-5)
     np.testing.assert_allclose(
         episode["left_usd"], episode["budget_usd"] - 6 * episode["cost_usd"], rtol=1e-5, atol=1e-9
@@ -185,7 +185,7 @@ def test_the_end_of_an_episode_with_several_calls():
             ended.setdefault(i, {name: value[i] for name, value in infos["episode"].items()} | {"rewards": rewards[i]})
     assert [ended[i]["l"] for i in range(3)] == [12, 18, 18]
     assert [ended[i]["calls"].tolist() for i in range(3)] == [[6, 0, 0, 0], [6, 6, 0, 0], [6, 6, 6, 0]]
-    dearest = float(env.rules.mean_cost_usd.max())
+    dearest = float(env.rules.cost_scale.mean_usd.max())
     for episode in ended.values():
         assert episode["r"] == pytest.approx(episode["rewards"])
         assert episode["r"] == pytest.approx(6 * (episode["score"] - 0.5 * episode["cost_usd"] / dearest), rel=1e-5)

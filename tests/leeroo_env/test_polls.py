@@ -66,7 +66,7 @@ class Desk:
 
     def may(self) -> list[bool]:
         """The mask."""
-        prices = self.rules.mean_cost_usd.tolist()
+        prices = self.rules.cost_scale.mean_usd.tolist()
         allowed = [e not in self.asked and price <= self.left_usd for e, price in enumerate(prices)]
         if not self.asked:
             allowed[int(np.argmin(prices))] = True
@@ -155,7 +155,7 @@ def test_episodes_obey_the_rules(case: dict):
     k, m, horizon, b = case["k"], min(case["m"], case["k"]), case["horizon"], 8
     reliability = torch.from_numpy(rng.integers(0, 5, size=(len(table), k)) / 4)
     rules = dynamics.make_rules(table, "train", horizon, None, case["weight"], m, reliability)
-    budget = torch.full((b,), case["pace"] * float(rules.mean_cost_usd.min()))
+    budget = torch.full((b,), case["pace"] * float(rules.cost_scale.mean_usd.min()))
     state = dynamics.begin(rules, keys(b, case["seed"]), budget)
     desks = [Desk(rules, state, i) for i in range(b)]
     returns = torch.zeros(b, dtype=torch.float64)
@@ -186,7 +186,7 @@ def test_episodes_obey_the_rules(case: dict):
         state = after
     assert outcome.terminated.all(), "a query takes at most M steps"
     spent = state.budget_usd - state.left_usd
-    delivered_less_cost = state.score - case["weight"] * spent / float(rules.mean_cost_usd.max())
+    delivered_less_cost = state.score - case["weight"] * spent / float(rules.cost_scale.mean_usd.max())
     assert torch.allclose(returns, delivered_less_cost, atol=1e-3)
     assert (state.calls.sum(dim=1) <= state.steps).all() and (state.refused <= state.calls.sum(dim=1)).all()
 

@@ -14,7 +14,7 @@ from agents import Orchestrator
 from agents.estimators.ensemble import fit_predictor, reliability_of, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
-from agents.policies.bid_price import table_of_estimates
+from agents.policies.bid_price import estimate_features
 from agents.policies.io import describe_policy, empty_policy
 from agents.policies.multi_call import start_from_plan
 from agents.serving.answer_match import by_normal_form, by_similarity
@@ -25,7 +25,7 @@ from experts.pool import load_pool, make_experts
 from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
-from leeroo_env.dynamics import make_rules, price_range
+from leeroo_env.dynamics import make_rules
 from tests.conftest import KEY
 from tests.experts.collecting import write_pool
 from tests.experts.openai_server import OpenAIServer
@@ -55,12 +55,13 @@ def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24) -
     """A bid-price policy as training begins with it."""
     predictor = fit_predictor(table)
     estimates = table_estimates(table, predictor)
-    prices = price_range(table.mean_cost_usd())
-    played = table_of_estimates(table, estimates, prices[1])
-    rules = make_rules(played, "train", horizon, max_calls=max_calls, reliability=reliability_of(estimates))
-    settings = {"mean_cost_usd": rules.mean_cost_usd.tolist(), "price_range_usd": list(prices), "horizon": horizon}
+    scale = table.cost_scale()
+    calls = {"max_calls": max_calls, "reliability": reliability_of(estimates)}
+    rules = make_rules(table, "train", horizon, **calls, features=estimate_features(estimates, scale))
+    prices = {"mean_cost_usd": scale.mean_usd.tolist(), "price_range_usd": [scale.low_usd, scale.high_usd]}
+    settings = {**prices, "horizon": horizon}
     settings |= {"max_calls": max_calls} if max_calls > 1 else {}
-    description = describe_policy(rules, "ppo", settings, "bid-price", table)
+    description = describe_policy(rules, "ppo", settings, "bid-price")
     policy = empty_policy(description)
     start_from_plan(policy, table, predictor.rows, predictor.out_of_fold)
     policy.set_training_mode(False)
