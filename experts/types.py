@@ -1,4 +1,4 @@
-"""What every backend takes and gives: a batch of queries in, a batch of answers out."""
+"""Defines queries, answers and the interfaces of experts and text encoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Query:
-    """One question. `reference` is what a grader compares with; `split` is "train", "val", "test" or None."""
+    """One question. Graders compare answers with `reference`; `split` is "train", "val", "test" or None."""
 
     query_id: str
     text: str
@@ -22,7 +22,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call gave. Where `error` is set the call failed: the text is empty and the cost is zero."""
+    """The result of one call. If `error` is set the call failed: the text is empty and the cost is zero."""
 
     text: str
     prompt_tokens: int
@@ -33,12 +33,12 @@ class Answer:
 
 
 class Expert(Protocol):
-    """A model that can be asked. Safe to call from several threads."""
+    """A model that answers queries. Safe to call from several threads."""
 
     name: str
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Asks a batch and returns its answers in the same order. A failed call is an Answer with `error`."""
+        """The answers to a batch, in the same order. A failed call gives an answer with `error`."""
         ...
 
 

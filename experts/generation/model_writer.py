@@ -71,13 +71,13 @@ class ModelWriter:
         prompts = [self._prompt(size, chosen, rng) for size, chosen in zip(sizes, domains, strict=True)]
         replies = self._expert.answer([Query(text_id(prompt), prompt) for prompt in prompts]) if prompts else []
         written = Written(cost_usd=math.fsum(reply.cost_usd for reply in replies))
-        seen = {normal_question(seed.text) for seed in self._seeds}
+        forms = {normal_question(seed.text) for seed in self._seeds}
         for size, chosen, reply in zip(sizes, domains, replies, strict=True):
             reason = "no money" if reply.error == NOT_ASKED else "call failed"
             items, dropped = parse_questions(reply.text) if not reply.error else ([], Counter({reason: 1}))
             written.dropped += dropped + Counter({"more than asked": len(items[size:])})
             for item in items[:size]:
-                add_new(written, Query(text_id(item.question), item.question, chosen), seen)
+                add_new(written, Query(text_id(item.question), item.question, chosen), forms)
         return written
 
     def _prompt(self, n: int, domain: str, rng: np.random.Generator) -> str:

@@ -32,12 +32,12 @@ class Limits:
     Attributes:
         reserved: between a new query and one of val or test.
         reserved_same: the same, if both contain the same numbers and names, and at least one.
-        seen: between a new query and any other, if both contain the same numbers and names, or none.
+        known: between a new query and any other, if both contain the same numbers and names, or none.
     """
 
     reserved: float = 0.95
     reserved_same: float = 0.7
-    seen: float = 0.95
+    known: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Filtered:
 
 
 class NoveltyFilter:
-    """Keeps the queries that are similar neither to val or test nor to any query seen before.
+    """Keeps the queries that are similar neither to val or test nor to any known query.
 
     Args:
         encoder: embeds the texts.
         reserved: the texts of val and test.
-        seen: the existing training texts; the filter adds each query that it keeps.
+        known: the existing training texts; the filter adds each query that it keeps.
         limits: see `Limits`.
 
     Raises:
@@ -63,11 +63,11 @@ class NoveltyFilter:
     """
 
     def __init__(
-        self, encoder: TextEncoder, reserved: Sequence[str], seen: Sequence[str] = (), limits: Limits | None = None
+        self, encoder: TextEncoder, reserved: Sequence[str], known: Sequence[str] = (), limits: Limits | None = None
     ) -> None:
         self._encoder, self._limits = encoder, limits or Limits()
         self._mark_ids: dict[tuple[str, ...], int] = {(): 0}
-        self._reserved, self._seen = self._prepare(reserved), self._prepare(seen)
+        self._reserved, self._known = self._prepare(reserved), self._prepare(known)
 
     def filter(self, queries: Sequence[Query]) -> Filtered:
         """Drops queries as "reserved" or "seen" (equal `normal_question`), "close to reserved" or "close to seen".
@@ -79,28 +79,28 @@ class NoveltyFilter:
         for start in range(0, len(queries), FILTER_BLOCK):
             reasons = self._reasons(new.rows(range(start, min(start + FILTER_BLOCK, len(queries)))))
             new_rows = [start + i for i, reason in enumerate(reasons) if not reason]
-            self._seen = self._seen.joined(new.rows(new_rows))
+            self._known = self._known.joined(new.rows(new_rows))
             kept += new_rows
             dropped.update(reason for reason in reasons if reason)
         return Filtered([queries[i] for i in kept], new.vectors[kept], dropped)
 
     def _reasons(self, new: _Texts) -> list[str]:
         """The reason for dropping each text of a block; empty if it is kept."""
-        reserved, seen = set(self._reserved.forms), set(self._seen.forms)
-        near_reserved, near_new = self._near_reserved(new), self._near_seen(new, new)
-        near_seen = np.asarray(self._near_seen(new, self._seen).any(axis=1))
+        reserved, known = set(self._reserved.forms), set(self._known.forms)
+        near_reserved, near_new = self._near_reserved(new), self._near_known(new, new)
+        near_known = np.asarray(self._near_known(new, self._known).any(axis=1))
         reasons: list[str] = []
         for i, form in enumerate(new.forms):
             checks = {
                 "reserved": form in reserved,
                 "close to reserved": near_reserved[i],
-                "seen": form in seen,
-                "close to seen": near_seen[i],
+                "seen": form in known,
+                "close to seen": near_known[i],
             }
             reasons.append(next((reason for reason, holds in checks.items() if holds), ""))
             if not reasons[-1]:
-                seen.add(form)
-                near_seen |= near_new[:, i]
+                known.add(form)
+                near_known |= near_new[:, i]
         return reasons
 
     def _near_reserved(self, new: _Texts) -> np.ndarray:
@@ -109,9 +109,9 @@ class NoveltyFilter:
         same = (new.marks[:, None] == self._reserved.marks) & (new.marks[:, None] != 0)
         return ((similar >= self._limits.reserved) | (same & (similar >= self._limits.reserved_same))).any(axis=1)
 
-    def _near_seen(self, new: _Texts, old: _Texts) -> np.ndarray:
+    def _near_known(self, new: _Texts, old: _Texts) -> np.ndarray:
         """Whether each new text is too similar to each old one, [n, m] bool."""
-        return (new.vectors @ old.vectors.T >= self._limits.seen) & (new.marks[:, None] == old.marks)
+        return (new.vectors @ old.vectors.T >= self._limits.known) & (new.marks[:, None] == old.marks)
 
     def _prepare(self, texts: Sequence[str]) -> _Texts:
         vectors = np.asarray(self._encoder.encode(list(texts)), np.float32)

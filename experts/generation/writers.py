@@ -70,15 +70,15 @@ class TaskWriter:
 
     def write(self, n: int, domain: str | None, rng: np.random.Generator) -> Written:
         """As `Writer.write`; "used up" counts questions that a family with few texts could not supply."""
-        written, seen, used_up = Written(), set[str](), set[str]()
+        written, texts, used_up = Written(), set[str](), set[str]()
         for chosen in draw_domains(self, n, domain, rng):
             if chosen not in used_up:
                 try:
-                    task = draw(rng, [chosen], held_out=True, seen=seen, difficulties=self.difficulties)
+                    task = draw(rng, [chosen], held_out=True, exclude=texts, difficulties=self.difficulties)
                 except ValueError:
                     used_up.add(chosen)
                 else:
-                    seen.add(task.text)
+                    texts.add(task.text)
                     written.queries.append(Query(text_id(task.text), task.text, chosen, task.reference))
             written.dropped.update(["used up"] if chosen in used_up else [])
         return written
@@ -107,14 +107,14 @@ class GymWriter:
 
     def write(self, n: int, domain: str | None, rng: np.random.Generator) -> Written:
         """As `Writer.write`; of n draws, those "repeated" and with "no answer" are dropped."""
-        written, seen = Written(), set[str]()
+        written, forms = Written(), set[str]()
         for chosen in draw_domains(self, n, domain, rng):
             task = self._task(chosen, int(rng.integers(GYM_LEVELS)), int(rng.integers(2**31)))
             text, reference = task["question"].strip(), task["answer"]
             if not isinstance(reference, str) or not reference.strip():
                 written.dropped["no answer"] += 1
             else:
-                add_new(written, Query(text_id(text), text, chosen, reference.strip()), seen)
+                add_new(written, Query(text_id(text), text, chosen, reference.strip()), forms)
         return written
 
     def _task(self, name: str, level: int, seed: int) -> dict[str, Any]:
@@ -142,11 +142,11 @@ def draw_domains(writer: Writer, n: int, domain: str | None, rng: np.random.Gene
     return [writer.domains[i] for i in rng.integers(len(writer.domains), size=max(n, 0))]
 
 
-def add_new(written: Written, query: Query, seen: set[str]) -> None:
-    """Adds a query unless its text, up to case and spacing, is in `seen`."""
+def add_new(written: Written, query: Query, forms: set[str]) -> None:
+    """Adds a query unless the normal form of its text is in `forms`."""
     form = normal_question(query.text)
-    if form in seen:
+    if form in forms:
         written.dropped["repeated"] += 1
     else:
-        seen.add(form)
+        forms.add(form)
         written.queries.append(query)

@@ -51,9 +51,9 @@ def import_mmlu_pro(
             raise InputError(f"{prices}: {name!r} has no results in {directory}{hint}")
     collected = Imported()
     for name, info in infos.items():
-        seen: set[str] = set()
+        ids: set[str] = set()
         for where, record in _records(found[name]):
-            _add_mmlu_pro(collected, info, where, record, seen, outputs)
+            _add_mmlu_pro(collected, info, where, record, ids, outputs)
     collected.leave_out("models without a price", len(found.keys() - infos.keys()))
     order = sorted(collected.queries, key=lambda query_id: (len(query_id), query_id))
     description = (
@@ -137,16 +137,14 @@ def _json_contents(path: Path) -> Iterator[tuple[str, bytes]]:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def _add_mmlu_pro(
-    collected: Imported, info: ExpertInfo, where: str, record: Any, seen: set[str], outputs: bool
-) -> None:
+def _add_mmlu_pro(collected: Imported, info: ExpertInfo, where: str, record: Any, ids: set[str], outputs: bool) -> None:
     query = _mmlu_pro_query(where, record)
     known = collected.queries.setdefault(query.query_id, query)
     if (known.text, known.reference) != (query.text, query.reference):
         return collected.leave_out("answers to another wording of a question")
-    if query.query_id in seen:
+    if query.query_id in ids:
         return collected.leave_out("repeated answers")
-    seen.add(query.query_id)
+    ids.add(query.query_id)
     generated = next((record[name] for name in OUTPUT_FIELDS if record.get(name)), None)
     generated = generated[0] if isinstance(generated, list) else generated
     if not isinstance(generated, str):

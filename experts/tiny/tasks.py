@@ -1,9 +1,9 @@
-"""Questions whose answers can be computed: what the tiny language models are trained and examined on.
+"""Generates questions with computed answers, on which the tiny language models are trained and tested.
 
-A family turns a generator of random numbers and a difficulty into a short English question and its one right answer.
-Both the family and the difficulty show in the text, so a router can read them there.
+A family maps a random generator and a difficulty to a short English question and its only right answer. Family and
+difficulty can be read from the text, so a router can learn them.
 
-    python -m experts.tiny.tasks --out questions.jsonl      # 6,000 held-out questions, for experts.collect.pipeline
+    python -m experts.tiny.tasks --out questions.jsonl      # 6,000 held-out questions, for experts.collect
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from leeroo_env.files import write_text
+
 DIFFICULTIES = (1, 2, 3, 4, 5)
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MAX_REDRAWS = 1000
@@ -25,7 +27,7 @@ MAX_REDRAWS = 1000
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its right answer; `domain` is the family that wrote it."""
+    """One question with its right answer; `domain` is its family."""
 
     query_id: str
     text: str
@@ -35,10 +37,9 @@ class Question:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a question belongs to examinations (a quarter of all texts) and is never trained on.
+    """Whether a question is a test question (a quarter of all texts), on which no model is trained.
 
-    This is the only place that decides it. The text alone decides, so no seed, family or order of calls can make the
-    two overlap.
+    It depends on the text alone, so training and test questions cannot overlap for any seed, family or order of calls.
     """
     return sha256(text.encode()).digest()[0] < 64
 
@@ -48,7 +49,7 @@ def _phrase(rng: np.random.Generator, *phrasings: str) -> str:
 
 
 def _number(rng: np.random.Generator, digits: int) -> int:
-    """A number of exactly that many digits, without a leading zero."""
+    """A number with exactly this many digits, without a leading zero."""
     return int(rng.integers(10 ** (digits - 1), 10**digits))
 
 
@@ -122,19 +123,22 @@ def draw(
     rng: np.random.Generator,
     families: Sequence[str],
     held_out: bool,
-    seen: AbstractSet[str] = frozenset(),
+    exclude: AbstractSet[str] = frozenset(),
     difficulties: Sequence[int] = DIFFICULTIES,
 ) -> Question:
-    """A question of a random family and difficulty on one side of `is_held_out` whose text is not in `seen`.
+    """A question of a random family and difficulty, held out or not, whose text is not in `exclude`.
 
-    The easiest difficulties have few texts; when one is used up, another difficulty of the same family takes its place.
+    The easiest difficulties have few texts; if one is used up, another difficulty of the same family replaces it.
+
+    Raises:
+        ValueError: the family has no texts left.
     """
     domain = families[int(rng.integers(len(families)))]
     for _ in range(MAX_REDRAWS):
         difficulty = difficulties[int(rng.integers(len(difficulties)))]
         for _ in range(20):
             text, reference = FAMILIES[domain](rng, difficulty)
-            if is_held_out(text) == held_out and text not in seen:
+            if is_held_out(text) == held_out and text not in exclude:
                 query_id = f"{domain}-{sha256(text.encode()).hexdigest()[:16]}"
                 return Question(query_id, text, domain, reference, difficulty)
     raise ValueError(f"family {domain!r} has no text left after {20 * MAX_REDRAWS} draws; ask for fewer questions")
@@ -147,16 +151,16 @@ def generate(
     exclude: AbstractSet[str] = frozenset(),
     held_out: bool = True,
 ) -> list[Question]:
-    """n questions, no text twice and none of `exclude`; the same arguments give the same questions.
+    """n questions with distinct texts, none of them in `exclude`; equal arguments give equal questions.
 
-    They are examination questions unless `held_out` is False.
+    They are test questions unless `held_out` is False.
     """
     rng = np.random.default_rng(seed)
-    seen = set(exclude)
+    used = set(exclude)
     questions = []
     for _ in range(n):
-        question = draw(rng, families or tuple(FAMILIES), held_out, seen)
-        seen.add(question.text)
+        question = draw(rng, families or tuple(FAMILIES), held_out, used)
+        used.add(question.text)
         questions.append(question)
     return questions
 
@@ -166,14 +170,12 @@ def write_questions(out: Path, n: int = 6000, seed: int = 0) -> None:
 
     Args:
         out: the file.
-        n: how many.
-        seed: decides which.
+        n: number of questions.
+        seed: seed of the random generator.
     """
     fields = ("query_id", "text", "domain", "reference")
     lines = [json.dumps({name: getattr(question, name) for name in fields}) for question in generate(n, seed)]
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.replace(out)
+    write_text(out, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ MAX_ANSWER_TOKENS = 16
 
 @dataclass(frozen=True)
 class Model:
-    """Shape, subjects and schooling of one language model."""
+    """Architecture, families of questions and training length of one language model."""
 
     hidden_size: int
     layers: int
@@ -55,34 +55,34 @@ MODELS: dict[str, Model] = {
 
 @dataclass
 class Config:
-    """Everything that decides a training run; the same configuration gives the same weights on the same machine."""
+    """The settings of a training run; equal settings give equal weights on the same machine."""
 
     name: str
-    """which of MODELS to train"""
+    """the model of MODELS to train"""
     out: Path = WEIGHTS
     """the model is written to the directory OUT/NAME"""
     seed: int = 0
-    """of the first weights and of the questions"""
+    """seed of the initial weights and of the questions"""
     steps: int | None = None
-    """optimiser steps, where they should differ from the model's own"""
+    """optimiser steps, by default those of the model"""
     batch_size: int = 64
-    """questions an optimiser step"""
+    """questions per optimiser step"""
     micro_batches: int = 2
-    """parts of a batch, grouped by length so that little is padded"""
+    """parts of a batch, grouped by length to save padding"""
     curriculum: float = 0.5
-    """share of the steps in which the hardest difficulty drawn rises from the lowest to the highest"""
+    """fraction of the steps in which the hardest difficulty rises from the lowest to the highest"""
     warmup: float = 0.05
-    """share of the steps in which the learning rate rises; afterwards it falls along a cosine"""
+    """fraction of the steps in which the learning rate rises; then it follows a cosine to zero"""
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     threads: int = 1
-    """of torch; several are slower than one where other programs compute"""
+    """torch threads; several are slower than one on a busy machine"""
     exam_questions: int = 900
-    """held-out questions asked at the end"""
+    """test questions at the end"""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a printable ASCII character; a beginning-of-text token before every text, padding on the left."""
+    """One token per printable ASCII character; a beginning-of-text token before each text, padding on the left."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -103,7 +103,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(spec: Model, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with fresh random weights."""
+    """A Llama model with random weights."""
     heads = spec.hidden_size // HEAD_SIZE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -132,7 +132,7 @@ def build_model(spec: Model, tokenizer: PreTrainedTokenizerFast) -> LlamaForCaus
 
 
 def prompt(text: str) -> str:
-    """What a tiny model reads; it writes the answer behind it, then its end-of-text token."""
+    """The prompt of a question; a tiny model continues with the answer and the end-of-text token."""
     return f"{text}\n"
 
 
@@ -155,10 +155,10 @@ def encode(questions: Sequence[Question], token_ids: dict[str, int]) -> tuple[Te
 def draw_batch(
     rng: np.random.Generator, spec: Model, config: Config, progress: float, token_ids: dict[str, int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """A batch of training questions in parts of similar length, each inputs and targets [N, T].
+    """A batch of training questions in parts of similar length, each with inputs and targets [N, T].
 
-    `progress` is the share of the training that is done; short questions come first because copying and carrying are
-    found much sooner on them.
+    `progress` is the fraction of training that is done. Easy questions come first (a curriculum), because copying and
+    carrying are learned much faster on short ones.
     """
     hardest = min(len(DIFFICULTIES), 1 + int(len(DIFFICULTIES) * progress / config.curriculum))
     difficulties = DIFFICULTIES[:hardest]
@@ -178,7 +178,7 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
 def build_optimizers(model: LlamaForCausalLM, learning_rate: float, weight_decay: float) -> list[Optimizer]:
     """Muon for the matrices of the layers, AdamW for the embedding and the gains of the normalisations.
 
-    In the same number of steps Muon gets further here than AdamW alone, and steps are what a CPU is short of.
+    In the same number of steps Muon reaches a lower loss here than AdamW alone.
     """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     gains = [p for p in model.parameters() if p.ndim == 1]
@@ -242,7 +242,7 @@ def answer(
 
 
 def accuracies(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
-    """Share of exactly right answers: of all questions under "all", then of every family."""
+    """Fraction of exactly right answers: of all questions under "all", then of each family."""
     right = defaultdict(list)
     for question, given in zip(questions, answers, strict=True):
         for key in ("all", question.domain):
@@ -251,15 +251,15 @@ def accuracies(questions: Sequence[Question], answers: Sequence[str]) -> dict[st
 
 
 def update_json(path: Path, changes: dict) -> None:
-    """Sets some keys of a JSON file, which need not exist yet."""
+    """Sets keys of a JSON file, which is created if necessary."""
     content = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(content | changes, indent=2) + "\n")
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict, directory: Path) -> None:
-    """Writes the model directory beside its place and renames it, so that no half-written model is ever found.
+    """Writes the model directory under a temporary name and renames it, so that it is complete or absent.
 
-    Weights are stored in half precision to stay small, and loaded into the single precision the configuration names.
+    Weights are stored in half precision to save space and loaded in single precision, as the configuration says.
     """
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
     tokenizer.save_pretrained(temporary)
@@ -267,7 +267,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: di
     model.float()
     (temporary / "model.safetensors").chmod(0o644)
     update_json(temporary / "config.json", {"dtype": "float32"})
-    # The name that transformers knows before and since version 5
+    # This name works before and since version 5 of transformers
     update_json(temporary / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     update_json(temporary / "training.json", record)
     shutil.rmtree(directory, ignore_errors=True)
@@ -275,7 +275,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: di
 
 
 def main(config: Config) -> None:
-    """Trains, examines and saves one model."""
+    """Trains, tests and saves one model."""
     start = time.perf_counter()
     model, tokenizer, losses = train(config)
     seconds = time.perf_counter() - start
@@ -290,8 +290,8 @@ def main(config: Config) -> None:
         "model": asdict(MODELS[config.name]),
     }
     model.half().float()
-    exam = generate(config.exam_questions, seed=config.seed)
-    record["accuracy"] = accuracies(exam, answer(model, tokenizer, [q.text for q in exam]))
+    questions = generate(config.exam_questions, seed=config.seed)
+    record["accuracy"] = accuracies(questions, answer(model, tokenizer, [q.text for q in questions]))
     save(model, tokenizer, record, config.out / config.name)
     print(json.dumps(record, indent=2))
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from experts import encoder as encoder_module
-from experts.encoder import Encoder, default_cache_dir
+from experts.embedding_cache import default_cache_dir
+from experts.encoder import Encoder
 from leeroo_env.errors import InputError
 from tests.experts.tiny_bert import make_tiny_bert
 
@@ -110,7 +111,7 @@ def test_nothing_is_computed_twice(tiny: Path, tmp_path: Path, monkeypatch: pyte
         encoder_module, "_embed", lambda n, batch, p: computed.append(len(batch["input_ids"])) or original(n, batch, p)
     )
     first = Encoder(str(tiny), cache_dir=tmp_path).encode(TEXTS[:5])
-    assert sum(computed) == 4, "the text that is there twice is computed once"
+    assert sum(computed) == 4, "the repeated text is computed once"
     second = Encoder(str(tiny), cache_dir=tmp_path)
     np.testing.assert_array_equal(second.encode(TEXTS[4::-1]), first[::-1])
     assert sum(computed) == 4 and "_loaded" not in vars(second), "what is cached needs no network in memory"

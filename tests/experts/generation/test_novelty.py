@@ -29,7 +29,7 @@ def asked(*texts: str) -> list[Query]:
 
 def test_each_reason_is_counted():
     """Protects: what is dropped and why, against val and test, against known texts, and within a batch."""
-    novelty = NoveltyFilter(LetterEncoder(), ["What is 12 + 47?"], ["Who wrote Faust?"], Limits(seen=0.99))
+    novelty = NoveltyFilter(LetterEncoder(), ["What is 12 + 47?"], ["Who wrote Faust?"], Limits(known=0.99))
     texts = {
         "what is 12+47": "reserved",
         "What is 47 + 12 ?": "close to reserved",
@@ -50,7 +50,7 @@ def test_each_reason_is_counted():
 
 def test_twins_of_a_template_pass_unless_val_or_test_has_one():
     """Protects: a template's questions differ in their numbers, and a plain threshold would let one of them through."""
-    novelty = NoveltyFilter(LetterEncoder(), ["Sort the digits 8652 for Ann."], limits=Limits(seen=0.5))
+    novelty = NoveltyFilter(LetterEncoder(), ["Sort the digits 8652 for Ann."], limits=Limits(known=0.5))
     kept = novelty.filter(asked("Which is more, 1 or 2?", "Which is more, 1 or 3?", "Which is more, 2 or 1?")).queries
     assert [query.text for query in kept] == ["Which is more, 1 or 2?", "Which is more, 1 or 3?"]
     assert novelty.filter(asked("Please put 8652 in order for Ann.")).dropped == {"close to reserved": 1}
