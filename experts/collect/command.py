@@ -115,6 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
 
     def work() -> int:
-        return run(tyro.cli(Config, description=__doc__, args=arguments))
+        return run(tyro.cli(Config, prog="python -m experts.collect", description=__doc__, args=arguments))
 
     return exit_code(work, "the answers so far are kept, run again to continue")

@@ -1,4 +1,4 @@
-"""What the tests of the collector run, in this process or in one that is going to be killed."""
+"""Runs the collector for tests, in this process or in one that will be killed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class HashEncoder:
 
 
 def make_queries(n: int) -> list[Query]:
-    """`alpha` answers letters backwards: every third reference is what it will say."""
+    """Queries of which `alpha`, which answers with the letters reversed, gets every third right."""
     texts = [f"question {i}" for i in range(n)]
     references = [text[::-1] if i % 3 == 0 else "something else" for i, text in enumerate(texts)]
     return [Query(f"q{i}", texts[i], "words", references[i]) for i in range(n)]
 
 
 def write_pool(directory: Path, names: Sequence[str] = ("alpha", "beta"), extra: str = "") -> Path:
-    """Remote experts that are told apart by their prompts."""
+    """A pool.yaml of remote experts that differ in their prompts."""
     text = "experts:\n"
     for name in names:
         prompt = '"{text}"' if name == "alpha" else f'"{name}: {{text}}"'
@@ -55,20 +55,20 @@ def run(pool: Path, out: Path, queries: Sequence[Query], **options) -> Collected
 
 
 def run_in_process(pool: Path, out: Path, queries: Sequence[Query], url: str, key: str) -> None:
-    """The same as the target of a process of its own."""
+    """The same as the target of a process."""
     os.environ |= {"TEST_URL": url, "TEST_KEY": key}
     run(pool, out, queries)
 
 
 def hold_store(directory: Path, pipe: Connection) -> None:
-    """Keeps a store open until told to let go; the target of a process of its own."""
+    """Keeps a store open until a message arrives; the target of a process."""
     with open_store(directory):
         pipe.send("open")
         pipe.recv()
 
 
 def processes() -> multiprocessing.context.ForkServerContext:
-    """Starts processes that need no imports of their own."""
+    """A context whose processes start with everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "pandas", "openai.resources.chat", "experts.collect.pipeline"])
     return context

@@ -1,4 +1,4 @@
-"""A server on loopback that speaks OpenAI's protocol, answers by rule, counts, and misbehaves when told to."""
+"""A server on loopback with OpenAI's API that answers by rule, counts requests, and fails on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# What the server does with a request: a status to refuse it with, or "ok", "hang", "empty", "no usage" or "echo key".
+# The server's reaction to a request: a status to refuse it with, or "ok", "hang", "empty", "no usage" or "echo key".
 Behaviour = Callable[[str, int], int | str]
 
 
@@ -20,7 +20,7 @@ def reply_to(prompt: str) -> str:
 
 
 def tokens(text: str) -> int:
-    """Tokens as this server counts them: one a word."""
+    """The number of tokens as this server counts them: one per word."""
     return len(text.split())
 
 
@@ -28,12 +28,12 @@ class OpenAIServer:
     """Use as a context manager; `url` is its address.
 
     Attributes:
-        requests: how often each prompt came.
+        requests: how often each prompt was sent.
         bodies: every request's body.
-        most_at_once: the most requests that were under way at the same time.
-        behaviour: called with the prompt and how often it has come by now, from 1.
-        reply: what it answers to a prompt.
-        delay_s: how long each answer takes.
+        most_at_once: the largest number of simultaneous requests.
+        behaviour: called with the prompt and its number of requests so far, from 1.
+        reply: the function from a prompt to the answer.
+        delay_s: seconds that each answer takes.
     """
 
     def __init__(self, behaviour: Behaviour = lambda prompt, time: "ok", delay_s: float = 0.0) -> None:
@@ -109,12 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "echo key":
             self._send(400, {"error": {"message": f"bad header {self.headers['Authorization']}"}})
         elif isinstance(what, int):
-            self._send(what, {"error": {"message": f"told to answer {what}"}})
+            self._send(what, {"error": {"message": f"refused with {what}"}})
         else:
             self._send(200, self._completion(what, body, prompt))
 
     def _completion(self, what: str, body: dict, prompt: str) -> dict:
-        limit = body.get("max_tokens", body.get("max_completion_tokens"))
+        limit: int = body["max_tokens"] if "max_tokens" in body else body["max_completion_tokens"]
         text = self.owner.reply(prompt)
         text = text if tokens(text) <= limit else " ".join(text.split()[:limit])
         usage = {"prompt_tokens": tokens(prompt), "completion_tokens": tokens(text)}

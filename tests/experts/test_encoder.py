@@ -105,11 +105,14 @@ def test_other_poolings_are_refused(tiny: Path, tmp_path: Path):
 
 
 def test_nothing_is_computed_twice(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    computed = []
+    computed: list[int] = []
     original = encoder_module._embed
-    monkeypatch.setattr(
-        encoder_module, "_embed", lambda n, batch, p: computed.append(len(batch["input_ids"])) or original(n, batch, p)
-    )
+
+    def embed(network, batch, pooling):
+        computed.append(len(batch["input_ids"]))
+        return original(network, batch, pooling)
+
+    monkeypatch.setattr(encoder_module, "_embed", embed)
     first = Encoder(str(tiny), cache_dir=tmp_path).encode(TEXTS[:5])
     assert sum(computed) == 4, "the repeated text is computed once"
     second = Encoder(str(tiny), cache_dir=tmp_path)

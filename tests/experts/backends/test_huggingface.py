@@ -56,7 +56,9 @@ def one_by_one(directory, prompt: str, max_tokens: int) -> tuple[str, int, int]:
             ids = torch.cat([ids, token.view(1, 1)], dim=1)
             if token == tokenizer.eos_token_id:
                 break
-    return tokenizer.decode(ids[0, length:], skip_special_tokens=True), length, ids.shape[1] - length
+    text = tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text, length, ids.shape[1] - length
 
 
 def test_batches_equal_one_by_one(model):

@@ -99,7 +99,7 @@ def test_ctrl_c_on_a_terminal_keeps_the_answers(server, tmp_path):
     assert b"interrupted; the answers so far are kept" in shown and b"Traceback" not in shown
     assert b"answers/s" in shown and b"$0." in shown and b"s left" in shown
     recorded = Counter(row["query_id"] + row["expert"] for row in read_parts(tmp_path / "table.parts").to_pylist())
-    assert len(recorded) == server.requests.total() < 60  # every call that was made came back and was kept
+    assert len(recorded) == server.requests.total() < 60  # every call returned and is stored
     assert not (tmp_path / "table").exists()
 
 

@@ -1,4 +1,4 @@
-"""Asking goes on where only some queries cannot be answered, and ends where nothing can."""
+"""Asking continues if some queries cannot be answered, and stops if none can."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,12 +13,12 @@ from experts.data.queries import load_queries, text_id
 from experts.types import Query
 from leeroo_env.errors import InputError
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"query_id": "a", "text": "1 + 1?", "domain": "sums", "reference": "2", "split": "train"},
     {"query_id": "b", "text": "2 + 2?\nExactly.", "domain": "", "reference": "4", "split": "test"},
     {"query_id": "c", "text": 'say "hi", twice', "domain": "words", "reference": "hi hi", "split": None},
 ]
-MMLU = [
+MMLU: list[dict[str, Any]] = [
     {"question": "Which?", "subject": "law", "choices": ["w", "x", "y", "z"], "answer": 0},
     {"question": "Who?", "subject": "law", "choices": ["k", "l", "m", "n"], "answer": 3},
     {"question": "Which?", "subject": "law", "choices": ["w", "x", "y", "z"], "answer": 0},

@@ -50,7 +50,7 @@ def test_weights_of_each_query():
 
 
 def test_a_teacher_decides_alone():
-    """Protects: its answer stands against the majority, with the share that shows it; without one there is none."""
+    """Protects: its answer counts against the majority, with the share that shows it; else there is no reference."""
     taught = consensus_references(QUESTIONS, ANSWERS, "number", teacher="c", weights={"c": 1})
     assert [q.reference for q in taught.queries] == ["5", "2", "3", "8"]
     assert taught.shares.tolist() == [pytest.approx(1 / 3), 0.5, 0.25, 1.0] and taught.dropped == {"no answers": 1}

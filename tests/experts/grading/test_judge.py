@@ -17,11 +17,12 @@ class ScriptedJudge:
     name = "scripted"
 
     def __init__(self, reply: Callable[[str, str], str], error: str | None = None):
-        self.reply, self.error, self.prompts = reply, error, []
+        self.reply, self.error = reply, error
+        self.prompts: list[str] = []
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         self.prompts += [query.text for query in queries]
-        codes = [re.search(r"VERDICT-(\w+)", query.text)[1] for query in queries]
+        codes = [re.findall(r"VERDICT-(\w+)", query.text)[0] for query in queries]
         texts = ["" if self.error else self.reply(q.text, c) for q, c in zip(queries, codes, strict=True)]
         return [Answer(text, 10, 5, 0.25, 0.1, self.error) for text in texts]
 
@@ -59,7 +60,7 @@ def test_a_judge_says_right_and_wrong_and_what_it_cost():
 def test_an_unclear_verdict_is_an_error_that_still_costs(reply: str):
     found = judge(ScriptedJudge(lambda _, code: reply.replace("{code}", code)))("it is 7", Query("q", "3 + 4?"))
     assert (found.score, found.answer, found.cost_usd) == (0, None, 0.25)
-    assert "no clear verdict" in found.error
+    assert found.error is not None and "no clear verdict" in found.error
 
 
 def test_a_failed_judge_is_an_error():

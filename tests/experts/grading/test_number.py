@@ -44,7 +44,7 @@ def test_number_forms_mean_the_same(value: Decimal, form: int):
     assert found == GRADERS["number"](str(value), Query("q", "t", "", str(value)))
     assert found.score == 1
     assert found.answer is not None and Fraction(found.answer) == Fraction(value)
-    assert grade("number", FORMS[form](value), str(value + max(1, abs(value) / 1000))).score == 0
+    assert grade("number", FORMS[form](value), str(value + max(Decimal(1), abs(value) / 1000))).score == 0
 
 
 @given(numerator=st.integers(-500, 500), denominator=st.integers(1, 500))

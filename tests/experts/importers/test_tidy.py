@@ -12,16 +12,17 @@ import pytest
 from tests.experts.importers.importing import QUESTIONS, embeddings, load_and_step, refused, run, train_briefly
 
 
-def tidy(**changes) -> dict[str, list]:
+def tidy(**changes: list) -> dict[str, list]:
     pairs = [(i, model) for i in range(QUESTIONS) for model in ("m1", "m2")]
-    return {
+    columns: dict[str, list] = {
         "item": [f"{i:03d}" for i, _ in pairs],
         "model": [model for _, model in pairs],
         "correct": [float((i + (model == "m1")) % 2) for i, model in pairs],
         "usd": [0.01 if model == "m1" else 0.001 for _, model in pairs],
         "question": [f"What, or who, is {i}?" for i, _ in pairs],
         "prompt_tokens": [i for i, _ in pairs],
-    } | changes
+    }
+    return columns | changes
 
 
 def save_tidy(path: Path, columns: dict[str, list]) -> Path:
