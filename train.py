@@ -6,32 +6,24 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
 
-from agents import Orchestrator
-from agents.estimators.ensemble import Predictor, fit_predictors, reliability_of, table_estimates
-from agents.evaluation.report import compare, write_report
-from agents.policies.bid_price import BidPricePolicy, estimate_features
-from agents.policies.io import PolicyRouter, describe_policy
-from agents.policies.multi_call import MultiCallPolicy, start_from_plan
-from agents.routers import Router, multi_call_routers, one_call_routers
-from agents.training.callbacks import Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
-from agents.training.checkpoint import latest_checkpoint, restore_checkpoint
+from agents.estimators.ensemble import Predictor, fit_predictors
+from agents.routers import Router, one_call_routers
+from agents.training.checkpoint import latest_checkpoint
 from agents.training.config import TrainConfig
-from agents.training.factory import make_model
 from agents.training.run_dir import begin_run, check_new_run, check_unchanged, config_of, find_run, read_settings
 from agents.training.runtime import choose_device, run_in_parallel
 from agents.training.seeds import write_seeds_report
+from agents.training.trainer import Trainer
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import resolve
 from leeroo_env.cli import exit_code
-from leeroo_env.dynamics import Rules, make_rules
-from leeroo_env.files import write_tensors
+from leeroo_env.dynamics import make_rules
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,78 +89,27 @@ def train_agent(
     new: bool,
 ) -> int:
     """One agent, from its settings to its report; if it is not `new`, it goes on with what `run_dir` holds."""
-    device, policy, budget = table.device, config.policy_kind(), config.budget or None
-    estimates = table_estimates(table, predictor)
-    reliability = reliability_of(estimates)
-    features = estimate_features(estimates, table.cost_scale()) if policy == "bid-price" else None
-    calls = config.max_calls, reliability, features
-    rules = make_rules(table, "train", config.horizon, budget, config.cost_weight, *calls)
-    val_rules, test_rules = (held_out_rules(table, split, config, reliability, features) for split in ("val", "test"))
-    model, hyperparameters = make_model(config, policy, rules)
-    if isinstance(model.policy, BidPricePolicy):
-        start_from_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
-    description = describe_policy(rules, config.algo, hyperparameters["policy_kwargs"], policy, config.hide_budget)
-    iteration = model.n_envs * getattr(model, "n_steps", config.horizon)
-    sha256 = description["table_sha256"]
+    trainer = Trainer(config, table, predictor)
+    trainer.prepare()
+    sha256 = trainer.description["table_sha256"]
     checkpoint = None
     if new:
-        extra = {"hyperparameters": hyperparameters, "table_sha256": sha256}
-        begin_run(run_dir, {**config.as_settings(run_dir), **extra})
+        made_with = {"hyperparameters": trainer.hyperparameters, "table_sha256": sha256}
+        begin_run(run_dir, {**config.as_settings(run_dir), **made_with})
     else:
         if read_settings(run_dir).get("table_sha256") != sha256:
             raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
-        checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it is begun again
+        checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it starts again
     if config.max_calls > 1:
-        fitted = (
-            model.policy.answer_model if isinstance(model.policy, MultiCallPolicy) else None
-        )  # takes seconds to fit
-        routers = routers | multi_call_routers(table, estimates, config.max_calls, config.seed, fitted)
-    monitor = Monitor(
-        run_dir,
-        val_rules,
-        routers,
-        description,
-        {**asdict(config), **hyperparameters, "policy": policy},
-        config.timesteps,
-        config.evaluation_period(iteration),
-        iteration,
-    )
-    if checkpoint is not None:
-        monitor.progress = restore_checkpoint(checkpoint, model)
-    if policy == "bid-price":
-        write_tensors(run_dir / "policy" / "predictor.safetensors", predictor.tensors())
-    model.set_logger(tensorboard_logger(run_dir, resumed_at=model.num_timesteps))
+        routers = routers | trainer.multi_call_routers()
     print(f"{table}\nwriting to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
-    undo = stop_on_interrupt(monitor)
-    try:
-        remaining = max(0, config.timesteps - model.num_timesteps)
-        model.learn(remaining, callback=monitor, log_interval=None, reset_num_timesteps=checkpoint is None)
-    except Interrupted:
-        print(f"saved at step {model.num_timesteps:,}; go on with: python train.py --resume --run-dir {run_dir}")
+    if not trainer.fit(run_dir, routers, checkpoint):
+        step = trainer.model.num_timesteps
+        print(f"saved at step {step:,}; go on with: python train.py --resume --run-dir {run_dir}")
         return 130
-    finally:
-        undo()
-        monitor.close()
-        model.logger.close()
-
-    best = Orchestrator.load(run_dir, device)
-    agent = PolicyRouter(best.policy, best.description, rules.features)
-    results = compare(routers := {"agent": agent, **routers}, test_rules, config.seed)
-    notes = (
-        f"Made with `{config.algo}` and the {policy} policy, seed {config.seed}, {model.num_timesteps:,} steps; kept "
-        f"is the state at step {monitor.progress['best_step']:,}, the best on val. `config.yaml` has all settings."
-    )
-    write_report(run_dir, test_rules, "test", config.seed, routers, results, estimates, notes)
+    trainer.evaluate(run_dir, routers)
     print(f"report: {run_dir / 'report.md'}")
     return 0
-
-
-def held_out_rules(
-    table: ExpertTable, split: str, config: TrainConfig, reliability: Tensor, features: Tensor | None
-) -> Rules:
-    """Those of an evaluation, with all of a split's queries where these are fewer than an episode's."""
-    horizon = min(config.horizon, len(table.rows(split)))
-    return make_rules(table, split, horizon, max_calls=config.max_calls, reliability=reliability, features=features)
 
 
 def new_run_dir(config: TrainConfig) -> Path:

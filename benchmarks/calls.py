@@ -25,16 +25,13 @@ from sections import add_section
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
 from agents.estimators.ensemble import Predictor, fit_predictor, reliability_of, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import episodes_for, evaluate, lead  # noqa: E402
 from agents.evaluation.metrics import interval  # noqa: E402
-from agents.policies.bid_price import estimate_features  # noqa: E402
-from agents.policies.io import PolicyRouter, describe_policy, load_policy  # noqa: E402
-from agents.policies.multi_call import start_from_plan  # noqa: E402
+from agents.policies.io import PolicyRouter  # noqa: E402
 from agents.routers import Cheapest, multi_call_routers  # noqa: E402
-from agents.training.callbacks import Monitor, tensorboard_logger  # noqa: E402
 from agents.training.config import TrainConfig  # noqa: E402
+from agents.training.trainer import Trainer  # noqa: E402
 from leeroo_env import ExpertTable  # noqa: E402
 from leeroo_env.builtin import resolve  # noqa: E402
 from leeroo_env.dynamics import budget_grid, make_rules  # noqa: E402
@@ -95,10 +92,10 @@ def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict
     routers = multi_call_routers(table, estimates, config.max_calls, config.seed) if others else {}
     told = {}
     for horizon in horizons:
-        agents = {
-            name: _trained(config, horizon, m, runs / f"h{horizon}-s{config.seed}-m{m}", table, predictor, estimates)
-            for name, m in ((ONE, 1), (MANY, config.max_calls))
-        }
+        agents = {}
+        for name, m in ((ONE, 1), (MANY, config.max_calls)):
+            run_dir = runs / f"h{horizon}-s{config.seed}-m{m}"
+            agents[name] = _trained(replace(config, horizon=horizon, max_calls=m), run_dir, table, predictor)
         told[horizon] = _compare(agents | routers, table, estimates, horizon, config.seed, queries)
     return told
 
@@ -137,63 +134,21 @@ def _mean_lead(result: Any, other: Any, budgets: slice) -> tuple[float, float]:
     return mean, stderr
 
 
-def _trained(
-    config: TrainConfig,
-    horizon: int,
-    max_calls: int,
-    run_dir: Path,
-    table: ExpertTable,
-    predictor: Predictor,
-    estimates: torch.Tensor,
-) -> PolicyRouter:
+def _trained(config: TrainConfig, run_dir: Path, table: ExpertTable, predictor: Predictor) -> PolicyRouter:
     """What `train.py` keeps."""
-    features = estimate_features(estimates, table.cost_scale())
+    trainer = Trainer(config, table, predictor)
     if not (run_dir / "finished").exists():
-        _train(config, horizon, max_calls, run_dir, table, features, predictor, reliability_of(estimates))
+        began = time.perf_counter()
+        trainer.prepare()
+        planned = time.perf_counter()
+        trainer.fit(run_dir, {"cheapest": Cheapest(table)})
         (run_dir / "finished").touch()
-    policy, described = load_policy(run_dir / "policy")
-    return PolicyRouter(policy, described, features)
-
-
-def _train(
-    config: TrainConfig,
-    horizon: int,
-    max_calls: int,
-    run_dir: Path,
-    table: ExpertTable,
-    features: torch.Tensor,
-    predictor: Predictor,
-    reliability: torch.Tensor,
-) -> None:
-    config = replace(config, horizon=horizon, max_calls=max_calls)
-    rules = make_rules(table, "train", horizon, None, config.cost_weight, max_calls, reliability, features)
-    model, settings = train.make_model(config, "bid-price", rules)
-    began = time.perf_counter()
-    start_from_plan(model.policy, table, predictor.rows, predictor.out_of_fold, config.seed)
-    val = train.held_out_rules(table, "val", config, reliability, features)
-    description = describe_policy(rules, config.algo, settings["policy_kwargs"], "bid-price")
-    iteration = model.n_envs * model.n_steps
-    every = config.evaluation_period(iteration)
-    monitor = Monitor(
-        run_dir,
-        val,
-        {"cheapest": Cheapest(table)},
-        description,
-        settings,
-        config.timesteps,
-        every,
-        iteration,
-    )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    model.set_logger(tensorboard_logger(run_dir, 0))
-    planned = time.perf_counter()
-    model.learn(config.timesteps, callback=monitor, log_interval=None)
-    monitor.close()
-    print(
-        f"seed {config.seed}, horizon {horizon}, {max_calls} calls: plan {planned - began:.0f} s, training "
-        f"{time.perf_counter() - planned:.0f} s, kept step {monitor.progress['best_step']}",
-        flush=True,
-    )
+        print(
+            f"seed {config.seed}, horizon {config.horizon}, {config.max_calls} calls: plan {planned - began:.0f} s, "
+            f"training {time.perf_counter() - planned:.0f} s",
+            flush=True,
+        )
+    return trainer.kept_router(run_dir)
 
 
 def _add_section(heading: str, seeds: list[dict[str, np.ndarray]]) -> None:

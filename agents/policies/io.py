@@ -45,7 +45,7 @@ class PolicyRouter:
     None: the embeddings."""
 
     def __init__(self, policy: BasePolicy, description: dict[str, Any], features: Tensor | None = None):
-        self.policy, self.features = policy, features
+        self.policy, self.description, self.features = policy, description, features
         mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
         self.cost_scale = CostScale(mean_cost_usd, *description["price_range_usd"])
         self.max_calls: int = description["max_calls"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
-from agents.policies.bid_price import estimate_features
-from agents.policies.io import PolicyRouter, describe_policy, save_policy
-from agents.policies.multi_call import start_from_plan
+from agents.policies.io import PolicyRouter
 from agents.selfplay.context import (
     SelfPlay,
     all_experts_pairs,
@@ -33,13 +29,14 @@ from agents.selfplay.context import (
 from agents.selfplay.drift import detect_drift
 from agents.selfplay.labelling import Pair, build_table
 from agents.serving.orchestrator import Orchestrator
-from agents.training.callbacks import VAL_QUERIES, WARM_UP
-from agents.training.factory import make_model
+from agents.training.callbacks import VAL_QUERIES
+from agents.training.config import TrainConfig
+from agents.training.trainer import Trainer
 from experts.grading import GRADERS
 from experts.types import Answer, Query
 from leeroo_env import ExpertTable, InputError
-from leeroo_env.dynamics import COST_WEIGHT, budget_grid, make_rules
-from leeroo_env.files import read_json, write_tensors
+from leeroo_env.dynamics import budget_grid
+from leeroo_env.files import read_json
 from leeroo_env.table import TableInfo
 
 OF_THE_PLAN = ("mlp_extractor.value", "mlp_extractor.cost_ratios")  # what the plan of a new table replaces
@@ -146,36 +143,31 @@ def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> dict[str, Any]
     """
     config, directory = selfplay.config, selfplay.directory(number)
     horizon = min(config.horizon, len(table.rows("val")), len(table.rows("train")))
-    predictor = fit_predictor(table, config.seed)
-    features = estimate_features(table_estimates(table, predictor), table.cost_scale())
-    rules, val_rules = (make_rules(table, split, horizon, features=features) for split in ("train", "val"))
+    trainer = Trainer(TrainConfig(horizon=horizon, seed=config.seed), table)
+    trainer.prepare()
+    val_rules = trainer.held_out_rules("val")
     priced = replace(val_rules, cost_scale=table.cost_scale("val"))
     budgets = read_json(selfplay.directory(0) / "round.json")["budgets_usd"] if number else budget_grid(priced)
-    settings = {"algo": "ppo", "n_envs": 0, "horizon": horizon, "cost_weight": COST_WEIGHT, "max_calls": 1}
-    model, made = make_model(SimpleNamespace(**settings, hide_budget=False, seed=config.seed), "bid-price", rules)
-    policy: Any = model.policy
-    start_from_plan(policy, table, predictor.rows, predictor.out_of_fold, config.seed)
+    policy = trainer.model.policy
     last = Orchestrator.load(selfplay.directory(number - 1)) if number else None
     if last is not None:
         weights = {name: x for name, x in last.policy.state_dict().items() if name not in OF_THE_PLAN}
         policy.load_state_dict(policy.state_dict() | weights)
-    description = describe_policy(rules, "ppo", made["policy_kwargs"], "bid-price")
 
     def play(router: PolicyRouter) -> Result:
         return evaluate(router, val_rules, budgets, episodes_for(val_rules, VAL_QUERIES), config.seed)
 
-    begun = {name: x.clone() for name, x in policy.state_dict().items()}
-    best = play(PolicyRouter(policy, description, features))
-    train(model, config.timesteps)
-    trained = play(PolicyRouter(policy, description, features))
+    start = {name: x.clone() for name, x in policy.state_dict().items()}
+    best = play(trainer.router)
+    trainer.learn(config.timesteps)
+    trained = play(trainer.router)
     if better := clearly_above(trained, best):
         best = trained
     else:
-        policy.load_state_dict(begun)
+        policy.load_state_dict(start)
     before = play(last.router(table)) if last is not None else None
     kept = before is None or not clearly_above(before, best)
-    write_tensors(directory / "policy" / "predictor.safetensors", predictor.tensors())
-    save_policy(directory / "policy", policy, description)
+    trainer.save(directory)
     if last is not None and not kept:
         last.save(directory)
     return {
@@ -185,13 +177,3 @@ def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> dict[str, Any]
         "training_helped": better,
         "kept": kept,
     }
-
-
-def train(model: Any, timesteps: int) -> None:
-    """PPO; first the estimate of the value alone."""
-    if timesteps == 0:
-        return
-    model.policy.train_actor(False)
-    model.learn(int(WARM_UP * timesteps))
-    model.policy.train_actor(True)
-    model.learn(timesteps - int(WARM_UP * timesteps), reset_num_timesteps=False)

@@ -1,4 +1,4 @@
-"""The algorithm that learns, on its environment, with the policy that it trains."""
+"""Makes the algorithm that learns, on its environment, with the policy that it trains."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from agents.policies.bid_price import BidPricePolicy
 from agents.policies.io import HiddenBudget
 from agents.policies.multi_call import MultiCallPolicy
 from agents.training.algorithms import ALGORITHMS
+from agents.training.config import PolicyKind, TrainConfig
 from leeroo_env import LeerooVectorEnv
 from leeroo_env.dynamics import Rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
 
-def make_model(config: Any, policy: str, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
-    """The algorithm on its environment, and the settings it was given; `config` is that of `train.py`."""
+def make_model(config: TrainConfig, policy: PolicyKind, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
+    """The algorithm on an environment that plays by `rules`, and the hyperparameters that it was made with."""
     algorithm = ALGORITHMS[config.algo]
     model_class: Any = algorithm.load()
     settings, n_envs = dict(algorithm.settings), algorithm.n_envs

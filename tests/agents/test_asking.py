@@ -20,6 +20,7 @@ from agents.policies.call_value import FORBIDDEN, CallValue, calls_from_table, f
 from agents.policies.io import RENAMED_PREFIXES, PolicyRouter, describe_policy, load_policy, save_policy
 from agents.policies.multi_call import start_from_plan
 from agents.training.config import TrainConfig
+from agents.training.factory import make_model
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.files import read_tensors, write_tensors
@@ -63,7 +64,7 @@ def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[Poli
     features = estimate_features(estimates, table.cost_scale())
     config = TrainConfig(max_calls=max_calls, horizon=horizon, n_envs=4)
     rules = dynamics.make_rules(table, "train", horizon, None, 0.02, max_calls, reliability, features)
-    model, settings = train.make_model(config, "bid-price", rules)
+    model, settings = make_model(config, "bid-price", rules)
     rows = table.rows("train")
     start_from_plan(model.policy, table, rows, estimates[rows])  # type: ignore[arg-type]
     description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price")

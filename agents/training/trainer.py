@@ -1,0 +1,170 @@
+"""The training recipe: estimates → rules → model → plan → learning → evaluation, for every program that trains."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.estimators.ensemble import Predictor, fit_predictor, reliability_of, table_estimates
+from agents.evaluation.evaluate import Result
+from agents.evaluation.report import compare, write_report
+from agents.policies.bid_price import BidPricePolicy, estimate_features
+from agents.policies.io import PolicyRouter, describe_policy, load_policy, save_policy
+from agents.policies.multi_call import MultiCallPolicy, start_from_plan
+from agents.routers import Router, multi_call_routers
+from agents.training.callbacks import WARM_UP, Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
+from agents.training.checkpoint import restore_checkpoint
+from agents.training.config import TrainConfig
+from agents.training.factory import make_model
+from leeroo_env import ExpertTable
+from leeroo_env.dynamics import COST_WEIGHT, Rules, make_rules
+from leeroo_env.files import write_tensors
+
+
+class Trainer:
+    """One agent: `prepare` makes it, `fit` trains it, `evaluate` plays it on test.
+
+    Attributes:
+        config: the settings.
+        table: the experts' scores and costs.
+        policy_kind: "bid-price" or "mlp".
+        predictor: estimates scores and costs of queries.
+        estimates: those of all N rows of the table; of the training rows they are out of fold.
+        features: [N, F], what a bid-price policy observes of each query; None: the embeddings.
+        model: the algorithm on its environment; made by `prepare`, as are the next two.
+        hyperparameters: those that the algorithm was made with.
+        description: what `policy.json` says of the policy.
+    """
+
+    model: BaseAlgorithm
+    hyperparameters: dict[str, Any]
+    description: dict[str, Any]
+
+    def __init__(self, config: TrainConfig, table: ExpertTable, predictor: Predictor | None = None):
+        """Fits the predictor, unless one fitted to this table is given. Raises InputError for settings that make no
+        sense."""
+        self.config, self.table, self.policy_kind = config, table, config.policy_kind()
+        self.predictor = predictor or fit_predictor(table, config.seed)
+        self.estimates = table_estimates(table, self.predictor)
+        bid_price = self.policy_kind == "bid-price"
+        self.features = estimate_features(self.estimates, table.cost_scale()) if bid_price else None
+
+    def training_rules(self) -> Rules:
+        """Rules of training episodes."""
+        config = self.config
+        return self._rules("train", config.horizon, config.budget, config.cost_weight)
+
+    def held_out_rules(self, split: str) -> Rules:
+        """Rules of an evaluation on a split, whose horizon is at most the number of queries there."""
+        return self._rules(split, min(self.config.horizon, len(self.table.rows(split))))
+
+    def _rules(
+        self, split: str, horizon: int, budget: tuple[float, ...] = (), cost_weight: float = COST_WEIGHT
+    ) -> Rules:
+        reliability, max_calls = reliability_of(self.estimates), self.config.max_calls
+        return make_rules(
+            self.table, split, horizon, budget or None, cost_weight, max_calls, reliability, self.features
+        )
+
+    def prepare(self) -> None:
+        """Makes the model; a bid-price policy starts from the plan that follows from the estimates."""
+        config, rules = self.config, self.training_rules()
+        self.model, self.hyperparameters = make_model(config, self.policy_kind, rules)
+        if isinstance(self.model.policy, BidPricePolicy):
+            rows, estimates = self.predictor.rows, self.predictor.out_of_fold
+            start_from_plan(self.model.policy, self.table, rows, estimates, config.seed)
+        network = self.hyperparameters["policy_kwargs"]
+        self.description = describe_policy(rules, config.algo, network, self.policy_kind, config.hide_budget)
+
+    @property
+    def router(self) -> PolicyRouter:
+        """The policy as it stands."""
+        return PolicyRouter(self.model.policy, self.description, self.features)
+
+    def kept_router(self, run_dir: Path) -> PolicyRouter:
+        """The policy that `fit` kept. Raises InputError where there is none."""
+        policy, description = load_policy(run_dir / "policy", self.table.device)
+        return PolicyRouter(policy, description, self.features)
+
+    def multi_call_routers(self) -> dict[str, Router]:
+        """The routers that may ask several experts about a query, from the same estimates as the agent."""
+        policy, config = self.model.policy, self.config
+        answer_model = policy.answer_model if isinstance(policy, MultiCallPolicy) else None  # takes seconds to fit
+        return multi_call_routers(self.table, self.estimates, config.max_calls, config.seed, answer_model)
+
+    def fit(self, run_dir: Path, routers: dict[str, Router], checkpoint: Path | None = None) -> bool:
+        """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val.
+
+        Args:
+            run_dir: where to write.
+            routers: by name; some are shown on val beside the agent.
+            checkpoint: where to go on from; None: from the start.
+
+        Returns:
+            False where the user stopped the run, which has been saved.
+        """
+        model, timesteps = self.model, self.config.timesteps
+        iteration = model.n_envs * getattr(model, "n_steps", self.config.horizon)
+        monitor = Monitor(
+            run_dir,
+            self.held_out_rules("val"),
+            routers,
+            self.description,
+            {**asdict(self.config), **self.hyperparameters, "policy": self.policy_kind},
+            timesteps,
+            self.config.evaluation_period(iteration),
+            iteration,
+        )
+        if checkpoint is not None:
+            monitor.progress = restore_checkpoint(checkpoint, model)
+        self._save_predictor(run_dir)
+        model.set_logger(tensorboard_logger(run_dir, resumed_at=model.num_timesteps))
+        undo = stop_on_interrupt(monitor)
+        try:
+            remaining = max(0, timesteps - model.num_timesteps)
+            never: Any = None  # SB3 has no other way to log by callbacks alone
+            model.learn(remaining, callback=monitor, log_interval=never, reset_num_timesteps=checkpoint is None)
+        except Interrupted:
+            return False
+        finally:
+            undo()
+            monitor.close()
+            model.logger.close()
+        return True
+
+    def evaluate(self, run_dir: Path, routers: dict[str, Router]) -> dict[str, Result]:
+        """Plays the policy that `fit` kept and the `routers` on test, and writes the report."""
+        config, rules = self.config, self.held_out_rules("test")
+        agent = self.kept_router(run_dir)
+        routers = {"agent": agent, **routers}
+        results = compare(routers, rules, config.seed)
+        notes = (
+            f"Made with `{config.algo}` and the {self.policy_kind} policy, seed {config.seed}, "
+            f"{self.model.num_timesteps:,} steps; kept is the state at step {agent.description['step']:,}, the best on "
+            "val. `config.yaml` has all settings."
+        )
+        write_report(run_dir, rules, "test", config.seed, routers, results, self.estimates, notes)
+        return results
+
+    def learn(self, timesteps: int) -> None:
+        """Trains without evaluations and files: first the critic alone, then all of the policy."""
+        if timesteps == 0:
+            return
+        policy: Any = self.model.policy
+        warm_up = int(WARM_UP * timesteps)
+        policy.train_actor(False)
+        self.model.learn(warm_up)
+        policy.train_actor(True)
+        self.model.learn(timesteps - warm_up, reset_num_timesteps=False)
+
+    def save(self, run_dir: Path) -> None:
+        """Writes the policy as it stands, and what it needs, for `Orchestrator.load`."""
+        self._save_predictor(run_dir)
+        save_policy(run_dir / "policy", self.model.policy, self.description)
+
+    def _save_predictor(self, run_dir: Path) -> None:
+        if self.policy_kind == "bid-price":
+            write_tensors(run_dir / "policy" / "predictor.safetensors", self.predictor.tensors())
