@@ -1,4 +1,4 @@
-"""The algorithms that `train.py` knows by name, with defaults for episodes of routing."""
+"""The registry of algorithms: where each one's class is, and its default hyperparameters."""
 
 from __future__ import annotations
 
@@ -36,8 +36,16 @@ _OFF_POLICY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Where an algorithm's class is, how many environments it runs by default, its settings, whether it
-    can train the bid-price policy, and the arguments of its network otherwise."""
+    """One algorithm.
+
+    Attributes:
+        module: where its class is.
+        class_name: its name there.
+        n_envs: environments by default.
+        settings: its other hyperparameters, arguments of the class.
+        bid_price: whether it can train the bid-price policy.
+        policy_kwargs: arguments of the plain network.
+    """
 
     module: str
     class_name: str
@@ -66,10 +74,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         "QRDQN",
         32,
         {**_OFF_POLICY, "target_update_interval": 2_000},
-        policy_kwargs={
-            "net_arch": [64, 64],
-            "n_quantiles": 25,
-        },  # its loss grows with the square: 200, its default, takes 1 s a step
+        # the loss costs the square of n_quantiles: 200, the default, takes 1 s a step
+        policy_kwargs={"net_arch": [64, 64], "n_quantiles": 25},
     ),
     "trpo": Algorithm("sb3_contrib", "TRPO", 256, {**_ON_POLICY, "n_steps": 64, "batch_size": 1024}),
 }

@@ -1,10 +1,11 @@
-"""What happens beside learning: progress, TensorBoard, evaluation on val, checkpoints, a clean stop."""
+"""Between training iterations: progress bar, TensorBoard, evaluation on val, checkpoints, and stopping on Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,36 @@ from agents.training.checkpoint import save_checkpoint
 from leeroo_env.dynamics import Rules, budget_grid
 
 VAL_QUERIES = 8_192
-WARM_UP = 0.2  # of the training only the value is learnt, where the policy begins as a good rule
-SHOWN = ("cheapest", "best mixture", "paced kernel ridge")  # beside the agent while it learns
-FIGURE_EVERY = 5  # drawing one takes longer than the evaluation
+WARM_UP = 0.2  # share of the training in which a bid-price policy trains its critic alone
+SHOWN = ("cheapest", "best mixture", "paced kernel ridge")  # routers evaluated on val once, to compare with
+FIGURE_EVERY = 5  # evaluations; drawing a figure takes longer than one
 
 
 class Interrupted(Exception):
-    """The user asked the run to stop; it has been saved."""
+    """The user stopped the run; it has been saved."""
+
+
+@dataclass
+class Progress:
+    """What a run remembers between iterations, and a checkpoint stores.
+
+    Attributes:
+        best: the saved policy's score on val.
+        best_step: the step at which it was saved.
+        evaluated_at: step of the last evaluation.
+        logged_at: step of the last log entry.
+        evaluations: how many there have been.
+    """
+
+    evaluated_at: int
+    best: float = -1.0
+    best_step: int = 0
+    logged_at: int = 0
+    evaluations: int = 0
 
 
 class Monitor(BaseCallback):
-    """Works between two iterations, so that whatever it stores can be gone on from exactly."""
+    """Logs, evaluates and saves between two iterations, where a checkpoint can be resumed exactly."""
 
     def __init__(
         self,
@@ -51,12 +71,12 @@ class Monitor(BaseCallback):
         Args:
             run_dir: where to write.
             rules: on val.
-            routers: by name; the few of `SHOWN` stand beside the agent while it learns.
-            description: what `describe_policy` says.
-            hyperparameters: what to show as such.
+            routers: by name; those in `SHOWN` are evaluated on val beside the agent.
+            description: of the policy, as `describe_policy` gives it.
+            hyperparameters: for TensorBoard.
             timesteps: of the whole training.
             eval_every: steps between two evaluations.
-            log_every: steps between two looks at the episodes.
+            log_every: steps between two summaries of the episodes.
         """
         super().__init__()
         self.run_dir, self.rules = run_dir, rules
@@ -65,13 +85,7 @@ class Monitor(BaseCallback):
         self.hyperparameters, self.timesteps = hyperparameters, timesteps
         self.eval_every, self.log_every = eval_every, log_every
         self.budgets_usd = budget_grid(rules)
-        self.progress: dict[str, Any] = {
-            "best": -1.0,
-            "best_step": 0,
-            "evaluated_at": -eval_every,
-            "logged_at": 0,
-            "evaluations": 0,
-        }
+        self.progress = Progress(evaluated_at=-eval_every)
         self.stopped = False
         self._episodes: list[dict[str, Any]] = []
         self._others: dict[str, Result] = {}
@@ -110,21 +124,21 @@ class Monitor(BaseCallback):
 
     def _between_iterations(self, last: bool = False) -> None:
         step = self.num_timesteps
-        unseen = step != self.progress["evaluated_at"]
-        evaluate_now = unseen and (last or step - self.progress["evaluated_at"] >= self.eval_every)
-        if not (evaluate_now or step - self.progress["logged_at"] >= self.log_every):
+        unseen = step != self.progress.evaluated_at
+        evaluate_now = unseen and (last or step - self.progress.evaluated_at >= self.eval_every)
+        if not (evaluate_now or step - self.progress.logged_at >= self.log_every):
             return
         self._log_episodes()
         if evaluate_now:
             self._evaluate(last)
-        self.progress["logged_at"] = step
+        self.progress.logged_at = step
         self.logger.dump(step)
         if evaluate_now and step > 0:
             self._checkpoint()
-        self._clock, self._clock_step = time.perf_counter(), step  # steps/s leaves out what was done here
+        self._clock, self._clock_step = time.perf_counter(), step  # steps/s excludes logging and evaluation
 
     def _log_episodes(self) -> None:
-        """Means over the episodes that ended since the last time."""
+        """Logs means over the episodes that have ended since the last call."""
         seconds = time.perf_counter() - self._clock
         if self.num_timesteps > self._clock_step:
             self.logger.record("time/steps_per_s", (self.num_timesteps - self._clock_step) / seconds)
@@ -148,13 +162,13 @@ class Monitor(BaseCallback):
         self._episodes.clear()
 
     def _evaluate(self, last: bool) -> None:
-        """Held-out score and spend; the policy is kept if it is the best so far."""
+        """Evaluates the policy on val; saves it if it is clearly better than the one saved last."""
         result = self._evaluated(PolicyRouter(self.model.policy, self.description, self.rules.features))
-        self.progress["evaluated_at"] = self.num_timesteps
+        self.progress.evaluated_at = self.num_timesteps
         better = self._is_better(result)
         if better:
             self._kept = result
-            self.progress |= {"best": result.mean_score, "best_step": self.num_timesteps}
+            self.progress.best, self.progress.best_step = result.mean_score, self.num_timesteps
             save_policy(self.run_dir / "policy", self.model.policy, {**self.description, "step": self.num_timesteps})
         self.logger.record("held_out/score", result.mean_score)
         for budget, score, cost in zip(self.budgets_usd, result.score, result.cost_usd, strict=True):
@@ -162,10 +176,10 @@ class Monitor(BaseCallback):
             self.logger.record(f"held_out/spend_at_usd_{budget:.3g}", float(cost))
         if not self._others:
             self._others = {name: self._evaluated(router) for name, router in self.routers.items()}
-        if last or self.progress["evaluations"] % FIGURE_EVERY == 0:
+        if last or self.progress.evaluations % FIGURE_EVERY == 0:
             figure = draw_curve(self.rules, "val", {"agent": result, **self._others})
             self.logger.record("held_out/score_over_spend", LoggedFigure(figure, close=False))
-        self.progress["evaluations"] += 1
+        self.progress.evaluations += 1
         best = max(self._others, key=lambda name: self._others[name].mean_score)
         tqdm.write(
             f"step {self.num_timesteps:>9,}: val score {result.mean_score:.4f}{' (kept)' if better else '':7}  "
@@ -176,22 +190,22 @@ class Monitor(BaseCallback):
         return evaluate(router, self.rules, self.budgets_usd, episodes_for(self.rules, VAL_QUERIES))
 
     def _is_better(self, result: Result) -> bool:
-        """Whether it is clearly above the kept policy."""
-        if self.progress["evaluations"] == 0:
+        """Whether the result is clearly above that of the saved policy."""
+        if self.progress.evaluations == 0:
             return True
         if self._kept is None:  # a resumed run
             policy, description = load_policy(self.run_dir / "policy", self.model.device)
             if description.get("step") == self.num_timesteps:
-                return True  # it was stopped after keeping this very policy, before the checkpoint
+                return True  # stopped between saving this policy and the checkpoint
             self._kept = self._evaluated(PolicyRouter(policy, description, self.rules.features))
         return clearly_above(result, self._kept) and len(np.unique(result.rows)) > 1
 
     def _checkpoint(self) -> None:
-        save_checkpoint(self.run_dir / "checkpoints", self.model, self.progress)
+        save_checkpoint(self.run_dir / "checkpoints", self.model, asdict(self.progress))
 
 
 class _EventFile(TensorBoardOutputFormat):
-    """SB3's own, with a purge step."""
+    """SB3's TensorBoard output with a purge step."""
 
     def __init__(self, folder: str, purge_step: int | None):
         self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
@@ -199,12 +213,12 @@ class _EventFile(TensorBoardOutputFormat):
 
 
 def tensorboard_logger(run_dir: Path, resumed_at: int) -> Logger:
-    """Writes one event file. What a killed run logged after the step it is resumed at is hidden from view."""
+    """A logger to one event file; TensorBoard hides what a killed run logged after the step that it is `resumed_at`."""
     return Logger(str(run_dir), [_EventFile(str(run_dir), resumed_at or None)])
 
 
 def stop_on_interrupt(monitor: Monitor) -> Callable[[], None]:
-    """The first Ctrl-C ends the run after the iteration at hand, the second at once. Returns what undoes this."""
+    """Makes the first Ctrl-C end the run after the current iteration, the second at once; returns what undoes this."""
     before = signal.getsignal(signal.SIGINT)
 
     def stop(signum: int, frame: object) -> None:

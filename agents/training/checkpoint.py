@@ -1,7 +1,7 @@
-"""Stops and goes on: all that decides how a run continues, without pickle.
+"""Checkpoints: saves and restores all of the state that decides how a run continues, without pickle.
 
-On-policy algorithms are stored between two iterations and go on bit for bit on a CPU. Off-policy ones begin again with
-an empty replay buffer.
+On-policy algorithms are saved between two iterations and continue to the same bits on a CPU. Off-policy algorithms
+continue with an empty replay buffer.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ COUNTERS = (
 
 
 def save_checkpoint(directory: Path, model: BaseAlgorithm, progress: dict[str, Any]) -> None:
-    """Writes `directory/step-N/`, whole or not at all, and drops all but the last two.
+    """Writes `directory/step-N/` atomically and deletes all but the last two checkpoints.
 
     Args:
         directory: the run's `checkpoints/`.
         model: between two iterations, its environment a `LeerooSB3VecEnv`.
-        progress: what else the run has to remember, as JSON.
+        progress: what else the run has to remember, as JSON values.
     """
     target = directory / f"step-{model.num_timesteps:012d}"
     temporary = directory / f".{target.name}.tmp"
@@ -69,12 +69,12 @@ def save_checkpoint(directory: Path, model: BaseAlgorithm, progress: dict[str, A
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """None where there is none yet."""
+    """The last checkpoint in a run's `checkpoints/`; None where there is none yet."""
     return max(directory.glob("step-*"), default=None)
 
 
 def restore_checkpoint(path: Path, model: BaseAlgorithm) -> dict[str, Any]:
-    """Puts a freshly made model and its environment where `save_checkpoint` found them; returns `progress`.
+    """Restores the state of a new model and its environment; returns the `progress` that was saved with it.
 
     Raises:
         InputError: the checkpoint is broken or belongs to another table, algorithm or network.

@@ -61,7 +61,7 @@ def latest_run(directory: Path) -> Path:
 
 
 def read_settings(run_dir: Path) -> dict[str, Any]:
-    """What `begin_run` wrote. Raises InputError."""
+    """The contents of `config.yaml`. Raises InputError."""
     path = run_dir / "config.yaml"
     try:
         settings = yaml.safe_load(path.read_text())

@@ -1,4 +1,4 @@
-"""What several agents, alike but for their seeds, come to: means and intervals.
+"""The report over several seeds: mean scores with 95 % intervals.
 
 S seeds, G budgets.
 """
@@ -22,17 +22,18 @@ DRAWN = 4  # routers beside the agent
 def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
     """Writes `seeds.json`, `curve.png` and `report.md` from the `evaluation.json` of the runs, one a seed.
 
-    Intervals are Student's t over seeds: what training and episodes make of the same test queries.
+    Intervals are Student's t over seeds, which vary the training and the episodes; the test queries are the same.
     """
-    told = [read_json(run / "evaluation.json") for run in runs]
-    budgets = told[0]["budgets_usd"]
-    scores = {name: np.array([one["routers"][name]["score"] for one in told]) for name in told[0]["routers"]}  # [S, G]
-    costs = {name: np.array([one["routers"][name]["cost_usd"] for one in told]) for name in scores}
+    evaluations = [read_json(run / "evaluation.json") for run in runs]
+    first = evaluations[0]
+    budgets = first["budgets_usd"]
+    scores = {name: np.array([one["routers"][name]["score"] for one in evaluations]) for name in first["routers"]}
+    costs = {name: np.array([one["routers"][name]["cost_usd"] for one in evaluations]) for name in scores}
     rows = [_row(name, score, scores[AGENT]) for name, score in _by_score(scores)]
     write_json(
         run_dir / "seeds.json",
         {
-            "seeds": [one["seed"] for one in told],
+            "seeds": [one["seed"] for one in evaluations],
             "budgets_usd": budgets,
             "scores": {name: score.tolist() for name, score in scores.items()},
         },
@@ -40,10 +41,10 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
     write_atomically(run_dir / "curve.png", lambda file: _curve(scores, costs).savefig(file, format="png", dpi=130))
     head = table_head(["router", "mean score", "agent's lead", *(f"${usd:.3g}" for usd in budgets)])
     text = [
-        f"# {told[0]['table']}: {len(told)} seeds",
-        f"Seeds {told[0]['seed']} to {told[-1]['seed']}, each an agent of its own with its own report beside this one; "
-        f"the other routers are fitted once and play each seed's episodes. Scores on the {told[0]['split']} queries, "
-        f"episodes of {told[0]['horizon']}, at each budget a query; ± is half of the 95 % interval of the mean "
+        f"# {first['table']}: {len(evaluations)} seeds",
+        f"Seeds {first['seed']} to {evaluations[-1]['seed']}, each an agent with a report of its own in this "
+        f"directory; the other routers are fitted once and play each seed's episodes. Scores on the {first['split']} "
+        f"queries, episodes of {first['horizon']}, at each budget per query; ± is half of the 95 % interval of the mean "
         "over seeds. The queries are the same for all: for others, the uncertainty is that of each report.",
         "\n".join([*head, *rows]),
         "![score over spend](curve.png)",
@@ -52,7 +53,7 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
 
 
 def _halves(values: np.ndarray) -> list[float]:
-    """Half of the 95 % interval of the mean over seeds, for each column of [S, G]; NaN for one seed."""
+    """Half the width of the 95 % interval of the mean over seeds, by budget, from [S, G]; NaN for one seed."""
     return [interval(column)[1] for column in values.T]
 
 
@@ -64,8 +65,8 @@ def _by_score(scores: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
 def _row(name: str, score: np.ndarray, agent: np.ndarray) -> str:
     cells = [f"{m:.4f} ± {h:.4f}" for m, h in zip(score.mean(axis=0), _halves(score), strict=True)]
     mean, lead = (interval(one) for one in (score.mean(axis=1), (agent - score).mean(axis=1)))
-    led = "" if name == AGENT else f"{lead[0]:+.4f} ± {lead[1]:.4f}"
-    return table_line([name, f"{mean[0]:.4f} ± {mean[1]:.4f}", led, *cells])
+    lead_cell = "" if name == AGENT else f"{lead[0]:+.4f} ± {lead[1]:.4f}"
+    return table_line([name, f"{mean[0]:.4f} ± {mean[1]:.4f}", lead_cell, *cells])
 
 
 def _curve(scores: dict[str, np.ndarray], costs: dict[str, np.ndarray]) -> Figure:

@@ -15,7 +15,7 @@ from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.io import PolicyRouter, describe_policy, load_policy, save_policy
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
 from agents.routers import Router, multi_call_routers
-from agents.training.callbacks import WARM_UP, Interrupted, Monitor, stop_on_interrupt, tensorboard_logger
+from agents.training.callbacks import WARM_UP, Interrupted, Monitor, Progress, stop_on_interrupt, tensorboard_logger
 from agents.training.checkpoint import restore_checkpoint
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
@@ -119,7 +119,7 @@ class Trainer:
             iteration,
         )
         if checkpoint is not None:
-            monitor.progress = restore_checkpoint(checkpoint, model)
+            monitor.progress = Progress(**restore_checkpoint(checkpoint, model))
         self._save_predictor(run_dir)
         model.set_logger(tensorboard_logger(run_dir, resumed_at=model.num_timesteps))
         undo = stop_on_interrupt(monitor)
