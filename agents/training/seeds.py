@@ -44,7 +44,7 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
         f"# {first['table']}: {len(evaluations)} seeds",
         f"Seeds {first['seed']} to {evaluations[-1]['seed']}, each an agent with a report of its own in this "
         f"directory; the other routers are fitted once and play each seed's episodes. Scores on the {first['split']} "
-        f"queries, episodes of {first['horizon']}, at each budget per query; ± is half of the 95 % interval of the mean "
+        f"queries, episodes of {first['horizon']}, at each budget per query; ± is half the 95 % interval of the mean "
         "over seeds. The queries are the same for all: for others, the uncertainty is that of each report.",
         "\n".join([*head, *rows]),
         "![score over spend](curve.png)",
