@@ -361,7 +361,7 @@ def play_rows(rules: Rules, n_envs: int, episodes: int) -> float:
     numbers, actions = torch.arange(n_envs), torch.randint(rules.n_actions, (rules.horizon, n_envs))
     began = time.perf_counter()
     for episode in range(episodes):
-        state = dynamics.begin(rules, dynamics.episode_keys(numbers, torch.full_like(numbers, episode)))
+        state = dynamics.sample_episodes(rules, dynamics.episode_keys(numbers, torch.full_like(numbers, episode)))
         for chosen in actions:
             dynamics.current_rows(state)
             state, _ = dynamics.step(rules, state, chosen)
@@ -375,7 +375,7 @@ def captured_rows(rules: Rules, n_envs: int, capture: bool, episodes: int = 4) -
     rows, actions = torch.zeros_like(numbers), numbers % rules.n_actions
 
     def fresh(episode: int) -> State:
-        return dynamics.begin(rules, dynamics.episode_keys(numbers, torch.full_like(numbers, episode)))
+        return dynamics.sample_episodes(rules, dynamics.episode_keys(numbers, torch.full_like(numbers, episode)))
 
     state = State(**{name: value.clone() for name, value in vars(fresh(0)).items()})
 
@@ -448,7 +448,7 @@ def run_train(setup: Setup, experts: Sequence[str]) -> tuple[float, float]:
 
 def step_bytes(rules: Rules) -> int:
     """What a step has to move at least for one episode: what it looks up, what of the state it changes, the outcome."""
-    before = dynamics.begin(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
+    before = dynamics.sample_episodes(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
     after, outcome = dynamics.step(rules, before, torch.zeros_like(before.t))
     old = {id(value) for value in vars(before).values()}
     changed = {id(value): value.nbytes for value in vars(after).values() if id(value) not in old}
@@ -458,7 +458,7 @@ def step_bytes(rules: Rules) -> int:
 
 def observation_bytes(rules: Rules) -> int:
     """An embedding read, an observation written."""
-    state = dynamics.begin(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
+    state = dynamics.sample_episodes(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
     return rules.table.embeddings[0].nbytes + dynamics.observe(rules, state).nbytes
 
 

@@ -76,10 +76,10 @@ class State:
         support: [B, M] float64, the votes for the answer that this call was the first to give.
         strongest: [B, M] float64, the strongest of these votes.
         leader: [B] int64, the first call that gave the leading answer; -1 where no call was answered.
-        polled: [B, 3K + 3], the `poll_features` of these calls.
+        call_features: [B, 3K + 3], the `call_features` of these calls.
         steps: [B] int64, steps so far.
 
-    With one call a query `answers`, `support`, `strongest` and `polled` are [B, 0].
+    With one call a query `answers`, `support`, `strongest` and `call_features` are [B, 0].
     """
 
     rows: Tensor
@@ -94,7 +94,7 @@ class State:
     support: Tensor
     strongest: Tensor
     leader: Tensor
-    polled: Tensor
+    call_features: Tensor
     steps: Tensor
 
 
@@ -114,7 +114,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Poll:
+class VoteCount:
     """What the experts asked about B queries agree on.
 
     Attributes:
@@ -239,7 +239,7 @@ def budget_grid(rules: Rules, n: int = 6) -> list[float]:
     return [low * (high / low) ** (i / n) for i in range(n)]
 
 
-def begin(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | None = None) -> State:
+def sample_episodes(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | None = None) -> State:
     """The start of B episodes. An episode's queries and budget depend on its key alone.
 
     Args:
@@ -251,10 +251,10 @@ def begin(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | None = None
         uniform = (_hash(keys + 1) & (2**53 - 1)).double() / 2**53
         budget_usd_per_query = low * (high / low) ** uniform
     rows = rules.rows[_draw(keys, len(rules.rows), rules.horizon)]
-    return start(rules, rows, budget_usd_per_query.double() * rules.horizon)
+    return new_episodes(rules, rows, budget_usd_per_query.double() * rules.horizon)
 
 
-def start(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
+def new_episodes(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
     """The start of B episodes about the queries `rows` [B, H] with `budget_usd` [B], float64."""
     b, k = len(rows), len(rules.table.experts)
     zeros = torch.zeros(b, dtype=torch.int64, device=rows.device)
@@ -273,7 +273,7 @@ def start(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
         support=support,
         strongest=strongest,
         leader=leader,
-        polled=torch.zeros(b, 3 * k + 3 if several else 0, device=rows.device),
+        call_features=torch.zeros(b, 3 * k + 3 if several else 0, device=rows.device),
         steps=zeros,
     )
 
@@ -309,7 +309,7 @@ def _ask_only(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outco
         support=state.support,
         strongest=state.strongest,
         leader=state.leader,
-        polled=state.polled,
+        call_features=state.call_features,
         steps=t,
     )
     delivered = torch.ones_like(refused)
@@ -322,10 +322,10 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
     Episodes end after different numbers of steps: one that has ended stays as it is and brings nothing more.
     """
     k, m = len(rules.table.experts), rules.max_calls
-    row, playing, call = current_rows(state), state.t < rules.horizon, _calls_made(state.polled, m)
+    row, playing, call = current_rows(state), state.t < rules.horizon, _calls_made(state.call_features, m)
     asks, expert = playing & (actions < k), actions.clamp(max=k - 1)
     cost_usd = _costs_usd(rules, row, expert)
-    again = state.polled.gather(1, expert[:, None]).squeeze(1) > 0
+    again = state.call_features.gather(1, expert[:, None]).squeeze(1) > 0
     refused = asks & ((cost_usd > state.left_usd) | again)
     charged = asks & ~refused
     cost_usd = cost_usd * charged
@@ -338,7 +338,7 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
     delivered = playing & ~goes_on
     leading = asked.gather(1, leader.clamp(min=0)[:, None]).squeeze(1)
     score = _scores(rules, row, leading.clamp(min=0)) * ((leader >= 0) & delivered)
-    polled = state.polled.scatter(1, expert[:, None], 1.0)
+    polled = state.call_features.scatter(1, expert[:, None], 1.0)
     polled.scatter_add_(1, expert[:, None] + 2 * k, (_told(group, m) * charged)[:, None])
     led = _told(leader, m).masked_fill(leader < 0, 2.0)[:, None]  # which is nobody's
     polled[:, k : 2 * k] = polled[:, 2 * k : 3 * k] == led
@@ -357,7 +357,7 @@ def _ask_or_deliver(rules: Rules, state: State, actions: Tensor) -> tuple[State,
         support=support * on,
         strongest=strongest * on,
         leader=leader.masked_fill(~goes_on, -1),
-        polled=polled * on,
+        call_features=polled * on,
         steps=state.steps + playing,
     )
     return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
@@ -397,7 +397,7 @@ def vote_weight(reliability: Tensor) -> Tensor:
     return (chance / (1 - chance)).square()
 
 
-def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -> Poll:
+def count_votes(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -> VoteCount:
     """Which of the answers given to each query has the strongest support, the sum of its supporters' weights.
 
     Among equals it is the one with the strongest single supporter, then the one given first. A missing answer agrees
@@ -418,7 +418,7 @@ def poll(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -
         groups.append(group)
     group = torch.stack(groups, dim=1)
     leading = leader.clamp(min=0)[:, None]
-    return Poll(
+    return VoteCount(
         leader=torch.where(leader >= 0, asked.gather(1, leading).squeeze(1), -1),
         support=support.gather(1, leading).squeeze(1),
         share=_share(support, leader),
@@ -444,7 +444,7 @@ def _count(
     vote: Tensor,
     answered: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Counts one more call, by the rule of `poll`: only the answer that gains a vote can take the lead.
+    """Counts one more call, by the rule of `count_votes`: only the answer that gains a vote can take the lead.
 
     Args:
         answers: and `support`, `strongest` and `leader`: the votes so far, as in `State`.
@@ -480,7 +480,7 @@ def _share(support: Tensor, leader: Tensor) -> Tensor:
     return leading / support.sum(dim=1).clamp(min=1e-30)
 
 
-def poll_features(n_experts: int, asked: Tensor, answered: Tensor, polled: Poll, max_calls: int) -> Tensor:
+def call_features(n_experts: int, asked: Tensor, answered: Tensor, polled: VoteCount, max_calls: int) -> Tensor:
     """What the agent sees of the calls made about the query at hand, [B, 3K + 3] float32.
 
     Of each expert: whether it was asked, whether it gave the leading answer, and which answer it gave: the number of
@@ -489,9 +489,9 @@ def poll_features(n_experts: int, asked: Tensor, answered: Tensor, polled: Poll,
 
     Args:
         n_experts: K.
-        asked: [B, m] int64, the calls as in `poll`, m up to M.
+        asked: [B, m] int64, the calls as in `count_votes`, m up to M.
         answered: [B, m] bool.
-        polled: what `poll` says of them.
+        polled: what `count_votes` says of them.
         max_calls: M.
     """
     k, made, who = n_experts, asked >= 0, asked.clamp(min=0)
@@ -503,7 +503,7 @@ def poll_features(n_experts: int, asked: Tensor, answered: Tensor, polled: Poll,
 
 
 def _told(group: Tensor, max_calls: int) -> Tensor:
-    """How the agent sees which answer was given, by the first call that gave it; see `poll_features`."""
+    """How the agent sees which answer was given, by the first call that gave it; see `call_features`."""
     return (group + 1).masked_fill(group < 0, -1) / max_calls
 
 
@@ -513,7 +513,7 @@ def _totals(share: Tensor, different: Tensor, made: Tensor, max_calls: int) -> T
 
 
 def _calls_made(polled: Tensor, max_calls: int) -> Tensor:
-    """[B] int64, from `poll_features`."""
+    """[B] int64, from `call_features`."""
     return (polled[:, -1] * max_calls).round().long()
 
 
@@ -528,10 +528,10 @@ def observe(rules: Rules, state: State) -> Tensor:
     [B, F + 2], with M > 1 [B, F + 3K + 5].
     """
     features = rules.features.index_select(0, current_rows(state))
-    polled, (b, f) = state.polled.shape[1], features.shape
+    polled, (b, f) = state.call_features.shape[1], features.shape
     seen = torch.empty(b, f + polled + 2, device=features.device)
     seen[:, :f] = features  # converts half precision on the way: the widest part is written once
-    seen[:, f : f + polled] = state.polled
+    seen[:, f : f + polled] = state.call_features
     seen[:, f + polled :] = budget_features(rules.cost_scale, state.left_usd, rules.horizon - state.t)
     return seen
 
@@ -560,18 +560,18 @@ def state_mask(rules: Rules, state: State) -> Tensor:
     """
     if rules.max_calls == 1:
         return action_mask(rules.cost_scale.mean_usd, state.left_usd)
-    return call_mask(rules.cost_scale.mean_usd, state.left_usd, state.polled)
+    return call_mask(rules.cost_scale.mean_usd, state.left_usd, state.call_features)
 
 
 def call_mask(mean_cost_usd: Tensor, left_usd: Tensor, polled: Tensor) -> Tensor:
-    """`state_mask` with M > 1, from mean costs [K], dollars left [B] and `poll_features` [B, 3K + 3]."""
+    """`state_mask` with M > 1, from mean costs [K], dollars left [B] and `call_features` [B, 3K + 3]."""
     begun = polled[:, -1] > 0
     least = torch.where(begun, left_usd, left_usd.maximum(mean_cost_usd.amin()))
     allowed = (mean_cost_usd <= least[:, None]) & (polled[:, : len(mean_cost_usd)] == 0)
     return torch.cat([allowed, begun[:, None]], dim=1)
 
 
-def restart(state: State, where: Tensor, fresh: State) -> State:
+def replace_episodes(state: State, where: Tensor, fresh: State) -> State:
     """`state` with the episodes at the indices `where` [b] replaced by the `fresh` ones."""
     if len(where) == len(state.t):
         return fresh
@@ -579,7 +579,7 @@ def restart(state: State, where: Tensor, fresh: State) -> State:
     return replace(state, **{n: getattr(state, n).index_copy(0, where, getattr(fresh, n)) for n in names})
 
 
-def renew(state: State, ended: Tensor, fresh: State) -> State:
+def replace_ended(state: State, ended: Tensor, fresh: State) -> State:
     """`state` with the episodes that have `ended` [B] replaced by the `fresh` ones; the host need not know which."""
 
     def chosen(name: str) -> Tensor:
@@ -589,7 +589,7 @@ def renew(state: State, ended: Tensor, fresh: State) -> State:
     return State(**{field.name: chosen(field.name) for field in fields(State)})
 
 
-def take(state: State, where: Tensor) -> State:
+def select_episodes(state: State, where: Tensor) -> State:
     """The episodes at the indices `where` [b]."""
     return State(**{field.name: getattr(state, field.name).index_select(0, where) for field in fields(State)})
 

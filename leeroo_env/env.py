@@ -131,7 +131,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._episode += 1
         budget = (options or {}).get("budget_usd_per_query")
         fixed = None if budget is None else torch.tensor([check_budget(budget)], dtype=torch.float64, device=device)
-        self._state, self._outcome = dynamics.begin(self.rules, key, fixed), None
+        self._state, self._outcome = dynamics.sample_episodes(self.rules, key, fixed), None
         self._return, self._began = 0.0, time.perf_counter()
         return self._observation(), self._info(self._state)
 

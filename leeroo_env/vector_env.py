@@ -21,6 +21,8 @@ from leeroo_env.env import check_budget, describe, episode_statistics, random_st
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
+RENAMED_FIELDS = {"polled": "call_features"}  # of `State`, old to current: checkpoints with the old name still load
+
 
 class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """B episodes of `LeerooEnv` in one batch, with the same arguments, spaces and rules.
@@ -133,7 +135,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Rows [n, B, H] and budgets in dollars [n, B] of the next n episodes of each environment."""
         ahead = torch.arange(n, device=self._episodes.device)[:, None]
         keys = dynamics.episode_keys(self._streams, self._episodes + ahead)
-        drawn = dynamics.begin(self.rules, keys.view(-1))
+        drawn = dynamics.sample_episodes(self.rules, keys.view(-1))
         return drawn.rows.view(n, self.num_envs, -1), drawn.budget_usd.view(n, -1)
 
     def go_on(self, state: State, begun: Tensor, returns: Tensor) -> None:
@@ -158,7 +160,8 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._streams, self._episodes = stored["streams"], stored["episodes"]
         self._drawn[:] = False
         self._returns, self._began = stored["returns"].cpu().numpy().copy(), np.full(self.num_envs, time.perf_counter())
-        self._state = State(**{n.removeprefix("state."): v for n, v in stored.items() if n.startswith("state.")})
+        fields = {n.removeprefix("state."): v for n, v in stored.items() if n.startswith("state.")}
+        self._state = State(**{RENAMED_FIELDS.get(name, name): value for name, value in fields.items()})
         return self._observations()
 
     def _seed(self, seed: int | Sequence[int | None] | None, mask: np.ndarray) -> None:
@@ -192,10 +195,10 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             fresh = self._next(where, ended)
         else:
             usd = torch.as_tensor(check_budget(budget), dtype=torch.float64, device=where.device)
-            fresh = dynamics.begin(self.rules, self._keys(where), usd.expand(self.num_envs)[where])
+            fresh = dynamics.sample_episodes(self.rules, self._keys(where), usd.expand(self.num_envs)[where])
         self._episodes[where] += 1
         self._drawn[ended] = False
-        self._state = fresh if self._state is None else dynamics.restart(self._state, where, fresh)
+        self._state = fresh if self._state is None else dynamics.replace_episodes(self._state, where, fresh)
         if len(ended) == self.num_envs:
             self._returns, self._began = np.zeros(self.num_envs), np.zeros(self.num_envs)
         self._returns[ended], self._began[ended] = 0.0, time.perf_counter()
@@ -211,17 +214,17 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """
         if not self._drawn[ended].all():
             lacking = torch.from_numpy(np.flatnonzero(~self._drawn)).to(where.device)
-            drawn = dynamics.begin(self.rules, self._keys(lacking))
-            self._ahead = drawn if self._ahead is None else dynamics.restart(self._ahead, lacking, drawn)
+            drawn = dynamics.sample_episodes(self.rules, self._keys(lacking))
+            self._ahead = drawn if self._ahead is None else dynamics.replace_episodes(self._ahead, lacking, drawn)
             self._drawn[:] = True
         assert self._ahead is not None
-        return dynamics.take(self._ahead, where)
+        return dynamics.select_episodes(self._ahead, where)
 
     def _finish(self, ended: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
         """Begins new episodes where the old ones have `ended` [B]; returns the `infos` of the step with what is told of
         those, and of how the new ones begin."""
         where = torch.from_numpy(np.flatnonzero(ended)).to(self.rules.table.device)
-        last = dynamics.observe(self.rules, dynamics.take(self._playing(), where)).cpu().numpy()
+        last = dynamics.observe(self.rules, dynamics.select_episodes(self._playing(), where)).cpu().numpy()
         final_obs = np.zeros((self.num_envs, last.shape[1]), last.dtype)
         final_obs[ended] = last
         seconds = time.perf_counter() - self._began

@@ -61,7 +61,7 @@ def evaluation_episodes(rules: Rules, budgets_usd: list[float], episodes: int, s
     number = torch.arange(episodes, device=device)
     keys = dynamics.episode_keys(torch.full_like(number, seed), number).repeat(len(budgets_usd))
     budget = torch.tensor(budgets_usd, dtype=torch.float64, device=device).repeat_interleave(episodes)
-    return dynamics.begin(rules, keys, budget)
+    return dynamics.sample_episodes(rules, keys, budget)
 
 
 def evaluate(
@@ -87,7 +87,7 @@ def evaluate(
     ended: list[tuple[Tensor, State]] = []
     for step in range(rules.horizon * max_calls):
         seen = features[dynamics.current_rows(state)].float()
-        calls = [calls_from_features(state.polled, max_calls)] if max_calls > 1 else []
+        calls = [calls_from_features(state.call_features, max_calls)] if max_calls > 1 else []
         actions = router.choose(seen, state.left_usd, rules.horizon - state.t, *calls)
         first = (state.asked[:, 0] < 0) if max_calls > 1 else slice(None)
         chosen[playing[first], state.t[first]] = actions[first]
@@ -97,8 +97,8 @@ def evaluate(
         state = after
         if max_calls > 1 and step >= rules.horizon - 1:  # episodes end one by one
             over = outcome.terminated
-            ended.append((playing[over], dynamics.take(state, over.nonzero().squeeze(1))))
-            playing, state = playing[~over], dynamics.take(state, (~over).nonzero().squeeze(1))
+            ended.append((playing[over], dynamics.select_episodes(state, over.nonzero().squeeze(1))))
+            playing, state = playing[~over], dynamics.select_episodes(state, (~over).nonzero().squeeze(1))
             if len(playing) == 0:
                 break
     if ended:

@@ -34,7 +34,7 @@ class Rollout:
     def __init__(self, env: LeerooVectorEnv, steps: int, digest_width: int):
         self.env, self.steps, self.rules = env, steps, env.rules
         b, device = env.num_envs, env.rules.table.device
-        tail = 0 if digest_width else env.state.polled.shape[1] + 2
+        tail = 0 if digest_width else env.state.call_features.shape[1] + 2
         self.rows, self.actions = torch.zeros(2, steps, b, dtype=torch.int64, device=device)
         self.tail = torch.zeros(steps, b, tail, device=device)
         self.digest = torch.zeros(steps, b, digest_width, device=device)
@@ -99,8 +99,8 @@ class Rollout:
         for name, value in self._shown().items():
             self._last[name].index_copy_(0, self._at - 1, value[None])
         rows, budget_usd = (part[self._begun.clamp(max=len(part) - 1), self._each()] for part in self._upcoming)
-        fresh = dynamics.start(self.rules, rows, budget_usd)
-        _put(self.state, dynamics.renew(self.state, ended, fresh))
+        fresh = dynamics.new_episodes(self.rules, rows, budget_usd)
+        _put(self.state, dynamics.replace_ended(self.state, ended, fresh))
         self._begun += ended
         self.earned *= ~ended
 

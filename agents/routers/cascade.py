@@ -12,7 +12,7 @@ from agents.estimators import split_estimates
 from agents.policies.answer_model import Calls
 from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, seen_answers
 from agents.routers.sequences import SequenceRouter, best_at_prices
-from leeroo_env.dynamics import poll, vote_weight
+from leeroo_env.dynamics import count_votes, vote_weight
 
 N_THRESHOLDS = 14
 CHUNK = 40  # panels at a time in fitting
@@ -89,7 +89,7 @@ def described_calls(seen: Tensor, calls: Calls, order: Tensor) -> Tensor:
     chance = split_estimates(seen)[0].clamp(0, 1)
     made, answers = seen_answers(calls, order, chance.shape[1])
     chance = chance.gather(1, order.clamp(min=0))
-    return describe(poll(order, made, answers, vote_weight(chance)), chance, made, made & (answers >= 0))
+    return describe(count_votes(order, made, answers, vote_weight(chance)), chance, made, made & (answers >= 0))
 
 
 def _best_thresholds(panels: Panels, scorer: Scorer, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

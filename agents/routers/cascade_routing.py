@@ -15,7 +15,7 @@ from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, g
 from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from agents.routers.panels import price_grid
 from agents.routers.sequences import ask_or_deliver, can_pay, spent_usd
-from leeroo_env.dynamics import poll, vote_weight
+from leeroo_env.dynamics import count_votes, vote_weight
 from leeroo_env.table import ExpertTable
 
 SAMPLES = 24
@@ -191,7 +191,7 @@ class CascadeRouting:
             playing = playing[asked[playing, made] >= 0]
         who, made_at = asked.clamp(min=0), asked >= 0
         votes = vote_weight(split_estimates(self.features)[0].clamp(0, 1)[rows].gather(1, who))
-        polled = poll(asked, made_at, table.answer_ids[rows].long().gather(1, who), votes)
+        polled = count_votes(asked, made_at, table.answer_ids[rows].long().gather(1, who), votes)
         led = polled.leader >= 0
         score = table.scores[rows].gather(1, polled.leader.clamp(min=0)[:, None]).squeeze(1) * led
         cost_usd = (table.costs_usd[rows].gather(1, who) * made_at).sum(dim=1)

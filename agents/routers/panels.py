@@ -17,7 +17,7 @@ from torch import Tensor
 from agents.estimators.base import MAX_TRAINING_QUERIES, split_estimates
 from agents.policies.answer_model import Calls
 from agents.routers.base import experts_by_cost
-from leeroo_env.dynamics import Poll, poll, vote_weight
+from leeroo_env.dynamics import VoteCount, count_votes, vote_weight
 from leeroo_env.table import ExpertTable
 
 LONGEST = 4  # calls that are planned for; a panel of five adds little and there are many of them
@@ -84,7 +84,7 @@ class Panels:
         members = tuple(k for k in self.members[number].tolist() if k >= 0)
         return [self.index[members[: m + 1]] for m in range(self.longest)]
 
-    def polled(self, members: Tensor) -> tuple[Poll, Tensor, Tensor]:
+    def polled(self, members: Tensor) -> tuple[VoteCount, Tensor, Tensor]:
         """How the panels [q, C] vote on all queries, [q * n]; their estimated chances and answers [q * n, C]."""
         q, c = members.shape
         who = members.clamp(min=0).T.reshape(-1)  # [C * q]
@@ -94,7 +94,7 @@ class Panels:
         )
         chance = chance.clamp(0, 1)
         asked = members[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
-        return poll(asked, made, answers, vote_weight(chance)), chance, answers
+        return count_votes(asked, made, answers, vote_weight(chance)), chance, answers
 
     def described(self, panels: Tensor) -> Tensor:
         """What `describe` says of the panels of these numbers [q] on all queries, [q, n, F]."""
@@ -144,7 +144,7 @@ def shortlist(scores: Tensor, cost_usd: Tensor, answer_ids: Tensor, prices: Tens
     return useful
 
 
-def describe(polled: Poll, chance: Tensor, made: Tensor, given: Tensor) -> Tensor:
+def describe(polled: VoteCount, chance: Tensor, made: Tensor, given: Tensor) -> Tensor:
     """What answers say of the leading one, [B, F]: estimates of those asked, who agrees with it, and by how much.
 
     Args:

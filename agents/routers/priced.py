@@ -156,7 +156,9 @@ class FixedPrice:
         candidates = self.price_table.price(budget_usd * 2**powers)
         number = torch.arange(TUNING_EPISODES, device=device)
         keys = dynamics.episode_keys(torch.full_like(number, -1), number).repeat(N_CANDIDATES)
-        state = dynamics.begin(self.rules, keys, torch.full(keys.shape, budget_usd, device=device, dtype=torch.float64))
+        state = dynamics.sample_episodes(
+            self.rules, keys, torch.full(keys.shape, budget_usd, device=device, dtype=torch.float64)
+        )
         price = candidates.repeat_interleave(TUNING_EPISODES)
         for _ in range(self.rules.horizon):
             allowed = within_reserve(self.mean_cost_usd, state.left_usd, self.rules.horizon - state.t)

@@ -24,7 +24,7 @@ from agents.serving.answer_match import Compare, by_normal_form
 from agents.serving.session import Reply, Session
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
-from leeroo_env.dynamics import poll, poll_features, vote_weight
+from leeroo_env.dynamics import call_features, count_votes, vote_weight
 from leeroo_env.files import read_tensors, write_tensors
 
 AT_ONCE = 16
@@ -215,7 +215,7 @@ class Orchestrator:
             return calls
         asked, group, made = (part.to(device) for part in (calls.asked, calls.group, calls.made))
         votes = vote_weight(self._reliability(features)).gather(1, asked.clamp(min=0))
-        polled = poll_features(k, asked, asked >= 0, poll(asked, asked >= 0, group, votes), m)
+        polled = call_features(k, asked, asked >= 0, count_votes(asked, asked >= 0, group, votes), m)
         polled[:, -1] = made / m
         return calls_from_features(polled, m)
 

@@ -18,7 +18,7 @@ from agents.serving.answer_match import Compare
 from experts.specs import LocalSpec
 from experts.spending import NOT_ASKED, not_asked
 from experts.types import Answer, Expert, Query
-from leeroo_env.dynamics import Poll, poll, poll_features, vote_weight
+from leeroo_env.dynamics import VoteCount, call_features, count_votes, vote_weight
 
 ASKED_BEFORE = "not asked: it was asked about this query before"
 Stop = Literal["policy", "max calls", "money"]
@@ -205,7 +205,7 @@ class Session:
         """The calls so far, as the router's input."""
         asked, answered, polled = votes_of(states, self.max_calls - 1)
         return calls_from_features(
-            poll_features(len(self.experts), asked, answered, polled, self.max_calls), self.max_calls
+            call_features(len(self.experts), asked, answered, polled, self.max_calls), self.max_calls
         )
 
     def _affordable(self, state: QueryState) -> list[int]:
@@ -251,7 +251,7 @@ class Session:
         )
 
 
-def votes_of(states: Sequence[QueryState], width: int) -> tuple[Tensor, Tensor, Poll]:
+def votes_of(states: Sequence[QueryState], width: int) -> tuple[Tensor, Tensor, VoteCount]:
     """Experts asked [B, `width`], whether each call succeeded [B, `width`], and the vote count, as in an episode."""
     device = states[0].vote_weights.device
     asked, groups = (
@@ -260,7 +260,7 @@ def votes_of(states: Sequence[QueryState], width: int) -> tuple[Tensor, Tensor, 
     )
     answered = _padded([[result.error is None for result in state.results] for state in states], width).to(device) > 0
     votes = torch.stack([state.vote_weights for state in states]).gather(1, asked.clamp(min=0))
-    return asked, answered, poll(asked, answered, groups, votes)
+    return asked, answered, count_votes(asked, answered, groups, votes)
 
 
 def _call(expert: str, result: Answer, answer: str | None, agrees: bool) -> Call:

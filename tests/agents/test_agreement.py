@@ -127,17 +127,17 @@ def test_before_any_call_experts_are_as_good_as_estimated():
 @pytest.mark.parametrize("max_calls", [2, 3, 4])
 def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
     rules = dynamics.make_rules(polled_table(), horizon=5, max_calls=max_calls)
-    state = dynamics.begin(rules, keys(40), torch.full((40,), 1.5 * float(rules.cost_scale.mean_usd.min())))
+    state = dynamics.sample_episodes(rules, keys(40), torch.full((40,), 1.5 * float(rules.cost_scale.mean_usd.min())))
     generator = torch.Generator().manual_seed(0)
     for _ in range(8):
         state, _ = dynamics.step(rules, state, torch.randint(K + 1, (40,), generator=generator))
-        calls = calls_from_features(state.polled, max_calls)
+        calls = calls_from_features(state.call_features, max_calls)
         answer_ids = rules.table.answer_ids[dynamics.current_rows(state)[:, None], state.asked.clamp(min=0)]
         for i in range(40):
             answered = {
                 int(e): int(a)
                 for e, a in zip(state.asked[i], answer_ids[i], strict=True)
-                if e >= 0 and state.polled[i, 2 * K + e] != 0
+                if e >= 0 and state.call_features[i, 2 * K + e] != 0
             }
             seen = {int(e): int(g) for e, g in zip(calls.asked[i], calls.group[i], strict=True) if e >= 0}
             assert seen.keys() == answered.keys() and int(calls.made[i]) == int((state.asked[i] >= 0).sum())

@@ -60,7 +60,7 @@ def test_the_value_begins_as_what_the_plan_expects():
     policy, description, estimates = started(table)
     rules = dynamics.make_rules(table, "test", 64, features=estimate_features(estimates, table.cost_scale()))
     keys = dynamics.episode_keys(torch.zeros(64, dtype=torch.int64), torch.arange(64))
-    state = dynamics.begin(rules, keys, torch.full((64,), 4e-4))
+    state = dynamics.sample_episodes(rules, keys, torch.full((64,), 4e-4))
     with torch.no_grad():
         expected = policy.predict_values(dynamics.observe(rules, state)).mean()
     router = PolicyRouter(policy, description, rules.features)

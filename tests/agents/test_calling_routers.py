@@ -17,7 +17,7 @@ from agents.routers import PacedPrice, Router, multi_call_routers
 from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, shortlist
 from agents.routers.sequences import best_at_prices
 from leeroo_env import ExpertTable, dynamics
-from leeroo_env.dynamics import Rules, poll
+from leeroo_env.dynamics import Rules, count_votes
 
 NAMES = ("majority", "cascade", "cascade routing", "two-stage trees")
 CHEAP, DEAR = 1.0, 20.0
@@ -241,7 +241,7 @@ def test_hindsight_is_above_the_best_calls_there_are(seed: int):
             for plan in plans:
                 asked = torch.tensor([plan])
                 votes = dynamics.vote_weight(rules.reliability[row, asked])
-                leader = int(poll(asked, asked >= 0, table.answer_ids[row, asked].long(), votes).leader)
+                leader = int(count_votes(asked, asked >= 0, table.answer_ids[row, asked].long(), votes).leader)
                 worth.append((float(table.scores[row, leader]), float(table.costs_usd[row, asked].sum())))
             options.append(worth)
         sums = np.array([np.sum(choice, axis=0) for choice in itertools.product(*options)])
@@ -256,7 +256,7 @@ def test_panels_deliver_what_the_rules_say():
     panels = Panels(table, estimates, 3)
     assert len(panels.members) == 4 + 6 + 4
     rules = dynamics.make_rules(table, "train", 15, max_calls=3, reliability=estimates[:, :4])
-    state = dynamics.begin(rules, torch.zeros(1, dtype=torch.int64), torch.tensor([1.0]))
+    state = dynamics.sample_episodes(rules, torch.zeros(1, dtype=torch.int64), torch.tensor([1.0]))
     place = {row: i for i, row in enumerate(panels.rows.tolist())}
     for i, members in enumerate(panels.members.tolist()):
         now = state
@@ -314,5 +314,5 @@ def test_answers_are_described_alike_in_any_order():
     told = []
     for ids in ([4, 4, 7], [1, 1, 0]):
         ids = torch.tensor([ids])
-        told.append(describe(poll(asked, made, ids, dynamics.vote_weight(chance)), chance, made, ids >= 0))
+        told.append(describe(count_votes(asked, made, ids, dynamics.vote_weight(chance)), chance, made, ids >= 0))
     assert told[0].tolist() == told[1].tolist()

@@ -40,7 +40,7 @@ episodes = st.fixed_dictionaries(
 def test_money_and_time_obey_the_rules(case: dict):
     table = random_table(k=case["k"], seed=case["seed"])
     rules = dynamics.make_rules(table, horizon=case["horizon"], cost_weight=case["weight"])
-    state = dynamics.begin(rules, keys(16, case["seed"]))
+    state = dynamics.sample_episodes(rules, keys(16, case["seed"]))
     low, high = rules.budget_usd_per_query
     assert (
         (state.budget_usd >= low * rules.horizon * 0.9999) & (state.budget_usd <= high * rules.horizon * 1.0001)
@@ -74,7 +74,7 @@ def test_permuting_experts_permutes_rewards(seed: int, order: list[int]):
     permuted = table.select([table.experts[i] for i in order])
     one, other = (dynamics.make_rules(t, horizon=10) for t in (table, permuted))
     position = torch.tensor(order).argsort()
-    a, b = dynamics.begin(one, keys(8)), dynamics.begin(other, keys(8))
+    a, b = dynamics.sample_episodes(one, keys(8)), dynamics.sample_episodes(other, keys(8))
     for _, actions, _, _ in play(one, a, seed):
         a, first = dynamics.step(one, a, actions)
         b, second = dynamics.step(other, b, position[actions])
@@ -84,7 +84,7 @@ def test_permuting_experts_permutes_rewards(seed: int, order: list[int]):
 
 def test_an_episode_depends_on_its_key_alone(table: ExpertTable):
     rules = dynamics.make_rules(table, horizon=12)
-    many, one = dynamics.begin(rules, keys(50)), dynamics.begin(rules, keys(50)[17:18])
+    many, one = dynamics.sample_episodes(rules, keys(50)), dynamics.sample_episodes(rules, keys(50)[17:18])
     assert torch.equal(many.rows[17:18], one.rows) and torch.equal(many.budget_usd[17:18], one.budget_usd)
     assert len({tuple(r) for r in many.rows.tolist()}) == 50 and len(set(many.budget_usd.tolist())) == 50
 
@@ -114,7 +114,7 @@ def test_all_draws_are_equally_likely(n: int, together: int):
 def test_budgets_are_log_uniform(table: ExpertTable):
     rules = dynamics.make_rules(table, horizon=4)
     low, high = rules.budget_usd_per_query
-    place = torch.log(dynamics.begin(rules, keys(20_000)).budget_usd / 4 / low) / math.log(high / low)
+    place = torch.log(dynamics.sample_episodes(rules, keys(20_000)).budget_usd / 4 / low) / math.log(high / low)
     for quantile in (0.1, 0.5, 0.9):
         assert float(place.quantile(quantile)) == pytest.approx(quantile, abs=0.015)
 
@@ -133,7 +133,7 @@ def test_free_experts_do_not_break_the_scale():
     for cost in (np.zeros((n, 2)), np.tile([0.0, 0.01], (n, 1)), np.full((n, 2), 0.01)):
         table = ExpertTable.from_arrays("free", ["a", "b"], np.ones((n, 2), np.float32), np.ones((n, 2)), cost)
         rules = dynamics.make_rules(table, horizon=5)
-        state = dynamics.begin(rules, keys(10))
+        state = dynamics.sample_episodes(rules, keys(10))
         grid = dynamics.budget_grid(rules)
         assert dynamics.observe(rules, state).isfinite().all() and (state.budget_usd > 0).all()
         assert sorted(grid) == grid and grid[0] > 0 and len(set(grid)) == 6
@@ -173,7 +173,7 @@ def test_devices_agree(table: ExpertTable):
     states, outcomes = {}, {}
     for device in ("cpu", "cuda"):
         rules = dynamics.make_rules(table.to(device), horizon=12)
-        state = dynamics.begin(rules, keys(64).to(device))
+        state = dynamics.sample_episodes(rules, keys(64).to(device))
         for t in range(12):
             state, outcome = dynamics.step(rules, state, (torch.arange(64, device=device) + t) % 4)
             outcomes.setdefault(t, []).append(outcome)

@@ -116,7 +116,9 @@ def test_vector_env_plays_what_the_rules_say(table: ExpertTable):
     """The environment against the rules called by hand on the device."""
     vector = make_vec(table, 4)
     observation, _ = vector.reset(seed=11)
-    state = dynamics.begin(vector.rules, dynamics.episode_keys(vector._streams, torch.zeros(4, dtype=torch.int64)))
+    state = dynamics.sample_episodes(
+        vector.rules, dynamics.episode_keys(vector._streams, torch.zeros(4, dtype=torch.int64))
+    )
     np.testing.assert_array_equal(observation, dynamics.observe(vector.rules, state).numpy())
     for t in range(5):
         actions = np.arange(4)
@@ -340,3 +342,12 @@ def test_state_dict_goes_on_where_it_was(max_calls: int):
         np.testing.assert_array_equal(again[1], rewards)
         if terminated.any():
             np.testing.assert_array_equal(again[4]["episode"]["r"], infos["episode"]["r"])
+
+
+def test_state_dicts_with_the_old_names_of_fields_load():
+    one, other = (make_vec(polled_table(), 3, max_calls=3) for _ in range(2))
+    one.reset(seed=1), other.reset(seed=2)
+    one.step(np.array([0, 1, 2]))
+    stored = one.state_dict()
+    stored["state.polled"] = stored.pop("state.call_features")
+    np.testing.assert_array_equal(other.load_state_dict(stored), dynamics.observe(one.rules, one._state).numpy())

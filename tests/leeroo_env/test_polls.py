@@ -109,7 +109,9 @@ def polls(draw: st.DrawFn) -> tuple[list[int], list[bool], list[int], list[float
 @given(polls())
 def test_the_leading_answer_is_what_plain_python_says(case: tuple[list[int], list[bool], list[int], list[float]]):
     asked, answered, ids, weights = case
-    found = dynamics.poll(torch.tensor([asked]), torch.tensor([answered]), torch.tensor([ids]), torch.tensor([weights]))
+    found = dynamics.count_votes(
+        torch.tensor([asked]), torch.tensor([answered]), torch.tensor([ids]), torch.tensor([weights])
+    )
     leader, support, different, agrees, group = plain_poll(asked, answered, ids, weights)
     assert (int(found.leader), float(found.support), int(found.different)) == (leader, support, different)
     assert found.agrees.tolist() == [agrees] and found.group.tolist() == [group]
@@ -129,7 +131,7 @@ def test_the_leading_answer_is_what_plain_python_says(case: tuple[list[int], lis
 )
 def test_who_leads(ids: list[int], weights: list[float], leader: int, agrees: list[int]):
     yes = torch.ones(1, 3, dtype=torch.bool)
-    found = dynamics.poll(torch.tensor([[10, 11, 12]]), yes, torch.tensor([ids]), torch.tensor([weights]))
+    found = dynamics.count_votes(torch.tensor([[10, 11, 12]]), yes, torch.tensor([ids]), torch.tensor([weights]))
     assert int(found.leader) == leader and found.agrees.int().tolist() == [agrees]
 
 
@@ -156,7 +158,7 @@ def test_episodes_obey_the_rules(case: dict):
     reliability = torch.from_numpy(rng.integers(0, 5, size=(len(table), k)) / 4)
     rules = dynamics.make_rules(table, "train", horizon, None, case["weight"], m, reliability)
     budget = torch.full((b,), case["pace"] * float(rules.cost_scale.mean_usd.min()))
-    state = dynamics.begin(rules, keys(b, case["seed"]), budget)
+    state = dynamics.sample_episodes(rules, keys(b, case["seed"]), budget)
     desks = [Desk(rules, state, i) for i in range(b)]
     returns = torch.zeros(b, dtype=torch.float64)
     for _ in range(m * horizon):
@@ -175,7 +177,7 @@ def test_episodes_obey_the_rules(case: dict):
             assert (float(outcome.score[i]), float(outcome.cost_usd[i])) == (score, cost_usd)
             assert (bool(outcome.refused[i]), bool(outcome.delivered[i])) == (refused, delivered)
             assert after.asked[i].tolist() == desk.asked + [-1] * (m - len(desk.asked))
-            assert after.polled[i].tolist() == desk.seen()
+            assert after.call_features[i].tolist() == desk.seen()
             assert bool(outcome.terminated[i]) == (not desk.rows)
             assert int(after.steps[i]) == int(state.steps[i]) + 1
         assert after.left_usd.tolist() == [desk.left_usd for desk in desks]
@@ -193,12 +195,14 @@ def test_episodes_obey_the_rules(case: dict):
 
 def test_an_expert_asked_again_is_refused_and_not_charged():
     rules = dynamics.make_rules(polled_table(), horizon=4, max_calls=3)
-    state = dynamics.begin(rules, keys(5), torch.full((5,), 1.0))
+    state = dynamics.sample_episodes(rules, keys(5), torch.full((5,), 1.0))
     once, _ = dynamics.step(rules, state, torch.full((5,), 2))
     assert not dynamics.state_mask(rules, once)[:, 2].any() and dynamics.state_mask(rules, once)[:, [0, 1, 3, 4]].all()
     twice, outcome = dynamics.step(rules, once, torch.full((5,), 2))
     assert outcome.refused.all() and torch.equal(twice.left_usd, once.left_usd)
-    assert twice.asked.tolist() == [[2, 2, -1]] * 5 and torch.equal(twice.polled[:, :-1], once.polled[:, :-1])
+    assert twice.asked.tolist() == [[2, 2, -1]] * 5 and torch.equal(
+        twice.call_features[:, :-1], once.call_features[:, :-1]
+    )
     _, outcome = dynamics.step(rules, twice, torch.full((5,), 2))
     assert outcome.delivered.all(), "the third call delivers, though refused"
     assert torch.equal(outcome.score, rules.table.scores[state.rows[:, 0], 2])
@@ -206,7 +210,7 @@ def test_an_expert_asked_again_is_refused_and_not_charged():
 
 def test_delivering_unasked_scores_nothing():
     rules = dynamics.make_rules(polled_table(), horizon=4, max_calls=2)
-    state = dynamics.begin(rules, keys(5))
+    state = dynamics.sample_episodes(rules, keys(5))
     assert not dynamics.state_mask(rules, state)[:, -1].any()
     after, outcome = dynamics.step(rules, state, torch.full((5,), 4))
     assert outcome.delivered.all() and after.t.tolist() == [1] * 5 and outcome.reward.tolist() == [0.0] * 5
@@ -219,7 +223,7 @@ def test_what_the_agent_sees_of_a_poll():
         "said", list("abcd"), np.ones((n, 2)), np.ones((n, 4)), np.ones((n, 4)), answers=[["x", None, "z", "x"]] * n
     )
     rules = dynamics.make_rules(table, horizon=2, max_calls=4, reliability=torch.tensor([[0.5, 0.6, 0.7, 0.3]]))
-    state = dynamics.begin(rules, keys(1), torch.tensor([9.0]))
+    state = dynamics.sample_episodes(rules, keys(1), torch.tensor([9.0]))
     share = (49 / 9) / (49 / 9 + 9 / 49)
     expected = [
         [0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1 / 4, 0, 1, 1 / 4, 1 / 4],
@@ -235,16 +239,18 @@ def test_what_the_agent_sees_of_a_poll():
 
 
 def test_a_live_query_is_seen_as_one_of_the_table():
-    """`poll` and `poll_features` over plain tensors that hold only the calls made so far."""
+    """`count_votes` and `call_features` over plain tensors that hold only the calls made so far."""
     rules = dynamics.make_rules(polled_table(), horizon=3, max_calls=4)
-    state = dynamics.begin(rules, keys(6), torch.full((6,), 1.0))
+    state = dynamics.sample_episodes(rules, keys(6), torch.full((6,), 1.0))
     asked = torch.tensor([[3, 1]] * 6)
     for call in range(2):
         state, _ = dynamics.step(rules, state, asked[:, call])
     row = dynamics.current_rows(state)[:, None]
     weights = dynamics.vote_weight(rules.reliability[row, asked])
-    polled = dynamics.poll(asked, torch.ones(6, 2, dtype=torch.bool), rules.table.answer_ids[row, asked], weights)
-    assert torch.equal(dynamics.poll_features(4, asked, asked >= 0, polled, 4), dynamics.observe(rules, state)[:, 5:-2])
+    polled = dynamics.count_votes(
+        asked, torch.ones(6, 2, dtype=torch.bool), rules.table.answer_ids[row, asked], weights
+    )
+    assert torch.equal(dynamics.call_features(4, asked, asked >= 0, polled, 4), dynamics.observe(rules, state)[:, 5:-2])
 
 
 @settings(max_examples=20, deadline=None)
@@ -254,7 +260,7 @@ def test_permuting_experts_permutes_outcomes(seed: int, order: list[int]):
     permuted = table.select([table.experts[i] for i in order])
     one, other = (dynamics.make_rules(t, horizon=5, max_calls=3) for t in (table, permuted))
     position = torch.tensor([*torch.tensor(order).argsort().tolist(), 4])
-    a, b = dynamics.begin(one, keys(8)), dynamics.begin(other, keys(8))
+    a, b = dynamics.sample_episodes(one, keys(8)), dynamics.sample_episodes(other, keys(8))
     columns = [*range(5), *(block + i for block in (5, 9, 13) for i in order), *range(17, 22)]
     for actions in torch.randint(5, (15, 8), generator=torch.Generator().manual_seed(seed)):
         a, first = dynamics.step(one, a, actions)
@@ -269,7 +275,7 @@ def test_permuting_experts_permutes_outcomes(seed: int, order: list[int]):
 def test_asking_once_and_delivering_is_the_one_call_episode(max_calls: int):
     table = polled_table(k=5, seed=3)
     one, many = (dynamics.make_rules(table, horizon=20, max_calls=m) for m in (1, max_calls))
-    a, b = dynamics.begin(one, keys(32)), dynamics.begin(many, keys(32))
+    a, b = dynamics.sample_episodes(one, keys(32)), dynamics.sample_episodes(many, keys(32))
     for actions in torch.randint(5, (20, 32), generator=torch.Generator().manual_seed(0)):
         a, first = dynamics.step(one, a, actions)
         b, asked = dynamics.step(many, b, actions)
@@ -313,7 +319,7 @@ def test_devices_agree():
     told: dict[str, list[torch.Tensor]] = {}
     for device in ("cpu", "cuda"):
         rules = dynamics.make_rules(polled_table().to(device), horizon=6, max_calls=3)
-        state = dynamics.begin(rules, keys(64).to(device))
+        state = dynamics.sample_episodes(rules, keys(64).to(device))
         for t in range(18):
             state, outcome = dynamics.step(rules, state, (torch.arange(64, device=device) * (t + 1)) % 5)
             told.setdefault(device, []).extend([outcome.score, outcome.refused, outcome.delivered, state.asked])
