@@ -26,16 +26,16 @@ from leeroo_env.cli import exit_code
 from leeroo_env.dynamics import make_rules
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in scripts that matplotlib's font lacks
 
     def work() -> int:
-        config = tyro.cli(TrainConfig, args=arguments)
+        config = tyro.cli(TrainConfig, prog=prog, args=arguments)
         if not config.resume:
             return run(config)
         run_dir = find_run(config)
-        given = tyro.cli(TrainConfig, args=arguments, default=config_of(run_dir))
+        given = tyro.cli(TrainConfig, prog=prog, args=arguments, default=config_of(run_dir))
         check_unchanged(given, run_dir)
         return run(given, run_dir)
 

@@ -35,9 +35,9 @@ from leeroo_env.builtin import resolve
 from leeroo_env.cli import exit_code
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m agents.finetune") -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
-    return exit_code(lambda: run(tyro.cli(Config, args=arguments)), "nothing is written")
+    return exit_code(lambda: run(tyro.cli(Config, prog=prog, args=arguments)), "nothing is written")
 
 
 def run(config: Config) -> int:

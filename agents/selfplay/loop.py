@@ -54,11 +54,11 @@ from leeroo_env.files import read_json, write_json
 from leeroo_env.table import write_table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m agents.selfplay") -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
 
     def work() -> int:
-        run(tyro.cli(Config, args=arguments, description=__doc__))
+        run(tyro.cli(Config, prog=prog, args=arguments, description=__doc__))
         return 0
 
     return exit_code(work, "the same command goes on")

@@ -111,10 +111,10 @@ def _report(collected: Collected, out: Path) -> int:
     return 1 if collected.missing else 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m experts.collect") -> int:
     """The command line; returns the exit code."""
 
     def work() -> int:
-        return run(tyro.cli(Config, prog="python -m experts.collect", description=__doc__, args=arguments))
+        return run(tyro.cli(Config, prog=prog, description=__doc__, args=arguments))
 
     return exit_code(work, "the answers so far are kept, run again to continue")

@@ -19,13 +19,13 @@ IMPORTERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m experts.importers") -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 if interrupted; then nothing is written."""
 
     def work() -> int:
         tyro.extras.subcommand_cli_from_dict(
             IMPORTERS,
-            prog="python -m experts.importers",
+            prog=prog,
             description="Imports published answers as a table directory.",
             args=list(arguments) if arguments is not None else None,
             config=(tyro.conf.OmitArgPrefixes,),

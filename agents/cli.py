@@ -1,0 +1,48 @@
+"""The command `leeroo`: one subcommand for each program, with the same options as the program by itself."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {  # name: module whose main(arguments, prog) runs it, and what it does
+    "train": ("train", "train an agent on a table, evaluate it and write a report"),
+    "collect": ("experts.collect.command", "ask the experts of a pool and write their graded answers as a table"),
+    "import": ("experts.importers.command", "turn published answers into a table"),
+    "selfplay": ("agents.selfplay.loop", "write new questions, ask, grade and learn, round after round"),
+    "finetune": ("agents.finetune.command", "fine-tune a table's encoder on the routing task"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
+        print(f"error: no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[name][0])  # only now: the others' libraries take seconds to import
+    return module.main(rest, prog=f"leeroo {name}")
+
+
+def usage() -> str:
+    """The text of `leeroo --help`."""
+    lines = [f"  {name:10} {description}" for name, (_, description) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: leeroo COMMAND [OPTIONS]",
+            "",
+            "Learns which of several language models should answer each query.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`leeroo COMMAND --help` explains a command's options.",
+        ]
+    )
