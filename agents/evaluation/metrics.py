@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.evaluation.hull import upper_hull
+from agents.policies.hull import upper_hull
 from leeroo_env.errors import InputError
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from agents.evaluation.hull import upper_hull
+from agents.policies.hull import upper_hull
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable

@@ -11,10 +11,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
+from agents.algorithms import ALGORITHMS
 from agents.policies.answer_model import Calls
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.multi_call import MultiCallPolicy
-from agents.training.algorithms import ALGORITHMS
 from leeroo_env import InputError
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import Rules, action_mask, budget_features, call_mask

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.evaluation.hull import upper_hull
+from agents.policies.hull import upper_hull
 from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from leeroo_env.table import ExpertTable
 

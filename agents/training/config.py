@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.training.algorithms import ALGORITHMS, AlgorithmName
+from agents.algorithms import ALGORITHMS, AlgorithmName
 from leeroo_env import InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON

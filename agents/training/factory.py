@@ -6,10 +6,10 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.algorithms import ALGORITHMS
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.io import HiddenBudget
 from agents.policies.multi_call import MultiCallPolicy
-from agents.training.algorithms import ALGORITHMS
 from agents.training.config import PolicyKind, TrainConfig
 from leeroo_env import LeerooVectorEnv
 from leeroo_env.dynamics import Rules

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from agents.training.algorithms import ALGORITHMS
+from agents.algorithms import ALGORITHMS
 from agents.training.config import TrainConfig
 from leeroo_env import InputError
 from leeroo_env.files import write_text

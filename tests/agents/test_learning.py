@@ -11,9 +11,9 @@ import torch
 
 import train
 from agents import Orchestrator
+from agents.algorithms import AlgorithmName
 from agents.evaluation.evaluate import evaluate
 from agents.routers import BestSingle, FixedMixture, Router
-from agents.training.algorithms import AlgorithmName
 from agents.training.config import PolicyKind, TrainConfig
 from leeroo_env import ExpertTable, dynamics
 from tests.synthetic import synthetic_optimum, synthetic_table

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.estimators import domain_mean_estimates, kernel_ridge_estimates
 from agents.evaluation.evaluate import Result, clustered_stderr, evaluate, summary
-from agents.evaluation.hull import upper_hull
+from agents.policies.hull import upper_hull
 from agents.routers import (
     BestSingle,
     Cheapest,
