@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from leeroo_env import InputError
+from leeroo_env.errors import InputError
 
 
 def exit_code(work: Callable[[], int], interrupted: str) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agents.policies.io import with_current_names
 from leeroo_env import InputError
-from leeroo_env.files import read_json, read_tensors, write_json, write_tensors
+from leeroo_env.files import new_directory, read_json, read_tensors, write_json, write_tensors
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
 KEEP = 2
@@ -40,32 +40,35 @@ def save_checkpoint(directory: Path, model: BaseAlgorithm, progress: dict[str, A
         model: between two iterations, its environment a `LeerooSB3VecEnv`.
         progress: what else the run has to remember, as JSON values.
     """
-    target = directory / f"step-{model.num_timesteps:012d}"
-    temporary = directory / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with new_directory(directory / f"step-{model.num_timesteps:012d}") as checkpoint:
+        write_tensors(checkpoint / "state.safetensors", _tensors(model))
+        write_json(checkpoint / "state.json", {**_numbers(model), "progress": progress})
+    for old in [*sorted(directory.glob("step-*"))[:-KEEP], *directory.glob(".step-*.tmp")]:  # and what a kill left
+        shutil.rmtree(old)
+
+
+def _tensors(model: BaseAlgorithm) -> dict[str, Tensor]:
+    """Policy, optimiser, environment and torch's random generators."""
     optimizer = model.policy.optimizer.state_dict()["state"]
-    version, internal, gauss = random.getstate()
     tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
     tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, state in optimizer.items() for k, v in state.items()}
     tensors |= {f"env.{name}": value for name, value in _environment(model).state_dict().items()}
     tensors |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    write_tensors(temporary / "state.safetensors", tensors | {"rng.torch": torch.get_rng_state()})
+    return tensors | {"rng.torch": torch.get_rng_state()}
+
+
+def _numbers(model: BaseAlgorithm) -> dict[str, Any]:
+    """Counters and the other random generators, as JSON values."""
+    version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - SB3 shuffles with it
-    state = {
+    return {
         "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
         "episode_starts": np.asarray(model._last_episode_starts).tolist(),
         "rng": {
             "python": [version, list(internal), gauss],
             "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
         },
-        "progress": progress,
     }
-    write_json(temporary / "state.json", state)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    for old in sorted(directory.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old)
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

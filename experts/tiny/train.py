@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from experts.tiny.tasks import DIFFICULTIES, FAMILIES, Question, draw, generate
+from leeroo_env.files import new_directory
 
 WEIGHTS = Path(__file__).parent / "weights"
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -257,21 +256,19 @@ def update_json(path: Path, changes: dict) -> None:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict, directory: Path) -> None:
-    """Writes the model directory under a temporary name and renames it, so that it is complete or absent.
+    """Writes the model directory atomically.
 
     Weights are stored in half precision to save space and loaded in single precision, as the configuration says.
     """
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
-    tokenizer.save_pretrained(temporary)
-    model.half().save_pretrained(temporary)
-    model.float()
-    (temporary / "model.safetensors").chmod(0o644)
-    update_json(temporary / "config.json", {"dtype": "float32"})
-    # This name works before and since version 5 of transformers
-    update_json(temporary / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
-    update_json(temporary / "training.json", record)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    with new_directory(directory) as temporary:
+        tokenizer.save_pretrained(temporary)
+        model.half().save_pretrained(temporary)
+        model.float()
+        (temporary / "model.safetensors").chmod(0o644)
+        update_json(temporary / "config.json", {"dtype": "float32"})
+        # This name works before and since version 5 of transformers
+        update_json(temporary / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+        update_json(temporary / "training.json", record)
 
 
 def main(config: Config) -> None:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from leeroo_env import ExpertTable, InputError, LeerooVectorEnv, mapped
-from leeroo_env.table import TableInfo, write_mapped
+from leeroo_env import ExpertTable, InputError, LeerooVectorEnv
+from leeroo_env.table import TableInfo, mapped, write_mapped
 from tests.conftest import random_table, refused_in_one_line
 
 TENSORS = ("embeddings", "scores", "costs_usd", "split", "answer_ids")
@@ -58,7 +58,7 @@ def test_what_is_mapped_is_what_was_saved(directory: Path):
 def test_chunks_make_no_difference(directory: Path, monkeypatch: pytest.MonkeyPatch):
     whole = random_table(answers=ANSWERS)
     known = whole.fingerprint(), whole.mean_cost_usd(), whole.mean_score()
-    for module in ("leeroo_env.mapped", "leeroo_env.table"):
+    for module in ("leeroo_env.table.mapped", "leeroo_env.table.table"):
         monkeypatch.setattr(f"{module}.CHUNK", 7)
     for table in (random_table(answers=ANSWERS), ExpertTable.load(directory)):
         assert table.fingerprint() == known[0]

@@ -1,0 +1,131 @@
+"""Reading and writing table directories."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+
+from leeroo_env.errors import InputError
+from leeroo_env.files import new_directory
+from leeroo_env.table import mapped
+from leeroo_env.table.checks import check_content, check_mapped_queries, with_columns
+from leeroo_env.table.mapped import read_npy
+from leeroo_env.table.schema import NULLABLE_QUERY_COLUMNS, QUERY_COLUMNS, TableInfo
+
+
+def write_table(
+    path: str | os.PathLike,
+    info: TableInfo,
+    queries: pa.Table,
+    answers: pa.Table,
+    embeddings: np.ndarray,
+    *,
+    checked: bool = False,
+) -> None:
+    """Checks and writes a table directory, whole or not at all; an older table at `path` is replaced.
+
+    Unlike `ExpertTable.save` this keeps queries that some expert has not answered, for those who use other experts.
+
+    Args:
+        path: the directory.
+        info: what goes into `table.json`.
+        queries: query_id, text, domain, reference, split, and whatever else is known of a query.
+        answers: query_id, expert, score, cost_usd, prompt_tokens, completion_tokens, and more if there is.
+        embeddings: [N, D] float16 or float32, a row for each of `queries`.
+        checked: the content comes from an `ExpertTable`.
+
+    Raises:
+        InputError: the content breaks the format, `path` cannot be written, or holds something other than a table.
+    """
+    if not checked:
+        check_content(info, queries, answers, embeddings, Path(path))
+    with _new_table(Path(path), info) as directory:
+        pq.write_table(queries, directory / "queries.parquet")
+        pq.write_table(answers, directory / "answers.parquet")
+        np.save(directory / "embeddings.npy", embeddings)
+
+
+def write_mapped(
+    path: str | os.PathLike,
+    info: TableInfo,
+    blocks: Iterable[Mapping[str, np.ndarray]],
+    queries: pa.Table | None = None,
+) -> None:
+    """Checks and writes the mapped form of a table, whole or not at all; an older table at `path` is replaced.
+
+    Args:
+        path: the directory.
+        info: what goes into `table.json`.
+        blocks: the rows, as many at a time as fit into memory; of n rows each scores, costs_usd [n, K], embeddings
+            [n, D], split [n] and, in all blocks or none, answer_ids [n, K], of the types that `mapped` lists.
+        queries: query_id, text, domain and more of all N rows; None: nothing is known of them.
+
+    Raises:
+        InputError: the content breaks the format, `path` cannot be written, or holds something other than a table.
+    """
+    with _new_table(Path(path), info) as directory:
+        n = mapped.write_arrays(directory, blocks, len(info.experts))
+        if queries is not None:
+            queries = with_columns(queries, Path(path) / "queries.arrow", QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
+            check_mapped_queries(queries, n, Path(path) / "queries.arrow")
+            mapped.write_queries(directory, queries)
+
+
+@contextmanager
+def _new_table(path: Path, info: TableInfo) -> Iterator[Path]:
+    """A directory with `table.json` to write the rest of a table into; it becomes `path` when all is written.
+
+    Raises:
+        InputError: `path` cannot be written, or holds something other than a table.
+    """
+    if path.exists() and not (path / "table.json").is_file():
+        raise InputError(f"{path}: exists and is no table directory; not replaced")
+    try:
+        with new_directory(path) as directory:
+            (directory / "table.json").write_text(json.dumps(info.model_dump(exclude_none=True), indent=1) + "\n")
+            yield directory
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the table: {error.strerror or error}") from error
+
+
+def read_info(path: Path) -> TableInfo:
+    try:
+        info = TableInfo.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"{path}: {field}: {first['msg']}") from None
+    names = [expert.name for expert in info.experts]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise InputError(f"{path}: experts.{i}.name: {name!r} is there twice")
+    return info
+
+
+def read_parquet(path: Path, required: dict[str, pa.DataType], nullable: dict[str, pa.DataType]) -> pa.Table:
+    """Reads a file, see `with_columns`."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing")
+    try:
+        table = pq.ParquetFile(path).read()  # read_table would import half of pandas
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+    return with_columns(table, path, required, nullable)
+
+
+def read_embeddings(path: Path) -> np.ndarray:
+    """The one array of a .npy file, in this machine's byte order. Raises InputError; nothing is unpickled."""
+    embeddings = read_npy(path)
+    return embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)

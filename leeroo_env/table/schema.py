@@ -1,0 +1,50 @@
+"""The format of a table directory: columns, splits, and what `table.json` holds."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+import pydantic
+
+SPLITS = ("train", "val", "test")
+QUERY_COLUMNS = {"query_id": pa.string(), "text": pa.string(), "domain": pa.string()}
+NULLABLE_QUERY_COLUMNS = {"reference": pa.string(), "split": pa.string()}
+ANSWER_COLUMNS = {
+    "query_id": pa.string(),
+    "expert": pa.string(),
+    "score": pa.float64(),
+    "cost_usd": pa.float64(),
+    "prompt_tokens": pa.int64(),
+    "completion_tokens": pa.int64(),
+}
+
+
+class ExpertInfo(pydantic.BaseModel, extra="allow", frozen=True):
+    """One expert as `table.json` describes it. Unknown fields are kept."""
+
+    name: str = pydantic.Field(min_length=1)
+    usd_per_mtok_in: float | None = pydantic.Field(None, ge=0)
+    usd_per_mtok_out: float | None = pydantic.Field(None, ge=0)
+    parameters_b: float | None = None
+
+
+class TableInfo(pydantic.BaseModel, extra="allow", frozen=True):
+    """`table.json`."""
+
+    format: int = pydantic.Field(1, ge=1, le=1)
+    name: str
+    description: str = ""
+    encoder: dict[str, Any] = {}
+    experts: tuple[ExpertInfo, ...] = pydantic.Field(min_length=1)
+
+
+def hash_split(query_id: str) -> str:
+    """The split of a query whose table gives none: by its id alone, so that it never moves when rows are added."""
+    h = tenth(query_id)
+    return "test" if h <= 2 else "val" if h == 3 else "train"
+
+
+def tenth(query_id: str) -> int:
+    return int(hashlib.sha256(query_id.encode()).hexdigest(), 16) % 10
