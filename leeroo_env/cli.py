@@ -1,4 +1,4 @@
-"""What the command lines have in common."""
+"""How every command line ends: the exit code, and one line for an error, a warning or an interruption."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from leeroo_env.errors import InputError
 
 
 def exit_code(work: Callable[[], int], interrupted: str) -> int:
-    """What `work` returns; 2 for bad input, and 130 with the words `interrupted` where it is. All that is told of
-    either, and of warnings, is a line on stderr each."""
+    """Runs `work` and returns its exit code: 2 for bad input, 130 if interrupted.
+
+    Errors, warnings and an interruption are one line each on stderr.
+
+    Args:
+        work: returns the exit code. Raises InputError for bad input.
+        interrupted: tells the user what has been kept, or how to continue.
+    """
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         return work()

@@ -20,7 +20,7 @@ def resolve(
     experts: str | Sequence[str] | None = None,
     device: torch.device | str | None = None,
 ) -> ExpertTable:
-    """The table that is meant: an `ExpertTable` itself, a built-in one by name, or a directory.
+    """The table given as an `ExpertTable`, by the name of a built-in one, or as a directory.
 
     Args:
         table: which.

@@ -19,7 +19,7 @@ from leeroo_env.table.schema import QUERY_COLUMNS, SPLITS, TableInfo, hash_split
 def check_content(
     info: TableInfo, queries: pa.Table, answers: pa.Table, embeddings: np.ndarray, source: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Everything that can be wrong with the content.
+    """Checks all of a table's content.
 
     Returns split [N]; scores and costs [N, K], NaN where missing; answer_ids [N, K].
     """
@@ -38,7 +38,7 @@ def check_content(
 def with_columns(
     table: pa.Table, path: Path, required: dict[str, pa.DataType], nullable: dict[str, pa.DataType]
 ) -> pa.Table:
-    """Brings the known columns of a file to their types; missing nullable columns become nulls."""
+    """Casts the known columns to their types; missing nullable columns become nulls."""
     for name, dtype in {**required, **nullable}.items():
         if table.column_names.count(name) > 1:
             raise InputError(f"{path}: column {name} is there twice")
@@ -97,7 +97,7 @@ def _check_embeddings(embeddings: np.ndarray, n: int, file: Path) -> None:
 
 
 def _dense(answers: pa.Table, ids: pa.Array, names: pa.Array, file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Checks the long answers and spreads them out.
+    """Checks the answers, one row each, and arranges them by query and expert.
 
     Returns scores and costs [N, K] float32, NaN where there is no row; answer_ids [N, K] int16.
     """
@@ -136,7 +136,7 @@ def _answer_codes(answers: pa.Table, file: Path) -> np.ndarray:
 
 
 def first_alike(codes: np.ndarray) -> np.ndarray:
-    """For each cell of [N, K] the first column of its row that holds the same, int16; -1 where that is below 0."""
+    """For each cell [N, K], the first column of its row with the same code, int16; -1 where the code is negative."""
     first = np.full(codes.shape, -1, dtype=np.int16)
     for column in range(codes.shape[1] - 1, -1, -1):
         first[codes == codes[:, column, None]] = column

@@ -115,7 +115,7 @@ def read_info(path: Path) -> TableInfo:
 
 
 def read_parquet(path: Path, required: dict[str, pa.DataType], nullable: dict[str, pa.DataType]) -> pa.Table:
-    """Reads a file, see `with_columns`."""
+    """Reads a parquet file and casts its columns, see `with_columns`."""
     if not path.is_file():
         raise InputError(f"{path}: missing")
     try:

@@ -1,4 +1,4 @@
-"""The mapped form of a table: plain arrays on disk that are used where they lie, for tables too large to read.
+"""The mapped form of a table: arrays on disk that are memory-mapped, for tables too large to read.
 
 N queries, K experts, D embedding. Beside `table.json` the directory holds
 
@@ -41,7 +41,7 @@ OPTIONAL = ("answer_ids",)
 
 
 def is_mapped(path: Path) -> bool:
-    """Whether the directory `path` holds the mapped form; where both are there, the interchange format counts."""
+    """Whether the directory `path` holds the mapped form; where both forms are there, the parquet files are used."""
     arrays = [path / "scores.npy", path / "costs_usd.npy"]
     return not (path / "answers.parquet").exists() and any(file.exists() for file in arrays)
 
@@ -97,7 +97,7 @@ def map_queries(file: Path) -> pa.Table:
 
 
 def unknown_queries(n: int) -> pa.Table:
-    """Stands for N queries of which nothing is known: ids null, texts and domains empty. Takes the memory of few."""
+    """Placeholders for N unknown queries: null ids, empty texts and domains. They take the memory of few rows."""
     rows = min(n, CHUNK)
     null, empty = pa.nulls(rows, pa.string()), pa.array([""] * rows, pa.string())
     columns = {"query_id": null, "text": empty, "domain": empty, "reference": null, "split": null}
@@ -156,7 +156,7 @@ def write_queries(directory: Path, queries: pa.Table) -> None:
 
 
 def _write_header(file: BinaryIO, like: np.ndarray, n: int) -> None:
-    """That of n rows like those of `like`; it is as long for every n, so that it can be written again."""
+    """The header for n rows like those of `like`; its length does not depend on n, so it can be overwritten."""
     descr = np.lib.format.dtype_to_descr(like.dtype)
     shape = (n, *like.shape[1:])
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
@@ -181,7 +181,7 @@ def _check_block(
 
 
 def _check_form(file: Path, name: str, array: np.ndarray, n: int, n_experts: int) -> None:
-    """That type, shape and order in memory are what the format says."""
+    """Checks type, shape and memory order."""
     wanted = "[N]" if name == "split" else f"[N, {n_experts}]" if name in PER_EXPERT else "[N, D]"
     fits = array.ndim == (1 if name == "split" else 2) and array.size > 0
     fits = fits and (name not in PER_EXPERT or array.shape[1] == n_experts)

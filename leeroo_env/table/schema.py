@@ -41,7 +41,7 @@ class TableInfo(pydantic.BaseModel, extra="allow", frozen=True):
 
 
 def hash_split(query_id: str) -> str:
-    """The split of a query whose table gives none: by its id alone, so that it never moves when rows are added."""
+    """The split of a query whose table gives none. It depends on the id alone, so adding rows never moves a query."""
     h = tenth(query_id)
     return "test" if h <= 2 else "val" if h == 3 else "train"
 
