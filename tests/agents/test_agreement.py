@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from agents.policies.answer_model import AnswerModel, Calls, calls_from_features, fit_answer_model, group_answers
 from leeroo_env import ExpertTable, dynamics
-from tests.leeroo_env.test_dynamics import keys
-from tests.leeroo_env.test_polls import polled_table
+from tests.leeroo_env.dynamics.test_dynamics import keys
+from tests.leeroo_env.dynamics.test_voting import polled_table
 
 K = 4
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from leeroo_env import ExpertTable, LeerooVectorEnv, dynamics
 from leeroo_env.builtin import resolve
 from leeroo_env.sb3 import LeerooSB3VecEnv
-from tests.leeroo_env.test_polls import polled_table
+from tests.leeroo_env.dynamics.test_voting import polled_table
 
 CALLS = pytest.mark.parametrize("max_calls", [1, 3])
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from leeroo_env import ExpertTable, InputError, dynamics
 from tests.conftest import random_table
-from tests.leeroo_env.test_dynamics import keys
+from tests.leeroo_env.dynamics.test_dynamics import keys
 
 
 def polled_table(n: int = 60, k: int = 4, seed: int = 0) -> ExpertTable:

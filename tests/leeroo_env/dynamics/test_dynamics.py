@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.cost_scale import CostScale
+from leeroo_env.dynamics.rng import sample_without_replacement
 from tests.conftest import random_table
 
 
@@ -93,7 +95,7 @@ def test_an_episode_depends_on_its_key_alone(table: ExpertTable):
 @given(st.integers(1, 300), st.integers(0, 2**62), st.data())
 def test_queries_are_drawn_without_replacement(n: int, seed: int, data: st.DataObject):
     horizon = data.draw(st.integers(1, n))
-    drawn = dynamics._draw(keys(5, seed), n, horizon)
+    drawn = sample_without_replacement(keys(5, seed), n, horizon)
     for row in drawn.tolist():
         assert len(set(row)) == horizon and min(row) >= 0 and max(row) < n
 
@@ -102,7 +104,7 @@ def test_queries_are_drawn_without_replacement(n: int, seed: int, data: st.DataO
 def test_all_draws_are_equally_likely(n: int, together: int):
     """Chi-squared over all ordered tuples of the first queries, within 5 standard deviations of its mean."""
     count = 200_000
-    drawn = dynamics._draw(keys(count, 7), n, together)
+    drawn = sample_without_replacement(keys(count, 7), n, together)
     code = (drawn * n ** torch.arange(together)).sum(dim=1)
     seen = torch.bincount(code, minlength=n**together).double()
     cells = math.perm(n, together)
@@ -182,3 +184,38 @@ def test_devices_agree(table: ExpertTable):
     for first, second in outcomes.values():
         assert torch.equal(first.refused, second.refused.cpu())
         assert torch.allclose(first.reward, second.reward.cpu(), atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 1000), st.integers(1, 7), st.sampled_from([1, 3]), st.sampled_from([torch.float16, torch.float32])
+)
+def test_features_are_observed_as_embeddings_would_be(seed: int, width: int, max_calls: int, dtype: torch.dtype):
+    """Rules with features play and observe as those of a table that holds the features as its embeddings."""
+    answers = np.random.default_rng(seed).choice(np.array(["A", "B", None], dtype=object), size=(60, 4))
+    table = random_table(seed=seed, answers=answers)
+    features = torch.randn(60, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    given_features = dynamics.make_rules(table, horizon=6, max_calls=max_calls, features=features)
+    replaced = dynamics.make_rules(replace(table, embeddings=features), horizon=6, max_calls=max_calls)
+    assert given_features.table is table and given_features.features.data_ptr() == features.data_ptr()
+    one, other = (dynamics.sample_episodes(rules, keys(8, seed)) for rules in (given_features, replaced))
+    for actions in torch.randint(replaced.n_actions, (6 * max_calls, 8), generator=torch.Generator().manual_seed(seed)):
+        observed = dynamics.observe(given_features, one)
+        assert observed.shape[1] == width + one.call_features.shape[1] + 2 and observed.dtype == torch.float32
+        assert torch.equal(observed, dynamics.observe(replaced, other))
+        (one, first), (other, second) = (
+            dynamics.step(given_features, one, actions),
+            dynamics.step(replaced, other, actions),
+        )
+        for a, b in ((one, other), (first, second)):
+            assert all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+
+
+@pytest.mark.parametrize(
+    "features",
+    [torch.zeros(60), torch.zeros(59, 3), torch.zeros(60, 0), torch.zeros(60, 3, dtype=torch.int64)],
+    ids=["vector", "too few", "empty", "integers"],
+)
+def test_senseless_features_are_refused(table: ExpertTable, features: torch.Tensor):
+    with pytest.raises(InputError, match=r"features torch\.\w+ \[.*\]: must be floating point, \[60, F\], for random"):
+        dynamics.make_rules(table, horizon=4, features=features)

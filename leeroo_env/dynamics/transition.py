@@ -1,0 +1,144 @@
+"""Computes one step of a batch of episodes: the next state and the reward.
+
+B episodes, K experts, M: max_calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leeroo_env.dynamics.observation import answer_feature, calls_made, vote_features
+from leeroo_env.dynamics.rules import Rules
+from leeroo_env.dynamics.state import State, current_rows
+from leeroo_env.dynamics.voting import add_vote, leading_share, vote_weight
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of one step, each [B]: `terminated`, `refused` and `delivered` are bool.
+
+    `score` is that of the delivered answer, 0 where none was delivered; `cost_usd` is 0 where no call was answered.
+    """
+
+    reward: Tensor
+    terminated: Tensor
+    score: Tensor
+    cost_usd: Tensor
+    refused: Tensor
+    delivered: Tensor
+
+
+def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
+    """Calls one expert for the current query of every episode or, with M > 1, stops and delivers.
+
+    A call that costs more than what is left is refused: no answer and no cost, and the episode continues.
+
+    Args:
+        rules: of the episodes.
+        state: before the step.
+        actions: [B] int64, the experts to call; K stops.
+    """
+    if rules.max_calls == 1:
+        return _step_one_call(rules, state, actions)
+    return _step_several_calls(rules, state, actions)
+
+
+def _step_one_call(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
+    """`step` with one call per query: the answer is delivered at once, a refused call scores 0."""
+    row = current_rows(state)
+    score, cost_usd = _scores(rules, row, actions), _costs_usd(rules, row, actions)
+    affordable = cost_usd <= state.left_usd
+    cost_usd, score, refused = cost_usd * affordable, score * affordable, ~affordable
+    t = state.t + 1
+    after = State(
+        rows=state.rows,
+        t=t,
+        budget_usd=state.budget_usd,
+        left_usd=state.left_usd - cost_usd,
+        score=state.score + score,
+        refused=state.refused + refused,
+        calls=state.calls.scatter_add(1, actions[:, None], torch.ones_like(state.calls[:, :1])),
+        asked=state.asked,
+        answers=state.answers,
+        support=state.support,
+        strongest=state.strongest,
+        leader=state.leader,
+        call_features=state.call_features,
+        steps=t,
+    )
+    delivered = torch.ones_like(refused)
+    return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
+
+
+def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
+    """`step` with M > 1. The Mth call delivers as well; calling an expert again is refused.
+
+    Episodes end after different numbers of steps; one that has ended does not change and has no more reward.
+    """
+    k, m = len(rules.table.experts), rules.max_calls
+    row, playing, call = current_rows(state), state.t < rules.horizon, calls_made(state.call_features, m)
+    asks, expert = playing & (actions < k), actions.clamp(max=k - 1)
+    cost_usd = _costs_usd(rules, row, expert)
+    again = state.call_features.gather(1, expert[:, None]).squeeze(1) > 0
+    refused = asks & ((cost_usd > state.left_usd) | again)
+    charged = asks & ~refused
+    cost_usd = cost_usd * charged
+    asked = state.asked.scatter(1, call[:, None], actions.masked_fill(~asks, -1)[:, None])
+    answer, vote = _lookup(rules.table.answer_ids, row, expert), vote_weight(_lookup(rules.reliability, row, expert))
+    before = state.answers, state.support, state.strongest, state.leader
+    *votes, group = add_vote(*before, call, answer, vote, charged)
+    answers, support, strongest, leader = votes
+    continues = asks & (call < m - 1)
+    delivered = playing & ~continues
+    leading = asked.gather(1, leader.clamp(min=0)[:, None]).squeeze(1)
+    score = _scores(rules, row, leading.clamp(min=0)) * ((leader >= 0) & delivered)
+    features = state.call_features.scatter(1, expert[:, None], 1.0)
+    features.scatter_add_(1, expert[:, None] + 2 * k, (answer_feature(group, m) * charged)[:, None])
+    led = answer_feature(leader, m).masked_fill(leader < 0, 2.0)[:, None]  # 2: no expert's
+    features[:, k : 2 * k] = features[:, 2 * k : 3 * k] == led
+    features[:, 3 * k :] = vote_features(leading_share(support, leader), (support > 0).sum(dim=1), call + 1, m)
+    t, keep, clear = state.t + delivered, continues[:, None], ~continues[:, None]
+    after = State(
+        rows=state.rows,
+        t=t,
+        budget_usd=state.budget_usd,
+        left_usd=state.left_usd - cost_usd,
+        score=state.score + score,
+        refused=state.refused + refused,
+        calls=state.calls.scatter_add(1, expert[:, None], asks.int()[:, None]),
+        asked=asked.masked_fill(clear, -1),
+        answers=answers.masked_fill(clear, -1),
+        support=support * keep,
+        strongest=strongest * keep,
+        leader=leader.masked_fill(~continues, -1),
+        call_features=features * keep,
+        steps=state.steps + playing,
+    )
+    return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
+
+
+def _scores(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:
+    """Scores float32 [B] of the `experts` [B] on the queries `rows` [B]."""
+    return _lookup(rules.table.scores, rows, experts).float()
+
+
+def _costs_usd(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:
+    """Costs in dollars, float64 [B], of the `experts` [B] on the queries `rows` [B]."""
+    return _lookup(rules.table.costs_usd, rows, experts).double()
+
+
+def _lookup(values: Tensor, rows: Tensor, experts: Tensor) -> Tensor:
+    """The entries [B] of `values` [N, K] at `rows` [B] and `experts` [B].
+
+    Flat, since indexing by pairs takes several times as long; one row for all queries is not copied.
+    """
+    if values.stride(0) == 0:
+        return values[0].index_select(0, experts)
+    return values.reshape(-1).index_select(0, rows * values.shape[1] + experts)
+
+
+def _reward(rules: Rules, score: Tensor, cost_usd: Tensor) -> Tensor:
+    return (score - rules.cost_weight / rules.cost_scale.high_usd * cost_usd).float()
