@@ -25,7 +25,8 @@ from sections import add_section
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agents.estimators.ensemble import Predictor, fit_predictor, reliability_of, table_estimates  # noqa: E402
+from agents.estimators.base import Estimates  # noqa: E402
+from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import episodes_for, evaluate, lead  # noqa: E402
 from agents.evaluation.metrics import interval  # noqa: E402
 from agents.policies.io import PolicyRouter  # noqa: E402
@@ -101,11 +102,11 @@ def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict
 
 
 def _compare(
-    routers: dict[str, Any], table: ExpertTable, estimates: torch.Tensor, horizon: int, seed: int, queries: int
+    routers: dict[str, Any], table: ExpertTable, estimates: Estimates, horizon: int, seed: int, queries: int
 ) -> dict[str, np.ndarray]:
     """Names [R] and budgets [G]; score, spend, calls a query and the lead over one call with its standard error, each
     [R, G]; the agent's mean lead at `SHARES` and its standard error [R, 2]."""
-    rules = make_rules(table, "test", horizon, reliability=reliability_of(estimates))
+    rules = make_rules(table, "test", horizon, reliability=estimates.reliability())
     budgets = budget_grid(rules) + [share * rules.cost_scale.high_usd for share in SHARES + OTHER_SHARES]
     episodes = episodes_for(rules, queries)
     results = {name: evaluate(router, rules, budgets, episodes, seed) for name, router in routers.items()}

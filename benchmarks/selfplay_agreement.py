@@ -73,7 +73,7 @@ def play(table: ExpertTable, seed: int) -> Iterator[tuple[str, Vote]]:
     split[torch.from_numpy(rows)] = 1
     estimates = predict_all(fit_predictor(replace(table, split=split), seed), table)[torch.from_numpy(rows)]
     ranks, chance = rank_voters(estimates)
-    score = estimates.chunk(2, dim=1)[0].double().clamp(0.02, 0.98).numpy()
+    score = estimates.score.double().clamp(0.02, 0.98).numpy()
     three = np.zeros(score.shape, dtype=bool)
     np.put_along_axis(three, ranks[:, :3], True, axis=1)
     everyone, likely = np.ones_like(three), chance >= LEAST_SETTLED

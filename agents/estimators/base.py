@@ -6,6 +6,7 @@ n training queries, K experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,10 +16,46 @@ from leeroo_env.table import ExpertTable
 MAX_TRAINING_QUERIES = 6_000  # that estimators and routers are fitted to; of more a sample is used
 
 
-def split_estimates(estimates: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, 2K] -> scores [n, K] and costs_usd [n, K], these not negative."""
-    score, cost_usd = estimates.chunk(2, dim=1)
-    return score, cost_usd.clamp(min=0)
+@dataclass(frozen=True)
+class Estimates:
+    """Estimates of what K experts score and cost on N queries; `estimates[rows]` are those of some of the queries.
+
+    Attributes:
+        score: [N, K], hardly outside [0, 1]; `reliability` never is.
+        cost_usd: [N, K], not negative.
+    """
+
+    score: Tensor
+    cost_usd: Tensor
+
+    @classmethod
+    def from_joint(cls, joint: Tensor) -> Estimates:
+        """From scores and costs_usd side by side, [N, 2K]; negative costs become 0."""
+        score, cost_usd = joint.chunk(2, dim=1)
+        return cls(score, cost_usd.clamp(min=0))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Estimates]) -> Estimates:
+        """The estimates of the queries of all parts, in order."""
+        return cls(torch.cat([part.score for part in parts]), torch.cat([part.cost_usd for part in parts]))
+
+    def joint(self) -> Tensor:
+        """Scores and costs_usd side by side, [N, 2K]."""
+        return torch.cat([self.score, self.cost_usd], dim=1)
+
+    def reliability(self) -> Tensor:
+        """[N, K] in [0, 1], the estimated probability that each expert is right."""
+        return self.score.clamp(0, 1)
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def __getitem__(self, rows: Tensor | slice) -> Estimates:
+        return Estimates(self.score[rows], self.cost_usd[rows])
+
+    @property
+    def device(self) -> torch.device:
+        return self.score.device
 
 
 def targets_of(table: ExpertTable, rows: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.estimators.base import best_of, take, targets_of
+from agents.estimators.base import Estimates, best_of, take, targets_of
 from leeroo_env.table import ExpertTable
 
 PRIOR_QUERIES = (0.01, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e9)
 
 
-def domain_mean_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
-    """Estimates [N, 2K]: means over the training queries of the domain, the query itself left out.
+def domain_mean_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
+    """Means over the training queries of the domain, the query itself left out.
 
     They shrink to the overall mean, as if it had been seen for a number of prior queries in every domain. This number,
     one for scores and one for costs, is the one with the least leave-one-out error. `seed` is not used.
@@ -29,7 +29,7 @@ def domain_mean_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
     best = best_of(left_out, targets)
     estimates = take(means, best)[domain]
     estimates[rows] = take(left_out, best)
-    return estimates.float()
+    return Estimates.from_joint(estimates.float())
 
 
 def _shrunk(sums: Tensor, counts: Tensor, overall: Tensor, prior: float) -> Tensor:

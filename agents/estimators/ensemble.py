@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, at_most
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, at_most
 from agents.estimators.knn import Neighbours, fit_neighbours
 from agents.estimators.mlp import Networks, fit_networks
 from agents.estimators.ridge_pca import ComponentRidge, fit_components
@@ -36,7 +36,7 @@ class Predictor:
         turn: [2K', 2K], from estimates for the K' experts that it was fitted for to those for all; see `with_expert`.
         shift: [2K], added to that.
         rows: [n] int64, the table's rows of the training queries.
-        out_of_fold: [n, 2K], what models that did not see a query estimate for it: scores, then costs.
+        out_of_fold: estimates of the n training queries by models that did not see them; stored as [n, 2K].
     """
 
     ridge: ComponentRidge
@@ -45,15 +45,15 @@ class Predictor:
     turn: Tensor
     shift: Tensor
     rows: Tensor
-    out_of_fold: Tensor
+    out_of_fold: Estimates
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored with a run; embeddings, the largest part, in half precision and once."""
         parts = {name: getattr(self, name) for name in ("ridge", "neighbours", "networks")}
         stored = {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
         del stored["neighbours.references"]
-        own = {name: getattr(self, name) for name in ("turn", "shift", "rows", "out_of_fold")}
-        return {**stored, **own, "ridge.centres": self.ridge.centres.half()}
+        own = {name: getattr(self, name) for name in ("turn", "shift", "rows")}
+        return {**stored, **own, "out_of_fold": self.out_of_fold.joint(), "ridge.centres": self.ridge.centres.half()}
 
     @classmethod
     def from_tensors(cls, stored: dict[str, Tensor]) -> Predictor:
@@ -69,24 +69,26 @@ class Predictor:
             ridge=ComponentRidge(**part(ComponentRidge, "ridge", centres=centres)),
             neighbours=Neighbours(**part(Neighbours, "neighbours", references=references)),
             networks=networks,
-            **{name: stored[name] for name in ("turn", "shift", "rows", "out_of_fold")},
+            **{name: stored[name] for name in ("turn", "shift", "rows")},
+            out_of_fold=Estimates.from_joint(stored["out_of_fold"]),
         )
 
-    def predict(self, embeddings: Tensor, texts: Sequence[str] | pa.ChunkedArray | None = None) -> Tensor:
-        """Estimated scores, then costs in dollars, of queries [B, D]; [B, 2K]. Without texts they pass for average."""
+    def predict(self, embeddings: Tensor, texts: Sequence[str] | pa.ChunkedArray | None = None) -> Estimates:
+        """Estimates for queries [B, D]. Without texts their form is taken to be average."""
         parts = (
             self.ridge.predict(embeddings, texts),
             self.neighbours.predict(embeddings),
             self.networks.predict(embeddings),
         )
-        return _paid(_mixed(parts) @ self.turn + self.shift)
+        return Estimates.from_joint(_mixed(parts) @ self.turn + self.shift)
 
-    def out_of_sample(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Tensor:
-        """As `predict`, but for queries among the training queries what models without them estimate; [B, 2K]."""
+    def out_of_sample(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Estimates:
+        """As `predict`, but with the out-of-fold estimates of queries that are among the training queries."""
         x = torch.nn.functional.normalize(embeddings.float(), dim=1)
         likeness, nearest = (x @ self.neighbours.references.T).max(dim=1)
-        among = likeness > 1 - 1e-4  # stored embeddings are in half precision
-        return torch.where(among[:, None], self.out_of_fold[nearest], self.predict(embeddings, texts))
+        among = (likeness > 1 - 1e-4)[:, None]  # stored embeddings are in half precision
+        own, other = self.out_of_fold[nearest], self.predict(embeddings, texts)
+        return Estimates(torch.where(among, own.score, other.score), torch.where(among, own.cost_usd, other.cost_usd))
 
     def with_expert(
         self, embeddings: Tensor, scores: Tensor, costs_usd: Tensor, texts: Sequence[str] | None = None
@@ -96,7 +98,7 @@ class Predictor:
         They are regressed on what the others are estimated to score and cost, so a few hundred queries are enough:
         whom the new one resembles is all that has to be learnt.
         """
-        known = self.out_of_sample(embeddings, texts)
+        known = self.out_of_sample(embeddings, texts).joint()
         k = known.shape[1] // 2
         grow = torch.zeros(2 * k, 2 * k + 2, device=known.device)
         bias = torch.zeros(2 * k + 2, device=known.device)
@@ -107,7 +109,7 @@ class Predictor:
             self,
             turn=self.turn @ grow,
             shift=self.shift @ grow + bias,
-            out_of_fold=_paid(self.out_of_fold @ grow + bias),
+            out_of_fold=Estimates.from_joint(self.out_of_fold.joint() @ grow + bias),
         )
 
 
@@ -136,39 +138,30 @@ def fit_predictors(table: ExpertTable, seeds: Sequence[int]) -> list[Predictor]:
             turn=torch.eye(left_out_ridge.shape[1], device=table.device),
             shift=left_out_ridge.new_zeros(left_out_ridge.shape[1]),
             rows=rows,
-            out_of_fold=_paid(_mixed((left_out_ridge, left_out_neighbours, left_out_networks))),
+            out_of_fold=Estimates.from_joint(_mixed((left_out_ridge, left_out_neighbours, left_out_networks))),
         )
         predictors.append(predictor)
     return predictors
 
 
-def predict_all(predictor: Predictor, table: ExpertTable) -> Tensor:
-    """[N, 2K] for every row of the table, as if none were a training query."""
+def predict_all(predictor: Predictor, table: ExpertTable) -> Estimates:
+    """Estimates for every row of the table, as if none were a training query."""
     texts = texts_of(table)
     starts = range(0, len(table), CHUNK)
-    return torch.cat([predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
+    parts = [predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts]
+    return Estimates.concatenate(parts)
 
 
-def table_estimates(table: ExpertTable, predictor: Predictor) -> Tensor:
-    """[N, 2K] for every row of the table: scores, then costs_usd; those of the training rows are out of fold."""
+def table_estimates(table: ExpertTable, predictor: Predictor) -> Estimates:
+    """Estimates for every row of the table; those of the training rows are out of fold."""
     estimates = predict_all(predictor, table)
-    estimates[predictor.rows] = predictor.out_of_fold
+    estimates.score[predictor.rows] = predictor.out_of_fold.score
+    estimates.cost_usd[predictor.rows] = predictor.out_of_fold.cost_usd
     return estimates
-
-
-def reliability_of(estimates: Tensor) -> Tensor:
-    """[B, K], what weighs the experts' votes, from estimates [B, 2K]."""
-    return estimates.chunk(2, dim=1)[0].clamp(0, 1)
 
 
 def _mixed(parts: Sequence[Tensor]) -> Tensor:
     return sum(share * part for share, part in zip(SHARES, parts, strict=True))  # type: ignore[return-value]
-
-
-def _paid(estimates: Tensor) -> Tensor:
-    """With no cost below 0."""
-    score, cost_usd = estimates.chunk(2, dim=1)
-    return torch.cat([score, cost_usd.clamp(min=0)], dim=1)
 
 
 def _regress(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

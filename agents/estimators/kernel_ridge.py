@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, at_most, mean_and_scale, targets_of
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, at_most, mean_and_scale, targets_of
 from leeroo_env.table import ExpertTable
 
 GAMMA = 2.0
@@ -14,8 +14,8 @@ RIDGE = 10.0
 CHUNK = 4_096
 
 
-def kernel_ridge_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
-    """Estimates [N, 2K] of kernel ridge regressions on embeddings, at most 6,000 training queries being centres.
+def kernel_ridge_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
+    """Estimates of kernel ridge regressions on embeddings, at most 6,000 training queries being centres.
 
     The centres' own are those of leaving one out, which for ridge regression follow from one fit:
     y_i - alpha_i / (K + ridge)^-1_ii (Rasmussen and Williams, 2006, section 5.4.2).
@@ -31,7 +31,7 @@ def kernel_ridge_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
     weights = inverse @ standard
     out = torch.cat([_kernel(normalize(x.float(), dim=1), centres) @ weights for x in table.embeddings.split(CHUNK)])
     out[rows] = standard - weights / inverse.diagonal()[:, None]
-    return (mean + out.double() * scale.nan_to_num(posinf=0.0)).float()
+    return Estimates.from_joint((mean + out.double() * scale.nan_to_num(posinf=0.0)).float())
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, at_most, best_of, take, targets_of
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, at_most, best_of, take, targets_of
 from leeroo_env.table import ExpertTable
 
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
@@ -51,13 +51,13 @@ def fit_neighbours(table: ExpertTable, rows: Tensor) -> tuple[Neighbours, Tensor
     return Neighbours(references, targets.float(), chosen), take(left_out, best)
 
 
-def knn_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
-    """Estimates [N, 2K] from the nearest of at most 6,000 training queries, the query itself never among them."""
+def knn_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
+    """Estimates from the nearest of at most 6,000 training queries, the query itself never among them."""
     rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
     neighbours, left_out = fit_neighbours(table, rows)
     estimates = neighbours.predict(table.embeddings)
     estimates[rows] = left_out
-    return estimates
+    return Estimates.from_joint(estimates)
 
 
 def _all_means(references: Tensor, targets: Tensor, embeddings: Tensor, own: Tensor, sizes: list[int]) -> list[Tensor]:

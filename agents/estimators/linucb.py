@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from agents.estimators.base import take
+from agents.estimators.base import Estimates, take
 from leeroo_env.table import ExpertTable
 
 DIMENSIONS = 32
@@ -22,8 +22,8 @@ BATCH = 64
 EXPECTED = (0.5, 1.0)  # score and relative cost of an expert that was never asked
 
 
-def linucb_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
-    """Estimates [N, 2K] of one ridge regression an expert, which sees nothing but the answers that it asked for.
+def linucb_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
+    """Estimates of one ridge regression an expert, which sees nothing but the answers that it asked for.
 
     It passes a few times over the training queries. Each time a query comes, at a random price, the expert with the
     highest upper confidence bound on score minus price times cost is asked. The ridge, one for scores and one for
@@ -41,7 +41,7 @@ def linucb_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
         errors.append(((out - answers).square() * asked[..., None]).sum(dim=(0, 1)))
         estimates.append((out + torch.tensor(EXPECTED, device=x.device)).movedim(2, 1).flatten(1))
     score, cost = torch.stack(errors).argmin(dim=0).tolist()
-    return take(estimates, (score, cost)) * torch.cat([torch.ones_like(usd), usd])
+    return Estimates.from_joint(take(estimates, (score, cost)) * torch.cat([torch.ones_like(usd), usd]))
 
 
 def _features(table: ExpertTable) -> Tensor:

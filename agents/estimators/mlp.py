@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.estimators.base import mean_and_scale, targets_of
+from agents.estimators.base import Estimates, mean_and_scale, targets_of
 from leeroo_env.table import ExpertTable
 
 FOLDS = 5
@@ -69,13 +69,13 @@ def fit_networks(table: ExpertTable, rows: Tensor, seed: int = 0) -> tuple[Netwo
     return networks, networks.by_fold(x)[fold, torch.arange(len(rows), device=table.device)]
 
 
-def mlp_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
-    """Estimates [N, 2K] of ten networks, those of a training query from the two that have not seen it."""
+def mlp_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
+    """Estimates of ten networks, those of a training query from the two that have not seen it."""
     rows = table.rows("train")
     networks, left_out = fit_networks(table, rows, seed)
     estimates = networks.predict(table.embeddings)
     estimates[rows] = left_out
-    return estimates
+    return Estimates.from_joint(estimates)
 
 
 def _train(x: Tensor, y: Tensor, fold: Tensor, generator: torch.Generator) -> list[Tensor]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, at_most
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, at_most
 from agents.estimators.text_features import text_features, texts_of
 from leeroo_env.table import ExpertTable
 
@@ -84,14 +84,14 @@ def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Te
     return model, (offset + left_out @ directions).float()
 
 
-def ridge_pca_estimates(table: ExpertTable, seed: int = 0) -> Tensor:
-    """Estimates [N, 2K], from at most 6,000 training queries, left out where they are among them."""
+def ridge_pca_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
+    """Estimates from at most 6,000 training queries, left out where they are among them."""
     rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
     model, left_out = fit_components(table, rows)
     starts, texts = range(0, len(table), CHUNK), texts_of(table)
     estimates = torch.cat([model.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
     estimates[rows] = left_out
-    return estimates
+    return Estimates.from_joint(estimates)
 
 
 def _unit(x: Tensor) -> Tensor:

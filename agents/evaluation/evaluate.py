@@ -86,7 +86,9 @@ def evaluate(
     playing = torch.arange(len(state.t), device=features.device)
     ended: list[tuple[Tensor, State]] = []
     for step in range(rules.horizon * max_calls):
-        seen = features[dynamics.current_rows(state)].float()
+        seen = features[dynamics.current_rows(state)]
+        if isinstance(seen, Tensor):
+            seen = seen.float()
         calls = [calls_from_features(state.call_features, max_calls)] if max_calls > 1 else []
         actions = router.choose(seen, state.left_usd, rules.horizon - state.t, *calls)
         first = (state.asked[:, 0] < 0) if max_calls > 1 else slice(None)

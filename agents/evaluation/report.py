@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from agents.estimators.base import Estimates
 from agents.evaluation.bounds import estimated_bound, hindsight_bound
 from agents.evaluation.evaluate import Result, evaluate, lead, summary
 from agents.evaluation.markdown import table_head, table_line
@@ -50,7 +51,7 @@ def write_report(
     seed: int,
     routers: dict[str, Router],
     results: dict[str, Result],
-    estimates: Tensor,
+    estimates: Estimates,
     notes: str,
 ) -> None:
     """Writes the three files of an evaluation.
@@ -62,14 +63,13 @@ def write_report(
         seed: of the episodes.
         routers: by name, the agent as "agent".
         results: by the same names.
-        estimates: [N, 2K], the agent's of every row.
+        estimates: the agent's, of every row of the table.
         notes: the last paragraph.
     """
     budgets = budget_grid(rules)
-    scores, costs_usd = estimates.chunk(2, dim=1)
     bounds = {
         "hindsight": hindsight_bound(rules, budgets, seed=seed),
-        "hindsight on estimates": estimated_bound(rules, scores, costs_usd, budgets, seed=seed),
+        "hindsight on estimates": estimated_bound(rules, estimates.score, estimates.cost_usd, budgets, seed=seed),
     }
     more = [usd for share in SHARES if (usd := share * rules.cost_scale.high_usd) > budgets[0]]
     reach = _joined(results[AGENT], evaluate(routers[AGENT], rules, more, seed=seed) if more else None)

@@ -56,7 +56,7 @@ def add_expert(
         "policy_kwargs": {**description["policy_kwargs"], "mean_cost_usd": mean_cost_usd},
         "feature_dim": 2 * len(mean_cost_usd),
     }
-    estimated_usd = grown.out_of_sample(embeddings, texts)[:, -1:]
+    estimated_usd = grown.out_of_sample(embeddings, texts).cost_usd[:, -1:]
     its_ratios = cost_ratios(estimated_usd, costs_usd[:, None], costs_usd.mean()[None])
     ratios = torch.cat([policy.network.cost_ratios, its_ratios], dim=1)
     plan = solve_one_call(grown.out_of_fold, ratios, CostScale(embeddings.new_tensor(mean_cost_usd), low_usd, high_usd))

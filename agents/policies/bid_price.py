@@ -16,6 +16,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+from agents.estimators.base import Estimates
 from agents.policies.budget_value import N_BUDGETS, N_COST_RATIOS, N_QUERIES, BudgetValue
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import action_mask
@@ -26,10 +27,9 @@ NARROW = 16  # units of the networks that see the budget alone
 FORBIDDEN = -1e4
 
 
-def estimate_features(estimates: Tensor, scale: CostScale) -> Tensor:
+def estimate_features(estimates: Estimates, scale: CostScale) -> Tensor:
     """[B, 2K], estimated scores, then estimated costs in units of the most expensive expert's mean cost."""
-    score, cost_usd = estimates.chunk(2, dim=1)
-    return torch.cat([score, cost_usd / scale.high_usd], dim=1)
+    return torch.cat([estimates.score, estimates.cost_usd / scale.high_usd], dim=1)
 
 
 class BidPriceNetwork(nn.Module):

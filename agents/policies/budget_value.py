@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from agents.estimators.base import Estimates
 from agents.policies.hull import upper_hull
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import action_mask
@@ -92,11 +93,11 @@ def relative_budgets(log_range: float, like: Tensor) -> Tensor:
     return torch.linspace(-log_range, 2 * log_range, N_BUDGETS - 1, device=like.device, dtype=like.dtype).exp()
 
 
-def solve_one_call(estimates: Tensor, cost_ratios: Tensor, scale: CostScale, seed: int = 0) -> BudgetValue:
+def solve_one_call(estimates: Estimates, cost_ratios: Tensor, scale: CostScale, seed: int = 0) -> BudgetValue:
     """The budget value where each query is answered by one call.
 
     Args:
-        estimates: [n, 2K], out-of-fold scores and costs_usd of training queries.
+        estimates: of n training queries, out of fold.
         cost_ratios: [J, K], of `cost_ratios`.
         scale: the experts' mean costs.
         seed: of the sample of the queries.
@@ -104,7 +105,7 @@ def solve_one_call(estimates: Tensor, cost_ratios: Tensor, scale: CostScale, see
     device = estimates.device
     budget_value, budgets_usd = _zero_value(cost_ratios, scale)
     sample = torch.randperm(len(estimates), generator=torch.Generator().manual_seed(seed))[:SAMPLE].to(device)
-    score, cost_usd = estimates[sample].chunk(2, dim=1)
+    score, cost_usd = estimates.score[sample], estimates.cost_usd[sample]
     lowest = 1e-3 * scale.low_usd  # an expert may be free
     first, last = (math.log10(max(float(end), lowest)) for end in cost_usd.aminmax())
     edges = torch.logspace(first, last, N_COST_BINS + 1, device=device)
@@ -156,10 +157,10 @@ def _zero_value(cost_ratios: Tensor, scale: CostScale) -> tuple[BudgetValue, Ten
     return BudgetValue(value, cost_ratios, scale), budgets_usd
 
 
-def fit_budget_value(table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> BudgetValue:
-    """`solve_one_call` for a table, from out-of-fold estimates [n, 2K] of its training queries `rows` [n]."""
+def fit_budget_value(table: ExpertTable, rows: Tensor, estimates: Estimates, seed: int = 0) -> BudgetValue:
+    """`solve_one_call` for a table, from out-of-fold estimates of its training queries `rows` [n]."""
     scale = table.cost_scale()
-    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], scale.mean_usd)
+    ratios = cost_ratios(estimates.cost_usd, table.costs_usd[rows], scale.mean_usd)
     return solve_one_call(estimates, ratios, scale, seed)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
+from agents.estimators.base import Estimates
 from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answer_model, group_answers
 from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
@@ -169,7 +170,7 @@ class CallValue(nn.Module):
         return torch.cat([torch.stack([*own, *(x[:, None].expand_as(gain) for x in shared)], dim=2), n_calls], dim=2)
 
 
-def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Tensor, max_calls: int, seed: int = 0) -> CallValue:
+def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Estimates, max_calls: int, seed: int = 0) -> CallValue:
     """Fits the answer model and the continuation network to training queries.
 
     Each sweep simulates calls at prices from low to high, mostly those of highest value by the last sweep, and fits the
@@ -178,13 +179,13 @@ def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Tensor, max_call
     Args:
         table: with answers.
         rows: [n], the training queries.
-        estimates: [n, 2K], out-of-fold.
+        estimates: of these, out of fold.
         max_calls: M.
         seed: of draws and initial weights.
     """
     device = table.device
     generator = torch.Generator(device).manual_seed(seed)
-    chance, cost_usd = estimates.chunk(2, dim=1)
+    chance, cost_usd = estimates.score, estimates.cost_usd
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         call_value = CallValue(chance.shape[1], max_calls).to(device)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.estimators.base import Estimates
 from agents.policies.answer_model import AnswerModel, calls_from_features
 from agents.policies.bid_price import NARROW, TEMPERATURE, BidPriceNetwork, BidPricePolicy
 from agents.policies.budget_value import (
@@ -139,9 +140,11 @@ class MultiCallPolicy(BidPricePolicy):
         self.network.call_value.load_state_dict(call_value.state_dict())
 
 
-def start_from_plan(policy: BidPricePolicy, table: ExpertTable, rows: Tensor, estimates: Tensor, seed: int = 0) -> None:
+def start_from_plan(
+    policy: BidPricePolicy, table: ExpertTable, rows: Tensor, estimates: Estimates, seed: int = 0
+) -> None:
     """Makes an untrained policy the greedy one with respect to a budget value (and call value) fitted to the training
-    queries `rows` [n] with out-of-fold estimates [n, 2K]."""
+    queries `rows` [n] with these out-of-fold estimates."""
     if not isinstance(policy, MultiCallPolicy):
         policy.start_from(fit_budget_value(table, rows, estimates, seed))
         return
@@ -152,14 +155,14 @@ def start_from_plan(policy: BidPricePolicy, table: ExpertTable, rows: Tensor, es
 
 @torch.no_grad()
 def fit_multi_call_budget_value(
-    table: ExpertTable, rows: Tensor, estimates: Tensor, call_value: CallValue, seed: int = 0
+    table: ExpertTable, rows: Tensor, estimates: Estimates, call_value: CallValue, seed: int = 0
 ) -> BudgetValue:
     """The budget value for a table, from calls simulated by `call_value` at prices from low to high.
 
     Args:
         table: with answers.
         rows: [n], the training queries.
-        estimates: [n, 2K], out-of-fold.
+        estimates: of these, out of fold.
         call_value: as fitted.
         seed: of the sample of the queries.
     """
@@ -168,12 +171,12 @@ def fit_multi_call_budget_value(
     scale = table.cost_scale()
     low, high = PRICES
     prices = torch.logspace(math.log10(low), math.log10(high), N_PRICES, device=device) / scale.high_usd
-    chance, cost_usd = estimates[sample].chunk(2, dim=1)
+    chance, cost_usd = estimates.score[sample], estimates.cost_usd[sample]
     answer_ids, costs_usd = table.answer_ids[rows[sample]].long(), table.costs_usd[rows[sample]]
     spent_usd, value = [], []
     for price in prices:
         asked, stop_values = simulate_calls(call_value, chance, price * cost_usd, answer_ids)
         spent_usd.append((costs_usd.gather(1, asked.clamp(min=0)) * (asked >= 0)).cumsum(dim=1))
         value.append(stop_values)
-    ratios = cost_ratios(estimates.chunk(2, dim=1)[1], table.costs_usd[rows], scale.mean_usd)
+    ratios = cost_ratios(estimates.cost_usd, table.costs_usd[rows], scale.mean_usd)
     return solve_call_sequences(torch.stack(spent_usd), torch.stack(value), ratios, scale)

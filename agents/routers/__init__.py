@@ -7,9 +7,8 @@ tells better estimates from better use of the same ones; planned ones use them a
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from agents import estimators
+from agents.estimators import Estimates
 from agents.policies.answer_model import AnswerModel
 from agents.routers.base import Router, within_reserve
 from agents.routers.boosted import TwoStageTrees
@@ -76,13 +75,17 @@ def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[st
 
 
 def multi_call_routers(
-    table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0, answer_model: AnswerModel | None = None
+    table: ExpertTable,
+    estimates: Estimates,
+    max_calls: int,
+    seed: int = 0,
+    answer_model: AnswerModel | None = None,
 ) -> dict[str, Router]:
     """Routers that ask several experts about a query, by name.
 
     Args:
         table: what they know; only its train split is looked at.
-        estimates: [N, 2K], scores and costs_usd of all rows, the training rows' left out; the same for all routers.
+        estimates: of all rows, those of training rows out of fold; the same for all routers.
         max_calls: M, above 1.
         seed: of folds, samples and lotteries.
         answer_model: where it has been fitted to the training rows already.

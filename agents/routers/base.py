@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from agents.estimators.base import Estimates
+
 
 class Router(Protocol):
     """Anything that chooses experts. A router may also have `begin`, see `agents.evaluation.evaluate.evaluate`.
@@ -18,15 +20,15 @@ class Router(Protocol):
     """
 
     @property
-    def features(self) -> Tensor | None:
-        """[N, F], what the router sees of each row of the table; None: the embeddings."""
+    def features(self) -> Tensor | Estimates | None:
+        """What the router sees of each row of the table, [N, F] or estimates; None: the embeddings."""
         ...
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, *calls: Any) -> Tensor:
+    def choose(self, seen: Any, remaining_usd: Tensor, remaining_queries: Tensor, *calls: Any) -> Tensor:
         """The expert that answers each query at hand.
 
         Args:
-            seen: [B, F], the queries' rows of `features`.
+            seen: the queries' rows of `features`.
             remaining_usd: [B] float64, dollars left.
             remaining_queries: [B] int64, queries left, this one included.
 

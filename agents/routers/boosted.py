@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.estimators import split_estimates
+from agents.estimators import Estimates
 from agents.policies.answer_model import Calls
 from agents.routers.cascade import Gains, cheapest_first, described_calls, with_chance
 from agents.routers.panels import FOLDS, Panels
@@ -38,7 +38,7 @@ class TwoStageTrees(SequenceRouter):
     single experts, count as well.
     """
 
-    def __init__(self, panels: Panels, gains: Gains, features: Tensor, max_calls: int, seed: int = 0):
+    def __init__(self, panels: Panels, gains: Gains, features: Estimates, max_calls: int, seed: int = 0):
         """Args: `gains`, what a linear model expects of each panel's last expert."""
         self.linear = gains.weights
         self.calls_made = (panels.members >= 0).sum(dim=1)
@@ -57,7 +57,7 @@ class TwoStageTrees(SequenceRouter):
         self.by_trees = policies.tried >= len(fixed)
         self.size = self.calls_made[self.panel]
 
-    def continues(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, seen: Estimates, calls: Calls, remaining_usd: Tensor) -> Tensor:
         """Trees are asked about nothing but the last expert of their panels."""
         continues = torch.ones_like(policy, dtype=torch.bool)
         asks_trees = self.by_trees[policy] & (calls.made == self.size[policy] - 1) & (calls.made > 0)
@@ -71,7 +71,7 @@ class TwoStageTrees(SequenceRouter):
             described = described_calls(seen[at], of_them, order)
             told = _predict(self.trees[number], _inputs(described, seen[at]), seen.device)
             last = order.gather(1, of_them.made[:, None])
-            chance, cost_usd = (part.gather(1, last) for part in split_estimates(seen[at]))
+            chance, cost_usd = (part[at].gather(1, last) for part in (seen.score, seen.cost_usd))
             linear = with_chance(described, chance) @ self.linear[number]
             told, cost_usd = (told + linear) / 2, cost_usd.squeeze(1)
             continues[at] = told > self.price[policy[at]] * cost_usd
@@ -93,7 +93,7 @@ def played(panels: Panels, number: int, told: Tensor, prices: Tensor) -> tuple[T
     where the gain `told` [n] exceeds the price of its estimated cost."""
     members = [k for k in panels.members[number].tolist() if k >= 0]
     before = panels.index[tuple(members[:-1])]
-    cost_usd = split_estimates(panels.estimates)[1][:, members[-1]]
+    cost_usd = panels.estimates.cost_usd[:, members[-1]]
     asks = (told > prices[:, None] * cost_usd).float()
     score, paid = (
         of[before].mean() + asks @ (of[number] - of[before]) / len(told) for of in (panels.score, panels.cost_usd)
@@ -101,9 +101,9 @@ def played(panels: Panels, number: int, told: Tensor, prices: Tensor) -> tuple[T
     return score, paid
 
 
-def _inputs(described: Tensor, seen: Tensor) -> np.ndarray:
+def _inputs(described: Tensor, seen: Estimates) -> np.ndarray:
     """What trees see: `describe` [B, F] and the estimated chances of all experts."""
-    return torch.cat([described[:, 1:], split_estimates(seen)[0]], dim=1).cpu().numpy()
+    return torch.cat([described[:, 1:], seen.score], dim=1).cpu().numpy()
 
 
 def _predict(trees: Any, inputs: np.ndarray, device: Any) -> Tensor:

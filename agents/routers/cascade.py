@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.estimators import split_estimates
+from agents.estimators import Estimates
 from agents.policies.answer_model import Calls
 from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, seen_answers
 from agents.routers.sequences import SequenceRouter, best_at_prices
@@ -21,7 +21,7 @@ CHUNK = 40  # panels at a time in fitting
 class Majority(SequenceRouter):
     """A panel that is always asked as a whole, and the vote of it: the best at the pace on the training queries."""
 
-    def __init__(self, panels: Panels, features: Tensor, max_calls: int, seed: int = 0):
+    def __init__(self, panels: Panels, features: Estimates, max_calls: int, seed: int = 0):
         score, cost_usd = panels.score.mean(dim=1), panels.cost_usd.double().mean(dim=1)
         which = torch.tensor(cheapest_first(panels), device=score.device)
         policies = best_at_prices(
@@ -29,7 +29,7 @@ class Majority(SequenceRouter):
         )
         super().__init__(features, panels.mean_cost_usd, max_calls, policies, seed)
 
-    def continues(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, seen: Estimates, calls: Calls, remaining_usd: Tensor) -> Tensor:
         return torch.ones_like(policy, dtype=torch.bool)
 
 
@@ -61,7 +61,7 @@ class Cascade(SequenceRouter):
     orders of the experts considered, and thresholds a step, it follows the best for what is left.
     """
 
-    def __init__(self, panels: Panels, scorer: Scorer, features: Tensor, max_calls: int, seed: int = 0):
+    def __init__(self, panels: Panels, scorer: Scorer, features: Estimates, max_calls: int, seed: int = 0):
         found = [_best_thresholds(panels, scorer, number) for number in cheapest_first(panels)]
         order, score, cost_usd, threshold = (torch.cat(part) for part in zip(*found, strict=True))
         mean_cost_usd = panels.mean_cost_usd
@@ -71,7 +71,7 @@ class Cascade(SequenceRouter):
         parts = [panels.parts(number) for number in order[policies.tried].tolist()]
         self.weights = scorer.weights[torch.tensor(parts, device=features.device)]  # [P, C, F]
 
-    def continues(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, seen: Estimates, calls: Calls, remaining_usd: Tensor) -> Tensor:
         order = self.policies.order[policy]
         step = (calls.made - 1).clamp(0, order.shape[1] - 1)
         told = (described_calls(seen, calls, order) * self.weights[policy, step]).sum(dim=1)
@@ -84,9 +84,9 @@ def cheapest_first(panels: Panels) -> list[int]:
     return [cheapest, *(i for i in range(len(panels.members)) if i != cheapest)]
 
 
-def described_calls(seen: Tensor, calls: Calls, order: Tensor) -> Tensor:
+def described_calls(seen: Estimates, calls: Calls, order: Tensor) -> Tensor:
     """`describe` of the calls made to the experts `order` [B, C]; [B, F]."""
-    chance = split_estimates(seen)[0].clamp(0, 1)
+    chance = seen.reliability()
     made, answers = seen_answers(calls, order, chance.shape[1])
     chance = chance.gather(1, order.clamp(min=0))
     return describe(count_votes(order, made, answers, vote_weight(chance)), chance, made, made & (answers >= 0))
@@ -145,7 +145,7 @@ class Gains:
         for part in (panels.size > 1).nonzero().squeeze(1).split(CHUNK):
             before = torch.tensor([panels.parts(i)[panels.size[i] - 2] for i in part.tolist()], device=part.device)
             last = panels.members[part].gather(1, panels.size[part, None] - 1).squeeze(1)
-            chance = split_estimates(panels.estimates)[0].T[last, :, None]
+            chance = panels.estimates.score.T[last, :, None]
             features = with_chance(panels.described(before), chance)
             gain = panels.score[part] - panels.score[before]
             weights, self.told[part] = fit_ridge(features, gain, panels.fold)

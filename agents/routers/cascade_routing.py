@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, split_estimates
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, group_answers
 from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from agents.routers.panels import price_grid
@@ -43,7 +43,7 @@ class CascadeRouting:
     def __init__(
         self,
         table: ExpertTable,
-        estimates: Tensor,
+        estimates: Estimates,
         max_calls: int,
         seed: int = 0,
         answer_model: AnswerModel | None = None,
@@ -51,14 +51,14 @@ class CascadeRouting:
         self.features, self.max_calls = estimates, max_calls
         self.mean_cost_usd = table.mean_cost_usd()
         rows = table.rows("train")
-        self.answer_model = answer_model or fit_answer_model(table, rows, split_estimates(estimates[rows])[0], seed)
+        self.answer_model = answer_model or fit_answer_model(table, rows, estimates.score[rows], seed)
         rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
         generator = torch.Generator(table.device).manual_seed(seed)
         self.noise = self._noise(table, rows, generator)
         rows = rows[torch.randperm(len(rows), generator=generator, device=table.device)[:ROWS]]
         self.settings, self.spent_usd = self._tune(table, rows)
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
+    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
         before_usd = remaining_usd + spent_usd(seen, calls)
         n = within_reserve(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
         price, later, scale = self._setting(usd_per_query(before_usd, remaining_queries), n)
@@ -69,9 +69,9 @@ class CascadeRouting:
         expert, asks = self.next_of(seen, torch.where(calls.made > 0, later, price), scale, calls, allowed)
         return ask_or_deliver(self.mean_cost_usd, expert, asks, calls)
 
-    def qualities(self, seen: Tensor, calls: Calls) -> Tensor:
+    def qualities(self, seen: Estimates, calls: Calls) -> Tensor:
         """[B, K], estimated chances to be right, given what was answered."""
-        chance = split_estimates(seen)[0].clamp(0, 1)
+        chance = seen.reliability()
         belief = self.answer_model.posterior(chance, vote_weight(chance), calls)
         right = belief.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
         k = chance.shape[1]
@@ -79,12 +79,12 @@ class CascadeRouting:
         return told.scatter(1, calls.asked.where(calls.asked >= 0, k), right)[:, :k]
 
     def next_of(
-        self, seen: Tensor, price: Tensor, scale: Tensor, calls: Calls, allowed: Tensor
+        self, seen: Estimates, price: Tensor, scale: Tensor, calls: Calls, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Whom to ask next [B], and whether to ask [B] bool: of the `allowed` [B, K], at a `price` [B], errors taken
         times `scale` [B]."""
         quality, k = self.qualities(seen, calls), len(self.mean_cost_usd)
-        price_usd = price[:, None] * split_estimates(seen)[1].clamp(min=0)
+        price_usd = price[:, None] * seen.cost_usd
         asked = one_hot(calls.asked.where(calls.asked >= 0, k), k + 1).sum(dim=1)[:, :k] > 0
         allowed = allowed & ~asked
         noise = self.noise[calls.made.clamp(max=len(self.noise) - 1)] * scale[:, None, None]  # [B, K, S]
@@ -190,7 +190,7 @@ class CascadeRouting:
                 asked[part, made] = torch.where(asks, expert, -1)
             playing = playing[asked[playing, made] >= 0]
         who, made_at = asked.clamp(min=0), asked >= 0
-        votes = vote_weight(split_estimates(self.features)[0].clamp(0, 1)[rows].gather(1, who))
+        votes = vote_weight(self.features.reliability()[rows].gather(1, who))
         polled = count_votes(asked, made_at, table.answer_ids[rows].long().gather(1, who), votes)
         led = polled.leader >= 0
         score = table.scores[rows].gather(1, polled.leader.clamp(min=0)[:, None]).squeeze(1) * led

@@ -14,7 +14,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, split_estimates
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates
 from agents.policies.answer_model import Calls
 from agents.routers.base import experts_by_cost
 from leeroo_env.dynamics import VoteCount, count_votes, vote_weight
@@ -36,7 +36,7 @@ class Panels:
 
     Attributes:
         rows: [n], the training queries.
-        estimates: [n, 2K], left out.
+        estimates: of these, out of fold.
         prices: [X], score a dollar, falling.
         members: [Q, C] int64, each panel's experts by rising mean cost; -1 after the last.
         index: where a panel is, by its experts.
@@ -46,8 +46,8 @@ class Panels:
         fold: [n] int64, for whoever fits something more.
     """
 
-    def __init__(self, table: ExpertTable, estimates: Tensor, max_calls: int, seed: int = 0):
-        """Args: the table, estimated scores and costs_usd [N, 2K] of all its rows, most calls a query, and a seed."""
+    def __init__(self, table: ExpertTable, estimates: Estimates, max_calls: int, seed: int = 0):
+        """Args: the table, estimates of all its rows, most calls a query, and a seed."""
         rows = table.rows("train")
         self.rows = rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
         self.estimates = estimates[rows]
@@ -89,9 +89,7 @@ class Panels:
         q, c = members.shape
         who = members.clamp(min=0).T.reshape(-1)  # [C * q]
         made = (members >= 0)[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
-        chance, answers = (
-            x.T[who].view(c, q * len(self.rows)).T for x in (split_estimates(self.estimates)[0], self.answer_ids)
-        )
+        chance, answers = (x.T[who].view(c, q * len(self.rows)).T for x in (self.estimates.score, self.answer_ids))
         chance = chance.clamp(0, 1)
         asked = members[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
         return count_votes(asked, made, answers, vote_weight(chance)), chance, answers

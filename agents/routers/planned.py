@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.estimators import split_estimates
+from agents.estimators import Estimates
 from agents.policies.budget_value import fit_budget_value
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
@@ -14,14 +14,14 @@ from leeroo_env.table import ExpertTable
 class Planned:
     """The expert with the most estimated score less what its cost would buy later."""
 
-    def __init__(self, table: ExpertTable, estimates: Tensor, seed: int = 0):
-        """Args: the table, estimated scores and costs_usd [N, 2K] of all its rows, and the seed of the sample."""
+    def __init__(self, table: ExpertTable, estimates: Estimates, seed: int = 0):
+        """Args: the table, estimates of all its rows, and the seed of the sample."""
         self.features = estimates
         rows = table.rows("train")
         self.plan = fit_budget_value(table, rows, estimates[rows], seed)
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        score, cost_usd = split_estimates(seen)
+    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+        score, cost_usd = seen.score, seen.cost_usd
         answered, price = self.plan.call_terms(
             cost_usd, remaining_usd.float()[:, None], remaining_queries.float()[:, None]
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.estimators import split_estimates
+from agents.estimators import Estimates
 from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from leeroo_env import dynamics
 from leeroo_env.table import ExpertTable
@@ -20,13 +20,13 @@ N_CANDIDATES = 40
 TUNING_EPISODES = 64
 
 
-def best_at_price(estimates: Tensor, price: Tensor, allowed: Tensor, remaining_usd: Tensor) -> Tensor:
+def best_at_price(estimates: Estimates, price: Tensor, allowed: Tensor, remaining_usd: Tensor) -> Tensor:
     """The expert with the most estimated score minus `price` times estimated cost.
 
     An answer that is estimated to cost more than what is left would be refused, and scores 0.
 
     Args:
-        estimates: [B, 2K], scores and costs_usd.
+        estimates: of B queries.
         price: [B], score a dollar.
         allowed: [B, K] bool, the experts to choose among.
         remaining_usd: [B].
@@ -34,7 +34,7 @@ def best_at_price(estimates: Tensor, price: Tensor, allowed: Tensor, remaining_u
     Returns:
         [B] int64.
     """
-    score, cost_usd = split_estimates(estimates)
+    score, cost_usd = estimates.score, estimates.cost_usd
     worth = torch.where(cost_usd <= remaining_usd[:, None], score, 0.0) - price[:, None] * cost_usd
     return worth.masked_fill(~allowed, -torch.inf).argmax(dim=1)
 
@@ -49,12 +49,12 @@ class PriceTable:
         spent_usd: [K, P], dollars a query, not falling; row n - 1 belongs to the n cheapest experts.
     """
 
-    def __init__(self, table: ExpertTable, estimates: Tensor):
+    def __init__(self, table: ExpertTable, estimates: Estimates):
         mean_cost_usd = table.mean_cost_usd()
         rows = table.rows("train")
         rows = rows[:: -(-len(rows) // MAX_ROWS)]
         order = experts_by_cost(mean_cost_usd)
-        score, cost_usd = (part[:, order].T for part in split_estimates(estimates[rows]))
+        score, cost_usd = (part[rows][:, order].T for part in (estimates.score, estimates.cost_usd))
         self.prices = _price_range(mean_cost_usd)
         spent = _spent(score, cost_usd, table.costs_usd[rows][:, order].T, self.prices)
         self.spent_usd = spent.double().cummax(dim=1).values  # a lower price never buys less
@@ -108,13 +108,13 @@ class PacedPrice:
     left per remaining query, with only the experts that leave the reserve untouched.
     """
 
-    def __init__(self, table: ExpertTable, estimates: Tensor):
-        """Args: the table, and estimated scores and costs_usd [N, 2K] of all its rows; training rows' left out."""
+    def __init__(self, table: ExpertTable, estimates: Estimates):
+        """Args: the table, and estimates of all its rows, those of training rows out of fold."""
         self.features = estimates
         self.mean_cost_usd = table.mean_cost_usd()
         self.price_table = PriceTable(table, estimates)
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
         allowed = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries)
         pace = CAUTION * usd_per_query(remaining_usd, remaining_queries)
         price = self.price_table.price(pace, allowed.sum(dim=1))
@@ -127,8 +127,8 @@ class FixedPrice:
     For every budget it is the price that scores best in episodes on the val split, played by the real rules.
     """
 
-    def __init__(self, table: ExpertTable, estimates: Tensor, horizon: int):
-        """Args: the table, estimated scores and costs_usd [N, 2K] of all its rows, and queries an episode."""
+    def __init__(self, table: ExpertTable, estimates: Estimates, horizon: int):
+        """Args: the table, estimates of all its rows, and queries an episode."""
         self.features = estimates
         self.mean_cost_usd = table.mean_cost_usd()
         self.rules = dynamics.make_rules(table, "val", min(horizon, len(table.rows("val"))))
@@ -145,7 +145,7 @@ class FixedPrice:
         prices = [self.tuned[budget] for budget in budgets.tolist()]
         self.price = torch.tensor(prices, device=usd_per_query.device)[which]
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
         allowed = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries)
         return best_at_price(seen, self.price, allowed, remaining_usd)
 

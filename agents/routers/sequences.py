@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.estimators import split_estimates
+from agents.estimators import Estimates
 from agents.policies.answer_model import Calls
 from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 
@@ -54,7 +54,7 @@ def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tenso
 class SequenceRouter:
     """Looks the list up; those who inherit say whether to go on in it."""
 
-    def __init__(self, features: Tensor, mean_cost_usd: Tensor, max_calls: int, policies: Policies, seed: int):
+    def __init__(self, features: Estimates, mean_cost_usd: Tensor, max_calls: int, policies: Policies, seed: int):
         self.features, self.mean_cost_usd, self.max_calls = features, mean_cost_usd, max_calls
         self.policies = policies
         self.seed, self.generator = seed, torch.Generator(features.device)
@@ -64,11 +64,11 @@ class SequenceRouter:
         """Draws the same lots in every evaluation."""
         self.generator.manual_seed(self.seed)
 
-    def continues(self, policy: Tensor, seen: Tensor, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, seen: Estimates, calls: Calls, remaining_usd: Tensor) -> Tensor:
         """[B] bool, whether the `policy` [B] asks the next expert of its list; not looked at before the first call."""
         raise NotImplementedError
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
+    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
         policy, known = self._policy(seen, remaining_usd, remaining_queries, calls)
         order = self.policies.order[policy]
         last = order.shape[1] - 1
@@ -80,7 +80,7 @@ class SequenceRouter:
         return ask_or_deliver(self.mean_cost_usd, follow, asks, calls)
 
     def _policy(
-        self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls
+        self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls
     ) -> tuple[Tensor, Tensor]:
         """The policy that each query is in [B], and whether there is one [B]: the nearest on the hull to the one drawn
         of those that would have asked the same experts."""
@@ -109,20 +109,20 @@ class SequenceRouter:
         return torch.where(lot * (high - low) < pace[:, None] - low, above, above - 1).squeeze(1)
 
 
-def spent_usd(seen: Tensor, calls: Calls) -> Tensor:
-    """About what the answered calls of this query have cost, by the estimates `seen` [B, 2K]; [B]."""
-    cost_usd = split_estimates(seen)[1].clamp(min=0)
+def spent_usd(seen: Estimates, calls: Calls) -> Tensor:
+    """About what the answered calls of this query have cost, by the estimates `seen`; [B]."""
+    cost_usd = seen.cost_usd
     return (cost_usd.gather(1, calls.asked.clamp(min=0)) * (calls.asked >= 0)).sum(dim=1)
 
 
 def can_pay(
-    mean_cost_usd: Tensor, seen: Tensor, expert: Tensor, remaining_usd: Tensor, remaining_queries: Tensor
+    mean_cost_usd: Tensor, seen: Estimates, expert: Tensor, remaining_usd: Tensor, remaining_queries: Tensor
 ) -> Tensor:
     """[B] bool, whether asking `expert` [B] leaves what the queries to come need at the cheapest's, and would not be
     refused, by its estimated cost."""
     cheapest = mean_cost_usd.double().min()
     free_usd = remaining_usd - (remaining_queries - 1) * cheapest
-    estimated = split_estimates(seen)[1].gather(1, expert[:, None]).squeeze(1)
+    estimated = seen.cost_usd.gather(1, expert[:, None]).squeeze(1)
     return (mean_cost_usd[expert] <= free_usd) & (estimated <= remaining_usd)
 
 

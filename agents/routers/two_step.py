@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.estimators import split_estimates
+from agents.estimators import Estimates
 from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
 from leeroo_env.table import ExpertTable
 
@@ -23,13 +23,13 @@ class TwoStep:
     left-out estimates. Where the reserve forbids experts, the pairs are those of the others.
     """
 
-    def __init__(self, table: ExpertTable, estimates: Tensor):
-        """Args: the table, and estimated scores and costs_usd [N, 2K] of all its rows; training rows' left out."""
+    def __init__(self, table: ExpertTable, estimates: Estimates):
+        """Args: the table, and estimates of all its rows, those of training rows out of fold."""
         self.features = estimates
         self.mean_cost_usd = table.mean_cost_usd()
         self.paces_usd = _paces(self.mean_cost_usd)
         order, rows = experts_by_cost(self.mean_cost_usd), table.rows("train")
-        tensors = (split_estimates(estimates)[0], table.scores, table.costs_usd)
+        tensors = (estimates.score, table.scores, table.costs_usd)
         estimated, score, cost_usd = (tensor[rows][:, order].T.contiguous() for tensor in tensors)
         pairs = [_best_with(j, estimated, score, cost_usd, self.paces_usd) for j in range(len(order))]
         value, cheap, threshold = (torch.stack(part) for part in zip(*pairs, strict=True))
@@ -37,12 +37,12 @@ class TwoStep:
         self.cheap, self.dear = order[cheap.gather(0, dear)], order[dear]
         self.threshold = threshold.gather(0, dear)
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
+    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
         last = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries).sum(dim=1) - 1
         pace = usd_per_query(remaining_usd, remaining_queries)
         place = (torch.searchsorted(self.paces_usd, pace, right=True) - 1).clamp(min=0)
         cheap, dear = self.cheap[last, place][:, None], self.dear[last, place][:, None]
-        score, cost_usd = split_estimates(seen)
+        score, cost_usd = seen.score, seen.cost_usd
         continues = score.gather(1, dear) - score.gather(1, cheap) > self.threshold[last, place][:, None]
         continues &= cost_usd.gather(1, dear) <= remaining_usd[:, None]  # it would be refused
         return torch.where(continues, dear, cheap).squeeze(1)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.estimators.base import Estimates
 from agents.policies.budget_value import MIN_COST_RATIO, BudgetValue
 
 BUDGETS = 6
@@ -22,17 +23,17 @@ LEAST_CHANCE = 0.02  # no estimated score is believed to be nearer to 0 or 1
 EVEN = 0.5  # share of the new queries that is spread evenly over the domains
 
 
-def choice_variance(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
+def choice_variance(estimates: Estimates, plan: BudgetValue, queries: int) -> Tensor:
     """How open it is whether each expert is chosen, [B, K] from 0 to 1/4: the mean of p (1 - p) over budgets.
 
     p is the chance that an expert is the best choice in the middle of an episode, if net values are off a little.
 
     Args:
-        estimates: [B, 2K], scores and costs_usd.
+        estimates: of B queries.
         plan: what money is worth.
         queries: left in the episode.
     """
-    score, cost_usd = estimates.chunk(2, dim=1)
+    score, cost_usd = estimates.score, estimates.cost_usd
     scale = plan.cost_scale
     low, high = scale.low_usd, scale.low_usd * np.exp(scale.log_range)
     total = torch.zeros_like(score)
@@ -44,9 +45,9 @@ def choice_variance(estimates: Tensor, plan: BudgetValue, queries: int) -> Tenso
     return total
 
 
-def acquisition_value(estimates: Tensor, plan: BudgetValue, queries: int) -> Tensor:
+def acquisition_value(estimates: Estimates, plan: BudgetValue, queries: int) -> Tensor:
     """How much each answer is worth asking for, [B, K], up to a factor; arguments as of `choice_variance`."""
-    score, cost_usd = estimates.chunk(2, dim=1)
+    score, cost_usd = estimates.score, estimates.cost_usd
     chance = score.clamp(LEAST_CHANCE, 1 - LEAST_CHANCE)
     scale = plan.cost_scale
     cost_usd = cost_usd.maximum(MIN_COST_RATIO * scale.mean_usd).clamp(min=1e-3 * scale.low_usd)  # some are free

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import experts.tiny
+from agents.estimators.base import Estimates
 from agents.selfplay.labelling import Asker, Pair
 from agents.serving.orchestrator import Orchestrator
 from agents.training.run_dir import begin_run, read_settings
@@ -250,8 +250,8 @@ def all_experts_pairs(selfplay: SelfPlay, queries: Sequence[Query]) -> list[Pair
     return [(query, name) for query in queries for name in selfplay.asker.specs]
 
 
-def predict(selfplay: SelfPlay, agent: Orchestrator, queries: Sequence[Query]) -> Tensor:
-    """What the agent estimates of queries, [n, 2K]: scores, then costs_usd."""
+def predict(selfplay: SelfPlay, agent: Orchestrator, queries: Sequence[Query]) -> Estimates:
+    """The agent's estimates for n queries."""
     assert agent.predictor is not None
     texts = [query.text for query in queries]
     return agent.predictor.predict(torch.from_numpy(np.asarray(selfplay.encoder.encode(texts), np.float32)), texts)

@@ -105,7 +105,7 @@ def choose_pairs(selfplay: SelfPlay, number: int, queries: list[Query], limit_us
     known = training_queries(selfplay, number)
     candidates = known + queries
     estimates = predict(selfplay, agent, candidates)
-    costs_usd = estimates.chunk(2, dim=1)[1].numpy()
+    costs_usd = estimates.cost_usd.numpy()
     free = torch.tensor([[selfplay.asker.found((query, name)) is None for name in names] for query in candidates])
     row, choice = explore(selfplay, agent, queries, rng)
     spend = np.cumsum(np.where(free[len(known) + row, choice], costs_usd[len(known) + row, choice], 0.0))

@@ -66,11 +66,11 @@ def measure_drift(selfplay: SelfPlay, number: int, pairs: Sequence[Pair]) -> dic
     flattered = bool(read_references(selfplay, number))
     found = {}
     for k, (name, answered) in enumerate(came.items()):
-        told = predict(selfplay, agent, [query for query, _ in answered]).double().numpy()
+        estimates = predict(selfplay, agent, [query for query, _ in answered])
         scores = np.array([GRADERS[selfplay.config.grader](answer.text, query).score for query, answer in answered])
         costs_usd = np.array([answer.cost_usd for _, answer in answered])
-        told_k = told[:, k], told[:, k + len(agent.experts)]
-        found[name] = asdict(detect_drift(told_k, (scores, costs_usd), len(agent.experts), rises=not flattered))
+        predicted = estimates.score[:, k].double().numpy(), estimates.cost_usd[:, k].double().numpy()
+        found[name] = asdict(detect_drift(predicted, (scores, costs_usd), len(agent.experts), rises=not flattered))
     return found
 
 

@@ -11,8 +11,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from agents.estimators.base import Estimates
 from agents.selfplay.acquisition import LEAST_CHANCE
 from agents.selfplay.context import VOTERS, SelfPlay, predict
 from agents.serving.orchestrator import Orchestrator
@@ -73,17 +73,17 @@ def load_or_choose_voters(selfplay: SelfPlay, number: int, queries: Sequence[Que
     return read_json(path)
 
 
-def rank_voters(estimates: Tensor, teacher: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def rank_voters(estimates: Estimates, teacher: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Whom to ask about each question, best first, [n, K] int64, and the chance that most of the first are right, [n].
 
     First the `VOTERS` with the highest chance squared over cost, as if they erred independently; then, in the place of
     those that fail, the others by score over cost.
 
     Args:
-        estimates: [n, 2K], scores and costs_usd.
+        estimates: of n questions.
         teacher: the expert that comes first in any case.
     """
-    score, cost_usd = (x.double().numpy() for x in estimates.chunk(2, dim=1))
+    score, cost_usd = (x.double().numpy() for x in (estimates.score, estimates.cost_usd))
     score = score.clip(LEAST_CHANCE, 1 - LEAST_CHANCE)
     cost_usd = cost_usd.clip(max(1e-3 * float(cost_usd.mean()), 1e-12))  # some are free
     n, k = score.shape
@@ -129,7 +129,7 @@ def collect_votes(selfplay: SelfPlay, number: int, queries: Sequence[Query]) -> 
     told: dict[str, Any] = {"references": {}, "votes": votes, "dropped": dict(dropped)}
     if not enough:
         return told
-    scores = predict(selfplay, Orchestrator.load(selfplay.directory(number - 1)), enough)[:, : len(names)]
+    scores = predict(selfplay, Orchestrator.load(selfplay.directory(number - 1)), enough).score
     weights = scores.double().clamp(LEAST_CHANCE, 1 - LEAST_CHANCE).T.tolist()
     consensus = consensus_references(
         enough,

@@ -15,7 +15,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from agents.estimators.ensemble import Predictor, predict_all, reliability_of
+from agents.estimators.ensemble import Predictor, predict_all
 from agents.policies.add_expert import add_expert
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.policies.bid_price import estimate_features
@@ -76,7 +76,7 @@ class Orchestrator:
             predictor = Predictor.from_tensors(read_tensors(path, device))
         except KeyError as error:
             raise InputError(f"{path}: {error.args[0]}: missing") from None
-        if predictor.out_of_fold.shape[1] != description["feature_dim"]:
+        if 2 * predictor.out_of_fold.score.shape[1] != description["feature_dim"]:
             raise InputError(f"{path}: is not the predictor of this policy: it was fitted to other experts")
         return cls(policy, description, predictor)
 
@@ -231,7 +231,7 @@ class Orchestrator:
         """[B, K], the estimated probabilities that experts are right; without estimates all 0.5."""
         if self.predictor is None:
             return features.new_full((len(features), len(self.experts)), 0.5)
-        return reliability_of(features)
+        return features[:, : len(self.experts)].clamp(0, 1)  # estimated scores come first
 
     @functools.cached_property
     def _encoder(self) -> Any:

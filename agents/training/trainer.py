@@ -8,7 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.estimators.ensemble import Predictor, fit_predictor, reliability_of, table_estimates
+from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
 from agents.evaluation.evaluate import Result
 from agents.evaluation.report import compare, write_report
 from agents.policies.bid_price import BidPricePolicy, estimate_features
@@ -64,7 +64,7 @@ class Trainer:
     def _rules(
         self, split: str, horizon: int, budget: tuple[float, ...] = (), cost_weight: float = COST_WEIGHT
     ) -> Rules:
-        reliability, max_calls = reliability_of(self.estimates), self.config.max_calls
+        reliability, max_calls = self.estimates.reliability(), self.config.max_calls
         return make_rules(
             self.table, split, horizon, budget or None, cost_weight, max_calls, reliability, self.features
         )

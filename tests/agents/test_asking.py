@@ -11,6 +11,7 @@ import torch
 
 import train
 from agents import Orchestrator
+from agents.estimators import Estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies import answer_model, call_value
 from agents.policies.answer_model import Calls
@@ -40,10 +41,10 @@ def little_fitting():
         yield
 
 
-def flat_estimates(table: ExpertTable) -> torch.Tensor:
+def flat_estimates(table: ExpertTable) -> Estimates:
     """Mean scores and costs: nothing about the query tells more."""
-    means = torch.cat([table.mean_score(), table.mean_cost_usd()])
-    return means.expand(len(table), -1).contiguous()
+    score, cost_usd = (x.expand(len(table), -1).contiguous() for x in (table.mean_score(), table.mean_cost_usd()))
+    return Estimates(score, cost_usd)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def asking(doubting: ExpertTable) -> CallValue:
 def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[PolicyRouter, dynamics.Rules, dict]:
     """The agent before it has trained, the rules it is tested by, and what is stored with it."""
     estimates = flat_estimates(table)
-    reliability = estimates[:, : len(table.experts)]
+    reliability = estimates.reliability()
     features = estimate_features(estimates, table.cost_scale())
     config = TrainConfig(max_calls=max_calls, horizon=horizon, n_envs=4)
     rules = dynamics.make_rules(table, "train", horizon, None, 0.02, max_calls, reliability, features)
@@ -80,7 +81,7 @@ def agent(doubting: ExpertTable) -> tuple[PolicyRouter, dynamics.Rules, dict]:
 def test_the_dear_one_is_asked_where_the_cheap_ones_differ(doubting: ExpertTable, asking: CallValue):
     rows = doubting.rows("test")
     estimates = flat_estimates(doubting)[rows]
-    chance, cost = estimates[:, :3], estimates[:, 3:] / DOUBT_COST_USD[2]
+    chance, cost = estimates.score, estimates.cost_usd / DOUBT_COST_USD[2]
     answer_ids = doubting.answer_ids[rows].long()
     asked, now = simulate_calls(asking, chance, 0.3 * cost, answer_ids)
     differ = answer_ids[:, 0] != answer_ids[:, 1]

@@ -10,6 +10,7 @@ import torch
 
 import train
 from agents import Orchestrator
+from agents.estimators.base import Estimates
 from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.bid_price import BidPricePolicy, estimate_features
@@ -33,8 +34,8 @@ def policy_for(rules: dynamics.Rules) -> tuple[BidPricePolicy, dict]:
     return BidPricePolicy(*spaces(rules), lambda _: 1e-3, **kwargs), kwargs
 
 
-def started(table: ExpertTable) -> tuple[BidPricePolicy, dict, torch.Tensor]:
-    """The untrained policy for a table, its description, and the estimates [N, 2K]."""
+def started(table: ExpertTable) -> tuple[BidPricePolicy, dict, Estimates]:
+    """The untrained policy for a table, its description, and the estimates."""
     predictor = fit_predictor(table)
     estimates = table_estimates(table, predictor)
     rules = dynamics.make_rules(table, horizon=8, features=estimate_features(estimates, table.cost_scale()))

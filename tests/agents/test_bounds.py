@@ -301,7 +301,7 @@ def test_on_real_answers_estimates_lie_between_hindsight_and_the_best_mixture():
     rules = dynamics.make_rules(table, "test")
     budgets = dynamics.budget_grid(rules)
     bound = hindsight_bound(rules, budgets, episodes=64)
-    estimated = estimated_bound(rules, *estimates.chunk(2, dim=1), budgets, episodes=64)
+    estimated = estimated_bound(rules, estimates.score, estimates.cost_usd, budgets, episodes=64)
     routers = FixedMixture(table), PacedPrice(table, estimates)
     mixture, paced = (evaluate(router, rules, budgets, 64) for router in routers)
     assert (bound.score > estimated.score + 0.02).all()

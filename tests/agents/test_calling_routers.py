@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.estimators import Estimates
 from agents.evaluation.bounds import hindsight_bound
 from agents.evaluation.evaluate import Result, evaluate
 from agents.policies.answer_model import AnswerModel, Calls
@@ -64,19 +65,19 @@ def wild_table(n: int = 240, k: int = 5, seed: int = 0, missing: float = 0.2, ze
     )
 
 
-def means(table: ExpertTable) -> Tensor:
-    """What is known of experts without looking at queries, [N, 2K]."""
-    return torch.cat([table.mean_score(), table.mean_cost_usd()]).expand(len(table), -1).contiguous()
+def means(table: ExpertTable) -> Estimates:
+    """What is known of experts without looking at queries."""
+    score, cost_usd = (x.expand(len(table), -1).contiguous() for x in (table.mean_score(), table.mean_cost_usd()))
+    return Estimates(score, cost_usd)
 
 
-def quick_routers(table: ExpertTable, estimates: Tensor, max_calls: int) -> dict[str, Router]:
+def quick_routers(table: ExpertTable, estimates: Estimates, max_calls: int) -> dict[str, Router]:
     """With a model of agreement as it is before fitting, which takes seconds."""
     return multi_call_routers(table, estimates, max_calls, answer_model=AnswerModel(len(table.experts)))
 
 
-def rules_of(table: ExpertTable, estimates: Tensor, max_calls: int, horizon: int = 16) -> Rules:
-    chance = estimates[:, : len(table.experts)].clamp(0, 1)
-    return dynamics.make_rules(table, "test", horizon, max_calls=max_calls, reliability=chance)
+def rules_of(table: ExpertTable, estimates: Estimates, max_calls: int, horizon: int = 16) -> Rules:
+    return dynamics.make_rules(table, "test", horizon, max_calls=max_calls, reliability=estimates.reliability())
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +142,13 @@ class Watched:
 
     def __init__(self, router: Router):
         self.router, self.features, self.max_calls = router, router.features, router.max_calls  # type: ignore[attr-defined]
-        self.k = router.features.shape[1] // 2  # type: ignore[union-attr]
+        self.k = router.features.score.shape[1]  # type: ignore[union-attr]
 
     def begin(self, usd_per_query: Tensor) -> None:
         if begin := getattr(self.router, "begin", None):
             begin(usd_per_query)
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
+    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
         chosen = self.router.choose(seen, remaining_usd, remaining_queries, calls)
         assert chosen.shape == (len(seen),) and chosen.dtype == torch.int64
         assert bool(((chosen >= 0) & (chosen <= self.k)).all())
@@ -255,7 +256,7 @@ def test_panels_deliver_what_the_rules_say():
     estimates = means(table)
     panels = Panels(table, estimates, 3)
     assert len(panels.members) == 4 + 6 + 4
-    rules = dynamics.make_rules(table, "train", 15, max_calls=3, reliability=estimates[:, :4])
+    rules = dynamics.make_rules(table, "train", 15, max_calls=3, reliability=estimates.reliability())
     state = dynamics.sample_episodes(rules, torch.zeros(1, dtype=torch.int64), torch.tensor([1.0]))
     place = {row: i for i, row in enumerate(panels.rows.tolist())}
     for i, members in enumerate(panels.members.tolist()):

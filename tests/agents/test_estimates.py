@@ -48,10 +48,12 @@ def test_estimates_every_row_the_same_with_the_same_seed(method, k: int):
     before = torch.random.get_rng_state()
     first, again = method(table, seed=1), method(table, seed=1)
     assert torch.equal(torch.random.get_rng_state(), before), "leaves the global generator alone"
-    assert first.shape == (90, 2 * k) and first.dtype == torch.float32 and bool(first.isfinite().all())
-    assert torch.equal(first, again)
+    for estimated, other in ((first.score, again.score), (first.cost_usd, again.cost_usd)):
+        assert estimated.shape == (90, k) and estimated.dtype == torch.float32 and bool(estimated.isfinite().all())
+        assert torch.equal(estimated, other)
+    assert bool((first.cost_usd >= 0).all())
     if method in (mlp_estimates, linucb_estimates) and k == 2:
-        assert not torch.equal(first, method(table, seed=2))
+        assert not torch.equal(first.score, method(table, seed=2).score)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -59,7 +61,7 @@ def test_a_training_query_is_estimated_without_its_own_answers(method):
     """Its estimate stays where it is when its answers change; those of the others move."""
     table = synthetic_table(300)
     row = int(table.rows("train")[7])
-    before, after = method(table), method(changed(table, row))
+    before, after = method(table).joint(), method(changed(table, row)).joint()
     moved = (after - before).abs()
     of_the_mean = 2.5 / len(table.rows("train"))  # which is of all training queries, where it is used
     # whom LinUCB asks next follows from what it has heard
@@ -76,7 +78,7 @@ def test_a_fold_of_networks_has_not_seen_it():
     held_out = rows[fold == 0]
     scores = table.scores.clone()
     scores[held_out] = scores[held_out].roll(1, dims=0)  # the same mean and scale
-    before, after = mlp_estimates(table), mlp_estimates(replace(table, scores=scores))
+    before, after = (mlp_estimates(t).joint() for t in (table, replace(table, scores=scores)))
     moved = (after - before).abs()
     assert float(moved[held_out].max()) < 1e-4
     assert float(moved[rows[fold == 1]].max()) > 1e-2
@@ -87,7 +89,7 @@ def test_estimates_are_no_better_on_training_queries_than_on_new_ones(method):
     """Where answers are noise, whoever has seen them looks better than the mean on training queries, others never."""
     table = random_table(n=600, seed=3)
     rows = table.rows("train")
-    targets, estimated = table.scores[rows], method(table)[rows][:, :4]
+    targets, estimated = table.scores[rows], method(table).score[rows]
     error = (estimated - targets).square().mean()
     assert float(error / (targets - targets.mean(dim=0)).square().mean()) > 0.99
 
@@ -97,7 +99,7 @@ def test_estimates_tell_queries_apart(method):
     table = synthetic_table(1500)
     rows = table.rows("val")
     targets = table.scores[rows]
-    error = (method(table)[rows][:, :3] - targets).square().mean()
+    error = (method(table).score[rows] - targets).square().mean()
     assert float(error / (targets - targets.mean(dim=0)).square().mean()) < 0.6
 
 
@@ -107,7 +109,7 @@ def test_what_never_varies_is_estimated_as_it_is(method):
     table = random_table(n=120, k=3)
     costs_usd = torch.tensor([0.0, 1e-4, 3e-3]).expand(120, 3).contiguous()
     unit = costs_usd[0].clamp(min=1e-4)
-    estimated = method(replace(table, costs_usd=costs_usd))[:, 3:]
+    estimated = method(replace(table, costs_usd=costs_usd)).cost_usd
     off = ((estimated - costs_usd).abs() / unit).max()
     assert float(off) < 1e-4
 
@@ -119,14 +121,14 @@ def test_domain_means_are_those_of_the_domain():
     train = np.isin(np.arange(3000), table.rows("train").numpy())
     for kind in ("easy", "code", "hard"):
         mean = table.scores[torch.from_numpy(train & (domain == kind))].mean(dim=0)
-        assert float((estimated[torch.from_numpy(~train & (domain == kind))][:, :3] - mean).abs().max()) < 0.01
+        assert float((estimated.score[torch.from_numpy(~train & (domain == kind))] - mean).abs().max()) < 0.01
 
 
 def test_domains_that_tell_nothing_are_the_overall_mean():
     table = random_table(n=90)  # all of one domain
     estimated = domain_mean_estimates(table)[table.rows("test")]
-    assert torch.allclose(estimated[:, :4], table.mean_score().expand(30, 4), atol=1e-6)
-    assert torch.allclose(estimated[:, 4:], table.mean_cost_usd().expand(30, 4), rtol=1e-5)
+    assert torch.allclose(estimated.score, table.mean_score().expand(30, 4), atol=1e-6)
+    assert torch.allclose(estimated.cost_usd, table.mean_cost_usd().expand(30, 4), rtol=1e-5)
 
 
 def test_nearest_are_the_nearest_of_the_others(monkeypatch: pytest.MonkeyPatch):
@@ -141,7 +143,7 @@ def test_nearest_are_the_nearest_of_the_others(monkeypatch: pytest.MonkeyPatch):
         best = others[np.argsort(-cosine)[:3]]
         weights = np.exp(knn.SHARPNESS * np.sort(cosine)[::-1][:3])
         expected = (weights[:, None] * table.scores[best].numpy()).sum(axis=0) / weights.sum()
-        assert estimated[row, :4].numpy() == pytest.approx(expected, abs=1e-5)
+        assert estimated.score[row].numpy() == pytest.approx(expected, abs=1e-5)
 
 
 def test_linucb_leaves_out_what_it_has_heard_itself():
@@ -164,17 +166,19 @@ def test_leaving_one_out_of_kernel_ridge_is_fitting_without_it():
     row = int(table.rows("train")[3])
     split = table.split.clone()
     split[row] = 2  # test
-    without = kernel_ridge_estimates(replace(table, split=split))
-    assert in_units(table, kernel_ridge_estimates(table)[row] - without[row]) < 0.02
+    own, without = (kernel_ridge_estimates(t).joint()[row] for t in (table, replace(table, split=split)))
+    assert in_units(table, own - without) < 0.02
 
 
 @pytest.mark.parametrize(("method", "module"), [(knn_estimates, knn), (kernel_ridge_estimates, kernel_ridge)])
 def test_more_training_queries_than_are_looked_at(method, module, monkeypatch: pytest.MonkeyPatch):
     table = synthetic_table(300)
     monkeypatch.setattr(module, "MAX_TRAINING_QUERIES", 60)
-    before = method(table)
+    before = method(table).joint()
     assert before.shape == (300, 6)
-    moved = [in_units(table, method(changed(table, int(row)))[row] - before[row]) for row in table.rows("train")[:6]]
+    moved = [
+        in_units(table, method(changed(table, int(row))).joint()[row] - before[row]) for row in table.rows("train")[:6]
+    ]
     assert max(moved) < 0.05
 
 

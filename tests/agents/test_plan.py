@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from agents.estimators import Estimates
 from agents.evaluation.bounds import hindsight_bound
 from agents.policies.budget_value import N_QUERIES, BudgetValue, cost_ratios, fit_budget_value, solve_one_call
 from agents.routers import Planned
@@ -16,7 +17,7 @@ from tests.synthetic import synthetic_optimum, synthetic_table
 
 def certain(score: list[float], cost_usd: list[float]) -> BudgetValue:
     """A plan for queries that are all alike, with costs that are known."""
-    estimates = torch.tensor([score + cost_usd]).expand(50, -1)
+    estimates = Estimates(*(torch.tensor([x]).expand(50, -1) for x in (score, cost_usd)))
     mean = torch.tensor(cost_usd)
     return solve_one_call(estimates, torch.ones(1, len(score)), CostScale(mean, min(cost_usd), max(cost_usd)))
 
@@ -45,7 +46,7 @@ def test_without_money_there_is_nothing_to_come_however_close_the_prices():
 
 def test_money_and_queries_are_never_worth_less():
     table = resolve("tiny")
-    estimates = torch.cat([table.scores, table.costs_usd], dim=1)
+    estimates = Estimates(table.scores, table.costs_usd)
     rows = table.rows("train")
     plan = fit_budget_value(table, rows, estimates[rows])
     assert bool((plan.value.diff(dim=1) >= -1e-5).all())
@@ -57,7 +58,7 @@ def test_with_the_truth_it_expects_between_the_known_optimum_and_hindsight(monke
     monkeypatch.setattr("agents.policies.budget_value.SAMPLE", 10_000)
     table = synthetic_table()
     rows = table.rows("train")
-    plan = fit_budget_value(table, rows, torch.cat([table.scores, table.costs_usd], dim=1)[rows])
+    plan = fit_budget_value(table, rows, Estimates(table.scores, table.costs_usd)[rows])
     rules = dynamics.make_rules(table, "train")
     budgets = dynamics.budget_grid(rules)
     for budget, bound in zip(budgets, hindsight_bound(rules, budgets, 256).score, strict=True):
@@ -81,7 +82,7 @@ def test_free_experts_are_planned_with():
     table = synthetic_table()
     free = table.costs_usd.clone()
     free[:, 0] = 0
-    estimates = torch.cat([table.scores, free], dim=1)
+    estimates = Estimates(table.scores, free)
     object.__setattr__(table, "costs_usd", free)
     chosen = Planned(table, estimates).choose(estimates[:99], torch.zeros(99).double(), torch.full((99,), 9))
     assert set(chosen.tolist()) == {0}

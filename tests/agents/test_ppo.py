@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 import agents.ppo.cuda_graph
 import agents.ppo.ppo
+from agents.estimators import Estimates
 from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.budget_value import BudgetValue, fit_budget_value
 from agents.policies.multi_call import MultiCallPolicy
@@ -70,20 +71,19 @@ def small() -> ExpertTable:
 
 
 @pytest.fixture(scope="module")
-def estimates(small: ExpertTable) -> Tensor:
-    """[N, 2K]"""
+def estimates(small: ExpertTable) -> Estimates:
     noise = torch.randn(small.scores.shape, generator=torch.Generator().manual_seed(0))
-    return torch.cat([(small.scores + 0.3 * noise).clamp(0, 1), small.costs_usd], dim=1).float()
+    return Estimates((small.scores + 0.3 * noise).clamp(0, 1), small.costs_usd)
 
 
 @pytest.fixture(scope="module")
-def plan(small: ExpertTable, estimates: Tensor) -> BudgetValue:
+def plan(small: ExpertTable, estimates: Estimates) -> BudgetValue:
     rows = small.rows("train")
     return fit_budget_value(small, rows, estimates[rows])
 
 
 @pytest.fixture
-def make(small: ExpertTable, estimates: Tensor, plan: BudgetValue) -> Make:
+def make(small: ExpertTable, estimates: Estimates, plan: BudgetValue) -> Make:
     """`make(DevicePPO, "bid price", n_steps=5)`, begun from the plan; the same seed seeds the global generators."""
 
     def made(algorithm: type[PPO], policy: str, device: str = "cpu", **chosen: Any) -> PPO:

@@ -22,9 +22,9 @@ def test_a_training_query_is_estimated_without_its_own_answers():
     scores = table.scores.clone()
     scores[row] = 1 - scores[row].round()
     changed = replace(table, scores=scores)
-    before, after = (ridge_pca_estimates(t)[:, :4] for t in (table, changed))
+    before, after = (ridge_pca_estimates(t).score for t in (table, changed))
     moved = (after - before).abs().mean(dim=1)
-    by_itself = ridge_pca_estimates(replace(changed, split=_as_test(table, row)))[row, :4]
+    by_itself = ridge_pca_estimates(replace(changed, split=_as_test(table, row))).score[row]
     assert moved[row] < 0.05 and (after[row] - by_itself).abs().max() < 0.1
 
 
@@ -37,10 +37,10 @@ def _as_test(table: ExpertTable, row: int) -> torch.Tensor:
 def test_estimates_are_better_than_means_on_real_answers():
     table = resolve("tiny")
     rows = table.rows("test")
-    score, cost = table_estimates(table, fit_predictor(table))[rows].chunk(2, dim=1)
+    estimates = table_estimates(table, fit_predictor(table))[rows]
     for estimate, truth, mean in (
-        (score, table.scores[rows], table.mean_score()),
-        (cost, table.costs_usd[rows], table.mean_cost_usd()),
+        (estimates.score, table.scores[rows], table.mean_score()),
+        (estimates.cost_usd, table.costs_usd[rows], table.mean_cost_usd()),
     ):
         assert ((estimate - truth) ** 2).mean() < 0.8 * ((mean - truth) ** 2).mean()
 
@@ -50,7 +50,7 @@ def test_large_tables_are_fitted_on_a_part(monkeypatch: pytest.MonkeyPatch):
     table = random_table(n=300)
     predictor = fit_predictor(table, seed=1)
     assert len(predictor.rows) == 30 and set(predictor.rows.tolist()) < set(table.rows("train").tolist())
-    estimates = table_estimates(table, predictor)
+    estimates = table_estimates(table, predictor).joint()
     assert estimates.shape == (300, 8) and estimates.isfinite().all()
 
 
@@ -59,7 +59,9 @@ def test_stored_and_read_it_estimates_the_same():
     predictor = fit_predictor(table)
     again = Predictor.from_tensors(predictor.tensors())
     x, texts = table.embeddings[:64], table.queries["text"].to_pylist()[:64]
-    torch.testing.assert_close(again.predict(x, texts), predictor.predict(x, texts), rtol=0.02, atol=2e-3)
+    torch.testing.assert_close(
+        again.predict(x, texts).joint(), predictor.predict(x, texts).joint(), rtol=0.02, atol=2e-3
+    )
     with pytest.raises(KeyError):
         Predictor.from_tensors({k: v for k, v in predictor.tensors().items() if k != "networks.out"})
 
@@ -87,9 +89,9 @@ def test_texts_tell_what_embeddings_do_not():
     )
     predictor, rows = fit_predictor(table), table.rows("test")
     x = table.embeddings[rows]
-    seen = predictor.predict(x, [texts[i] for i in rows])[:, 1]
+    seen = predictor.predict(x, [texts[i] for i in rows]).score[:, 1]
     assert seen[long[rows]].mean() > seen[~long[rows]].mean() + 0.2
-    blind = predictor.predict(x)[:, 1]
+    blind = predictor.predict(x).score[:, 1]
     assert abs(float(blind[long[rows]].mean() - blind[~long[rows]].mean())) < 0.1
 
 
@@ -99,8 +101,8 @@ def test_a_new_expert_that_is_like_a_known_one_is_estimated_like_it():
     grown = predictor.with_expert(table.embeddings[rows], table.scores[rows, 2], table.costs_usd[rows, 2] * 3)
     test = table.rows("test")[:500]
     old, new = predictor.predict(table.embeddings[test]), grown.predict(table.embeddings[test])
-    assert new.shape == (500, 12) and grown.out_of_fold.shape[1] == 12
-    torch.testing.assert_close(new[:, :5], old[:, :5])
-    assert torch.corrcoef(torch.stack([new[:, 5], old[:, 2]]))[0, 1] > 0.9
-    assert torch.corrcoef(torch.stack([new[:, 11], old[:, 7]]))[0, 1] > 0.8
-    assert new[:, 11].mean() == pytest.approx(3 * float(old[:, 7].mean()), rel=0.15)
+    assert new.score.shape == new.cost_usd.shape == (500, 6) and grown.out_of_fold.score.shape[1] == 6
+    torch.testing.assert_close(new.score[:, :5], old.score)
+    assert torch.corrcoef(torch.stack([new.score[:, 5], old.score[:, 2]]))[0, 1] > 0.9
+    assert torch.corrcoef(torch.stack([new.cost_usd[:, 5], old.cost_usd[:, 2]]))[0, 1] > 0.8
+    assert new.cost_usd[:, 5].mean() == pytest.approx(3 * float(old.cost_usd[:, 2].mean()), rel=0.15)

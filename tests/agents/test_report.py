@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.estimators import Estimates
 from agents.evaluation.evaluate import evaluate, lead
 from agents.evaluation.report import compare, write_report
 from agents.routers import Cheapest, Planned, Random
@@ -17,7 +18,7 @@ from tests.synthetic import synthetic_table
 
 
 def report_of(table: ExpertTable, agent, tmp_path: Path, horizon: int = 32) -> str:
-    estimates = torch.cat([table.scores, table.costs_usd], dim=1)
+    estimates = Estimates(table.scores, table.costs_usd)
     rules = dynamics.make_rules(table, "test", horizon)
     routers = {"agent": agent, "cheapest": Cheapest(table)}
     write_report(tmp_path, rules, "test", 0, routers, compare(routers, rules, 0), estimates, "the last word")
@@ -27,7 +28,7 @@ def report_of(table: ExpertTable, agent, tmp_path: Path, horizon: int = 32) -> s
 def test_in_plain_words_what_the_money_buys(tmp_path: Path):
     """With the truth for estimates all that `large` answers is answered, for a third of its price."""
     table = synthetic_table()
-    text = report_of(table, Planned(table, torch.cat([table.scores, table.costs_usd], dim=1)), tmp_path)
+    text = report_of(table, Planned(table, Estimates(table.scores, table.costs_usd)), tmp_path)
     assert "**It matches large, the best expert, at" in text
     share = float(text.split("**It matches large, the best expert, at ")[1].split(" %")[0])
     assert 30 < share < 45, "half of the queries cost .1, a quarter .2 and a quarter 1 of its price: .35"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.estimators import domain_mean_estimates, kernel_ridge_estimates
+from agents.estimators import Estimates, domain_mean_estimates, kernel_ridge_estimates
 from agents.evaluation.evaluate import Result, clustered_stderr, evaluate, summary
 from agents.policies.hull import upper_hull
 from agents.routers import (
@@ -37,9 +37,9 @@ def usd(*dollars: float) -> Tensor:
     return torch.tensor(dollars, dtype=torch.float64)
 
 
-def choose(router, n: int, remaining_usd: float, remaining_queries: int, seen: Tensor | None = None) -> np.ndarray:
+def choose(router, n: int, remaining_usd: float, remaining_queries: int, seen: Estimates | None = None) -> np.ndarray:
     """The choices of n episodes that stand alike; [n]."""
-    seen = torch.zeros(n, 5) if seen is None else seen
+    seen = Estimates(torch.zeros(n, 5), torch.zeros(n, 5)) if seen is None else seen
     left = torch.full((n,), remaining_usd, dtype=torch.float64), torch.full((n,), remaining_queries)
     chosen = router.choose(seen, *left)
     assert chosen.shape == (n,) and chosen.dtype == torch.int64
@@ -57,9 +57,9 @@ def with_costs(costs_usd: list[float], n: int = 90) -> ExpertTable:
     )
 
 
-def truth(table: ExpertTable) -> Tensor:
-    """The best estimates there could be, [N, 2K]."""
-    return torch.cat([table.scores, table.costs_usd], dim=1)
+def truth(table: ExpertTable) -> Estimates:
+    """The best estimates there could be."""
+    return Estimates(table.scores, table.costs_usd)
 
 
 def play(router, table: ExpertTable, horizon: int = 64, episodes: int = 64) -> Result:
@@ -259,7 +259,7 @@ def test_the_price_falls_with_the_pace_and_is_0_where_money_is_no_object():
 
 
 def test_what_would_be_refused_is_not_asked():
-    estimates = torch.tensor([[0.2, 0.9, 1.0, 6.0]]).repeat(3, 1)
+    estimates = Estimates(torch.tensor([[0.2, 0.9]]).repeat(3, 1), torch.tensor([[1.0, 6.0]]).repeat(3, 1))
     allowed = torch.ones(3, 2, dtype=torch.bool)
     assert best_at_price(estimates, torch.zeros(3), allowed, usd(7.0, 6.0, 5.0)).tolist() == [1, 1, 0]
 
@@ -305,13 +305,13 @@ def test_two_steps_are_the_best_pair_at_the_best_threshold():
     """Against a plain search over all pairs and thresholds, by training score at the cost there is."""
     table = with_costs([1.0, 3.0, 9.0, 27.0], n=150)
     noise = 1e-3 * torch.rand(150, 4, generator=torch.Generator().manual_seed(0))  # so that no two gains are equal
-    seen = torch.cat([table.scores + noise, table.costs_usd], dim=1)
+    seen = Estimates(table.scores + noise, table.costs_usd)
     router, rows = TwoStep(table, seen), table.rows("train")
     score, cost = table.scores[rows].numpy().astype(float), table.costs_usd[rows].numpy().astype(float)
     for pace in np.geomspace(cost.mean(axis=0).min() * 1.2, cost.mean(axis=0).max() * 1.2, 7):
         best = 0.0
         for i, j in itertools.permutations(range(4), 2):
-            gain = (seen[rows, j] - seen[rows, i]).numpy()
+            gain = (seen.score[rows, j] - seen.score[rows, i]).numpy()
             for threshold in [-2.0, *np.unique(gain)]:
                 pick = np.where(gain > threshold, j, i)
                 at = np.arange(len(rows)), pick
@@ -328,7 +328,7 @@ def test_a_plan_saves_for_what_pays_more():
     half = torch.arange(600) % 2 == 0
     scores = torch.where(half[:, None], torch.tensor([0.1, 1.0]), torch.tensor([0.1, 0.3]))
     table = replace(table, scores=scores)
-    seen = torch.tensor([[0.1, 1.0, 1.0, 10.0], [0.1, 0.3, 1.0, 10.0]])
+    seen = Estimates(torch.tensor([[0.1, 1.0], [0.1, 0.3]]), torch.tensor([[1.0, 10.0], [1.0, 10.0]]))
     router = Planned(table, truth(table))
     assert choose(router, 2, 12.0, 2, seen).tolist() == [1, 0]
     assert choose(router, 2, 12.0, 1, seen).tolist() == [1, 1]

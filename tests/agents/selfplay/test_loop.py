@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from agents import Orchestrator
+from agents.estimators.base import Estimates
 from agents.estimators.ensemble import fit_predictor, predict_all
 from agents.estimators.impute import fill_missing
 from agents.selfplay.acquisition import draw_pairs
@@ -194,7 +195,9 @@ def test_an_expert_that_changes_is_noticed(server, tmp_path):
     assert rounds[2]["measured_usd"] > 0  # what it does on val is measured anew
     new = Orchestrator.load(config.run_dir / "rounds/002")
     texts = [text_of("west", str(i)) for i in range(40)]
-    told = [agent.predictor.predict(torch.from_numpy(Encoder().encode(texts)), texts)[:, 2] for agent in (old, new)]
+    told = [
+        agent.predictor.predict(torch.from_numpy(Encoder().encode(texts)), texts).score[:, 2] for agent in (old, new)
+    ]
     assert told[0].mean() > 0.8 and told[1].mean() < 0.3
     assert "| 2 | good |" in (config.run_dir / "report.md").read_text()
 
@@ -210,7 +213,7 @@ def test_estimates_from_partial_answers():
     hidden = table.__class__(**{**vars(table), "scores": torch.where(seen, table.scores, 0.0)})
     errors = []
     for known in (table, fill_missing(hidden, seen)):
-        told = predict_all(fit_predictor(known), table)[600:, :3].numpy()
+        told = predict_all(fit_predictor(known), table).score[600:].numpy()
         errors.append(float(np.sqrt(np.square(told - chance[600:]).mean())))
     assert errors[1] < 1.25 * errors[0] and errors[1] < 0.6 * chance.std()
     with pytest.raises(InputError, match="expert b: has answered 0"):
@@ -368,10 +371,10 @@ def test_a_pool_of_one_and_no_domains(server, tmp_path):
 
 def test_voters_are_chosen_by_score_and_cost():
     score = torch.tensor([[0.9, 0.9, 0.9, 0.1], [0.1, 0.9, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]])
-    ranks, chance = rank_voters(torch.cat([score, torch.tensor([[1.0, 1.5, 2.0, 1.0]]).expand(3, 4)], dim=1))
+    ranks, chance = rank_voters(Estimates(score, torch.tensor([[1.0, 1.5, 2.0, 1.0]]).expand(3, 4)))
     assert ranks.tolist()[:2] == [[0, 1, 2, 3], [3, 1, 2, 0]]
     assert chance.tolist() == pytest.approx([0.972, 0.972, 0.028], abs=1e-3)
-    ranks, _ = rank_voters(torch.cat([score, torch.ones(3, 4)], dim=1), teacher=2)
+    ranks, _ = rank_voters(Estimates(score, torch.ones(3, 4)), teacher=2)
     assert ranks[:, 0].tolist() == [2, 2, 2]
 
 

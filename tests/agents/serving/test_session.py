@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import Orchestrator
-from agents.estimators.ensemble import fit_predictor, reliability_of, table_estimates
+from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
 from agents.policies.bid_price import estimate_features
@@ -56,7 +56,7 @@ def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24) -
     predictor = fit_predictor(table)
     estimates = table_estimates(table, predictor)
     scale = table.cost_scale()
-    calls = {"max_calls": max_calls, "reliability": reliability_of(estimates)}
+    calls = {"max_calls": max_calls, "reliability": estimates.reliability()}
     rules = make_rules(table, "train", horizon, **calls, features=estimate_features(estimates, scale))
     prices = {"mean_cost_usd": scale.mean_usd.tolist(), "price_range_usd": [scale.low_usd, scale.high_usd]}
     settings = {**prices, "horizon": horizon}
@@ -107,7 +107,7 @@ def assert_plays_alike(
     orchestrator: Orchestrator, router: Any, experts: dict[str, Expert], table: ExpertTable, usd: float
 ) -> list[Reply]:
     """An episode of the evaluation and the same one live: experts asked, scores, costs."""
-    rules = make_rules(table, "test", 24, reliability=reliability_of(router.features))
+    rules = make_rules(table, "test", 24, reliability=router.features[:, : len(table.experts)].clamp(0, 1))
     result = evaluate(router, rules, [usd], episodes=1)
     assert result.refused == 0, "only a table knows beforehand that a call will cost more than what is left"
     replies = play(orchestrator, experts, table, result.rows[0], usd * 24)
