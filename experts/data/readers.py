@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from leeroo_env import table
 from leeroo_env.errors import InputError
 
 CSV_FIELD_CHARS = 2**31 - 1
@@ -57,13 +57,10 @@ def read_csv(path: Path) -> pa.Table:
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """The columns of a parquet file."""
-    try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from error
-    _check_header(path, table.column_names)
-    return table
+    """The columns of a parquet file, each with a name of its own."""
+    columns = table.read_parquet(path)
+    _check_header(path, columns.column_names)
+    return columns
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The experts' cached answers: a directory on disk, tensors on one device."""
 
-from leeroo_env.table.files import read_embeddings, write_mapped, write_table
+from leeroo_env.table.files import read_embeddings, read_parquet, write_mapped, write_table
 from leeroo_env.table.schema import ANSWER_COLUMNS, SPLITS, ExpertInfo, TableInfo, hash_split
 from leeroo_env.table.table import ExpertTable
 
@@ -12,6 +12,7 @@ __all__ = [
     "TableInfo",
     "hash_split",
     "read_embeddings",
+    "read_parquet",
     "write_mapped",
     "write_table",
 ]

@@ -114,15 +114,14 @@ def read_info(path: Path) -> TableInfo:
     return info
 
 
-def read_parquet(path: Path, required: dict[str, pa.DataType], nullable: dict[str, pa.DataType]) -> pa.Table:
-    """Reads a parquet file and casts its columns, see `with_columns`."""
+def read_parquet(path: Path) -> pa.Table:
+    """All columns of a parquet file. Raises InputError where it is missing or broken."""
     if not path.is_file():
         raise InputError(f"{path}: missing")
     try:
-        table = pq.ParquetFile(path).read()  # read_table would import half of pandas
+        return pq.ParquetFile(path).read()  # read_table would import half of pandas
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
-    return with_columns(table, path, required, nullable)
 
 
 def read_embeddings(path: Path) -> np.ndarray:

@@ -107,8 +107,9 @@ class ExpertTable:
         if mapped.is_mapped(path):
             table = _map(info, path)
             return (table if experts is None else table.select(experts)).to(device)
-        queries = read_parquet(path / "queries.parquet", QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
-        answers = read_parquet(path / "answers.parquet", ANSWER_COLUMNS, {})
+        files = path / "queries.parquet", path / "answers.parquet"
+        queries = with_columns(read_parquet(files[0]), files[0], QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
+        answers = with_columns(read_parquet(files[1]), files[1], ANSWER_COLUMNS, {})
         embeddings = read_embeddings(path / "embeddings.npy")
         return cls.from_arrow(info, queries, answers, embeddings, experts, path).to(device)
 

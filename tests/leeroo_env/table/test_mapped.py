@@ -159,7 +159,7 @@ def test_loading_and_playing_make_no_second_copy(directory: Path, tmp_path: Path
     size_mb = sum(file.stat().st_size for file in (tmp_path / "large").iterdir()) / 2**20
     assert size_mb > 150
     command = [sys.executable, "-c", LOAD, str(tmp_path / "large"), str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
     loaded_mb, played_mb = map(float, done.stdout.split())
     assert loaded_mb < 0.25 * size_mb and played_mb < 0.4 * size_mb
     assert "Warning" not in done.stderr
