@@ -46,7 +46,10 @@ from agents.policies.bid_price import estimate_features  # noqa: E402
 from agents.policies.io import PolicyRouter, describe_policy  # noqa: E402
 from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.ppo.cuda_graph import capture  # noqa: E402
+from agents.ppo.loss import ppo_loss  # noqa: E402
+from agents.ppo.policy_inputs import evaluate_inputs  # noqa: E402
 from agents.ppo.ppo import DevicePPO  # noqa: E402
+from agents.ppo.updater import Updater  # noqa: E402
 from agents.training.config import TrainConfig  # noqa: E402
 from agents.training.factory import make_model  # noqa: E402
 from agents.training.runtime import choose_device  # noqa: E402
@@ -58,6 +61,7 @@ from leeroo_env.sb3 import LeerooSB3VecEnv  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 EARLIER = " (an earlier run)"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+Measure = Literal["env", "calls", "sb3_defaults", "batched", "default", "update", "train_py", "large", "cuda"]
 MLP = {"net_arch": [64, 64]}
 TWELVE = (
     "Llama-2-7b-hf", "Yi-6B-Chat", "Mistral-7B-Instruct-v0.1", "Qwen1.5-7B-Chat", "mathstral-7B", "Meta-Llama-3.1-8B",
@@ -128,7 +132,7 @@ def main(
     table: Path = Path("../shared/data/mmlu_pro"),
     pairs: int = 5,
     quick: bool = False,
-    only: tuple[Literal["env", "calls", "sb3_defaults", "batched", "default", "train_py", "large", "cuda"], ...] = (),
+    only: tuple[Measure, ...] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     write: bool = False,
 ) -> None:
@@ -158,7 +162,7 @@ def main(
     ]
     lines += ["|---" * 5 + "|"]
     print("\n".join([f"## {heading}", *lines]), flush=True)
-    for measure in (env, calls, sb3_defaults, batched, default, train_py, large, cuda):
+    for measure in (env, calls, sb3_defaults, batched, default, update, train_py, large, cuda):
         if not only or measure.__name__ in only:
             for row in measure(setup):
                 lines.append(row.markdown())
@@ -261,6 +265,52 @@ def default(setup: Setup) -> list[Row]:
     return rows
 
 
+def update(setup: Setup) -> list[Row]:
+    """What the closed form of the gradients of PPO's loss gains: updates by it and by automatic differentiation."""
+    default_model = bid_price_model(setup, 64 if setup.quick else 0)
+    env = LeerooSB3VecEnv(LeerooVectorEnv(64 if setup.quick else 1024, setup.table))
+    mlp = DevicePPO("MlpPolicy", env, n_steps=64, batch_size=1024, policy_kwargs=MLP, seed=0, device="cpu")
+    rows = []
+    for name, model in (("default policy", default_model), ("MLP 64x64", mlp)):
+        learning(model)()
+        learning(model)()  # the default policy's first iteration trains the value alone
+        closed = model.updater
+        assert closed is not None
+        works = []
+        for updater in (closed, AutogradUpdater(closed.policy, closed.storage, closed.settings)):
+            updater.start(0.2, float("inf"))
+            works.append(updating(updater, model.batch_size))
+        fast, slow = alternated(setup.pairs, *works)
+        note = f"{rate(fast)} beside {rate(slow)}"
+        what = f"update of a minibatch, {name}, gradients of the loss in closed form against automatic"
+        rows.append(Row(what, fast / slow, "x", None, note))
+    return rows
+
+
+class AutogradUpdater(Updater):
+    """Differentiates `ppo_loss`."""
+
+    def gradients(self, indices: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        batch = self.minibatch(indices)
+        loss, statistics = ppo_loss(*evaluate_inputs(self.policy, batch.inputs), batch, self.weights)
+        gradients = torch.autograd.grad(loss, self.parameters)
+        self.clip(gradients)
+        return gradients, statistics
+
+
+def updating(updater: Updater, batch_size: int) -> Callable[[], float]:
+    """Updates on one minibatch, 100 times; steps a second."""
+    indices = torch.randperm(updater.storage.actions.numel())[:batch_size]
+
+    def work(times: int = 100) -> float:
+        began = time.perf_counter()
+        for _ in range(times):
+            updater.update(indices)
+        return times * len(indices) / (time.perf_counter() - began)
+
+    return work
+
+
 def train_py(setup: Setup) -> list[Row]:
     """`train.py` from its start to its report, half as many times as there are pairs."""
     experts, rows = setup.table.experts, []
@@ -319,7 +369,7 @@ def cuda_env(setup: Setup, n_envs: int, few: int = 32) -> list[Row]:
 def cuda_training(setup: Setup, n_envs: int) -> list[Row]:
     ours = bid_price_model(setup, n_envs)
     learning(ours)()
-    with patch("agents.ppo.ppo.capture", lambda work, *_: work):
+    with patch("agents.ppo.cuda_graph.capture", lambda work, *_: work):
         plain = bid_price_model(setup, n_envs)
         learning(plain)()
     fast, slow = alternated(setup.pairs, learning(ours), learning(plain))
@@ -464,12 +514,11 @@ def observation_bytes(rules: Rules) -> int:
 
 def byte_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
     """Of training: a step of the environment, and what is kept of it written once and read once an epoch."""
-    rollout = model.rollout
-    assert rollout is not None
-    seen = (rollout.digest if rollout.digest.shape[2] else rollout.tail)[0, 0]
-    others = (rollout.rows, rollout.actions, rollout.log_probs, rollout.values, rollout.advantages, rollout.returns)
-    kept = seen.nbytes + sum(tensor.element_size() for tensor in others)
-    rules = rollout.env.rules
+    assert model.collector is not None
+    rules, stored = model.collector.rules, model.collector.storage
+    inputs = (stored.digest if stored.digest.shape[2] else stored.tail)[0, 0]
+    others = (stored.rows, stored.actions, stored.log_probs, stored.values, stored.advantages, stored.returns)
+    kept = inputs.nbytes + sum(tensor.element_size() for tensor in others)
     moved = step_bytes(rules) + observation_bytes(rules) + (1 + model.n_epochs) * kept
     return limit(rates, moved, "B", copy_bytes_per_s(model.device, threads))
 
