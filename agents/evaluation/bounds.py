@@ -1,20 +1,20 @@
-"""What hindsight could reach: the most that any router could score, had it known every answer beforehand.
+"""Hindsight bounds: the most that any router could score if it knew every answer in advance.
 
 With all queries, scores and costs known, an episode is a multiple-choice knapsack: every query gets one expert or
-nobody, and the calls together may cost no more than the budget. Its linear relaxation is solved exactly by a greedy
+none, and the calls together may cost no more than the budget. Its linear relaxation is solved exactly by a greedy
 walk: only what is on a query's upper convex hull of score over cost matters, and steps along the hulls are bought by
-falling score per dollar until the budget is spent, the last one in part (Sinha and Zoltners, 1979; Kellerer, Pferschy
-and Pisinger, Knapsack Problems, 2004, chapter 11). Nobody costs and scores 0, as a refused call does, so no router
-under the rules of `leeroo_env.dynamics` is above this bound in any episode. A router cannot decline a call that it
-could pay, so part of the distance is out of its reach: most where budgets are small and many queries hopeless.
-Routers that ask several experts about a query are bounded as well: the answer delivered is that of one expert among
-those asked, so in hindsight that call alone scores as much and costs no more.
+falling score per dollar until the budget is spent, the last one partly (Sinha and Zoltners, 1979; Kellerer, Pferschy
+and Pisinger, Knapsack Problems, 2004, chapter 11). No expert costs and scores 0, as a refused call does, so no router
+under the rules of `leeroo_env.dynamics` exceeds this bound in any episode. A router cannot leave a query unanswered
+that it could pay for, so part of the gap is out of its reach: most where budgets are small and many queries hopeless.
+The bound holds for routers that ask several experts about a query, too: the answer delivered is that of one expert
+among those asked, so in hindsight that call alone scores as much and costs no more.
 
-With estimates in place of the truth the same walk tells two regrets apart: what the estimates cost
-(`hindsight_bound` - `estimated_bound`) and what is lost in spending by them (`estimated_bound` - agent).
+With estimates in place of the truth the same walk separates two regrets: that of prediction (`hindsight_bound` -
+`estimated_bound`) and that of allocation (`estimated_bound` - agent).
 
 N queries in the table, K experts, E episodes, H queries an episode, G budgets. An option is an expert, 0 to K - 1, or
-nobody, K.
+none, K.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Hulls:
     """The options worth buying for each query, by rising cost: its upper convex hull of score over cost.
 
     Attributes:
-        options: [..., K + 1] int64, where the walk along the hull stands: nobody first, the last one repeated.
-        efficiency: [..., K] float64, score a dollar of each step from an option to the next, never rising along the
+        options: [..., K + 1] int64, the options along the hull: none first, the last one repeated.
+        efficiency: [..., K] float64, score per dollar of each step from an option to the next, never rising along the
             hull; infinite where a step is free, 0 where there is none left.
     """
 
@@ -44,14 +44,14 @@ class Hulls:
     efficiency: Tensor
 
     def of(self, rows: Tensor) -> Hulls:
-        """Those of the queries `rows` [...] of the table."""
+        """The hulls of the queries `rows` [...] of the table."""
         return Hulls(self.options[rows], self.efficiency[rows])
 
 
 def hulls(values: Tensor, costs_usd: Tensor) -> Hulls:
     """The hulls of queries with `values` [..., K] and `costs_usd` [..., K], these not negative.
 
-    Each of K rounds takes, in all queries at once, the step with the most score a dollar; of equals the longest.
+    Each of K rounds takes, in all queries at once, the step with the most score per dollar; of equals the longest.
     """
     values, costs_usd = values.double(), costs_usd.double()
     k = values.shape[-1]
@@ -87,7 +87,7 @@ def buy(hull: Hulls, costs_usd: Tensor, budget_usd: Tensor) -> Tensor:
     Returns:
         [..., E, H, K + 1] float64, the share of each query that each option gets. Shares of a query add up to 1.
     """
-    extra_usd = with_nobody(costs_usd).gather(-1, hull.options).diff(dim=-1)
+    extra_usd = with_no_expert(costs_usd).gather(-1, hull.options).diff(dim=-1)
     order = hull.efficiency.flatten(-2).argsort(
         dim=-1, descending=True, stable=True
     )  # stable: a query's in their order
@@ -113,16 +113,16 @@ def hindsight(values: Tensor, costs_usd: Tensor, budget_usd: Tensor) -> Tensor:
     return buy(hulls(values, costs_usd), costs_usd, budget_usd)
 
 
-def with_nobody(values: Tensor) -> Tensor:
+def with_no_expert(values: Tensor) -> Tensor:
     """Scores or costs of the options [..., K + 1] from those of the experts [..., K]; float64."""
     return torch.nn.functional.pad(values.double(), (0, 1))
 
 
 def hindsight_bound(rules: Rules, budgets_usd: list[float], episodes: int | None = None, seed: int = 0) -> Result:
-    """What `evaluate` would report of a router that knew all answers, and could share one query an episode.
+    """What `evaluate` would report of a router that knows all answers and may split one query per episode.
 
     The episodes are those of `evaluate` with the same arguments. In the result `calls` counts only
-    answered queries; `refused` is the share of queries given to nobody, also where money was left but no score to gain;
+    answered queries; `refused` is the share of queries left unanswered, also where money was left but no score to gain;
     `chosen` is the option with the largest share.
     """
     return estimated_bound(rules, rules.table.scores, rules.table.costs_usd, budgets_usd, episodes, seed)
@@ -136,7 +136,7 @@ def estimated_bound(
     episodes: int | None = None,
     seed: int = 0,
 ) -> Result:
-    """The plan that hindsight would make if estimates were true, carried out at true costs and scored by true scores.
+    """The plan that would be optimal if the estimates were true, carried out at true costs and true scores.
 
     What to buy, and in which order, follows from the estimates alone; true costs say only when the budget is spent. It
     is never above `hindsight_bound`, and equal to it where the estimates are the truth. It bounds no router: one that
@@ -146,7 +146,7 @@ def estimated_bound(
         rules: the rules; their table holds the truth.
         estimated_scores: [N, K], for every row of the table.
         estimated_costs_usd: [N, K]; below 0 counts as 0.
-        budgets_usd: [G], dollars a query.
+        budgets_usd: [G], dollars per query.
         episodes: E, how many at each budget; as in `evaluate` where not told.
         seed: of the episodes.
 
@@ -163,7 +163,7 @@ def estimated_bound(
     g = len(budgets_usd)
     rows = state.rows.view(g, episodes, -1)[0]  # the same at every budget
     shares = buy(plan.of(rows), table.costs_usd[rows], state.budget_usd.view(g, episodes))
-    return _result(shares, with_nobody(table.scores)[rows], with_nobody(table.costs_usd)[rows], rows)
+    return _result(shares, with_no_expert(table.scores)[rows], with_no_expert(table.costs_usd)[rows], rows)
 
 
 def _result(shares: Tensor, scores: Tensor, costs_usd: Tensor, rows: Tensor) -> Result:

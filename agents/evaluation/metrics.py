@@ -1,4 +1,4 @@
-"""What a score-over-spend curve comes to in one number, and how sure a mean over seeds is. Pure functions of arrays.
+"""Single numbers for score-over-spend curves (AIQ, APGR, CPT, collapse index), and intervals over seeds.
 
 A router's curve is G measured points in any order: dollars a query, `cost_usd` [G], and mean score a query, `score`
 [G]. Where a curve is read between its points it is made non-decreasing (more money never has to be spent) and
@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from agents.policies.hull import upper_hull
 from leeroo_env.errors import InputError
@@ -70,7 +71,7 @@ def cpt(cost_usd: np.ndarray, score: np.ndarray, weak: Point, strong: Point, fra
 
     Returns:
         The share, above 1 where it takes more than the strong expert costs; nan where no measured point recovers as
-        much, or where the strong expert is not both dearer and better than the weak.
+        much, or where the strong expert is not both more expensive and better than the weak.
     """
     curve = _recovered(cost_usd, score, weak, strong)
     return math.nan if curve is None else _first_at(*curve, fraction)
@@ -84,7 +85,7 @@ def apgr(cost_usd: np.ndarray, score: np.ndarray, weak: Point, strong: Point) ->
     share 1, gets 0.5.
 
     Returns:
-        The mean; nan where the strong expert is not both dearer and better than the weak.
+        The mean; nan where the strong expert is not both more expensive and better than the weak.
     """
     curve = _recovered(cost_usd, score, weak, strong)
     return math.nan if curve is None else _mean_height(*curve, 0.0, 1.0)
@@ -149,30 +150,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
         raise InputError(f"interval of {n} values at level {level:g}: needs a value and a level between 0 and 1")
     if n == 1:
         return float(values[0]), math.nan
-    return float(values.mean()), t_quantile(level, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
-
-
-def t_quantile(level: float, freedom: int) -> float:
-    """The t within which Student's distribution with `freedom` degrees of freedom keeps the share `level` of its mass.
-
-    By bisection over the angle atan(t / sqrt(freedom)), in which the mass is a finite sum.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_mass(middle, freedom) < level else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _t_mass(angle: float, freedom: int) -> float:
-    """The mass within t = sqrt(freedom) tan(angle) (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4)."""
-    odd = freedom % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for power in range(odd, freedom - 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
+    return float(values.mean()), float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n)
 
 
 def _points(cost_usd: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a run shows when it has ended: `evaluation.json`, `curve.png`, `report.md`.
+"""The report of a run: `evaluation.json`, `curve.png` and `report.md`.
 
 G budgets, K experts, N rows of the table.
 """
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from agents.estimators.base import Estimates
@@ -20,21 +19,20 @@ from agents.evaluation.bounds import estimated_bound, hindsight_bound
 from agents.evaluation.evaluate import Result, evaluate, lead, summary
 from agents.evaluation.markdown import table_head, table_line
 from agents.evaluation.metrics import aiq, apgr, calls_by_query, collapse_index, cpt, matching_cost, weak_and_strong
+from agents.evaluation.plots import AGENT, draw_curve
 from agents.routers import Router
 from leeroo_env.dynamics import Rules, budget_grid, make_rules
 from leeroo_env.files import write_atomically, write_json, write_text
 
-AGENT = "agent"
 MOST_DOMAINS = 20
-DRAWN = 4  # routers beside the agent
 HORIZONS = (8, 64, 256, 1024)
 BAR = "paced kernel ridge"
-SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)  # of the dearest expert's mean cost: more budgets of the agent
-NAMED = (0.5, 0.75)  # the shares that the headline tells of
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)  # of the highest mean cost: more budgets for the agent
+NAMED = (0.5, 0.75)  # the shares in the headline
 
 
 def compare(routers: dict[str, Router], rules: Rules, seed: int) -> dict[str, Result]:
-    """Evaluates and prints all routers on the same episodes."""
+    """Evaluates all routers on the same episodes and prints their scores."""
     budgets = budget_grid(rules)
     print(f"{'usd per query':>24}  " + "  ".join(f"{budget:7.2g}" for budget in budgets))
     results = {}
@@ -85,57 +83,6 @@ def write_report(
     )
 
 
-def draw_curve(rules: Rules, split: str, results: dict[str, Result], bounds: dict[str, Result] | None = None) -> Figure:
-    """Score over spend of the agent and the strongest other routers, one standard error as a band, every expert as a
-    point, bounds dashed."""
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    colors = iter(["C0", "C1", "C2", "C4", "C5", "C6", "C8", "C9"])
-    for name in _drawn(results):
-        agent = {"lw": 2.4, "color": "C3", "zorder": 3}
-        style: dict[str, Any] = agent if name == AGENT else {"lw": 1.2, "color": next(colors)}
-        result = results[name]
-        (line,) = axes.plot(result.cost_usd, result.score, "o-", ms=4, label=name, **style)
-        low, high = result.score - result.stderr, result.score + result.stderr
-        axes.fill_between(result.cost_usd, low, high, color=line.get_color(), alpha=0.12, lw=0)
-    for (name, bound), dash in zip((bounds or {}).items(), ("--", ":"), strict=False):
-        axes.plot(bound.cost_usd, bound.score, dash, color="0.5", lw=1.2, label=name)
-    _draw_experts(axes, rules, split)
-    axes.set_xlabel("dollars per query")
-    axes.set_ylabel("mean score")
-    axes.set_title(f"{rules.table.name}, {split} split, horizon {rules.horizon}", fontsize=10, parse_math=False)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, loc="best")
-    return figure
-
-
-def _drawn(results: dict[str, Result]) -> list[str]:
-    """The agent, the best other routers, and the best that does not look at the query."""
-    others = sorted((name for name in results if name != AGENT), key=lambda name: -results[name].mean_score)
-    last = [name for name in ("best mixture",) if name in results and name not in others[: DRAWN - 1]]
-    return [*[AGENT] * (AGENT in results), *others[: DRAWN - len(last)], *last]
-
-
-def _draw_experts(axes: Any, rules: Rules, split: str) -> None:
-    cost = rules.table.mean_cost_usd(split).cpu().numpy()
-    score = rules.table.mean_score(split).cpu().numpy()
-    axes.plot(cost, score, "x", color="0.45", ms=5, label="one expert, always")
-    for i in dict.fromkeys([*np.argsort(-score)[:3].tolist(), int(cost.argmin())]):
-        left = cost[i] < np.sqrt(cost.min() * cost.max())
-        axes.annotate(
-            rules.table.experts[i],
-            (cost[i], score[i]),
-            xytext=(5, -8) if left else (-5, 4),
-            ha="left" if left else "right",
-            fontsize=7,
-            color="0.35",
-            textcoords="offset points",
-            parse_math=False,
-        )
-    if cost.min() > 0 and cost.max() > 0:
-        axes.set_xscale("log")
-
-
 def _markdown(
     rules: Rules,
     split: str,
@@ -165,7 +112,7 @@ def _markdown(
         "",
         _rows(["dollars per query", *usd, "mean", "agent's lead"], results, lambda r: _scores(r, results[AGENT])),
         "",
-        "## What is lost, and where",
+        "## Regret: what is lost, and where",
         "",
         *_regrets(usd, results[AGENT], bounds),
         "",
@@ -177,12 +124,12 @@ def _markdown(
         "",
         _rows(["budget", *usd], results, lambda r: [f"{c:.3g}" for c in r.cost_usd]),
         "",
-        "## Whom the agent asks",
+        "## Which experts the agent asks",
         "",
         _rows(["expert", *usd], dict(zip(table.experts, results[AGENT].calls.T, strict=True)), _percent),
         "",
         *_calls(rules, results[AGENT]),
-        f"Refused calls of the agent: {100 * results[AGENT].refused.mean():.2f} for 100 queries.",
+        f"Refused calls of the agent: {100 * results[AGENT].refused.mean():.2f} per 100 queries.",
         "",
         *_calls_by_domain(rules, results[AGENT]),
         *_experts(rules, split),
@@ -225,15 +172,15 @@ def _headline(rules: Rules, split: str, results: dict[str, Result], reach: tuple
         )
     elif cost[k] > 0:
         sentences.append(f"**It matches {name}, the best expert, at {100 * share:.0f} % of its cost.**")
-    dearest = float(cost.max())
-    if dearest > 0:
-        bought = [f"{np.interp(part * dearest, *reach):.3f} at {100 * part:.0f} %" for part in NAMED]
-        sentences.append(f"It scores {' and '.join(bought)} of the dearest expert's cost.")
+    highest_usd = float(cost.max())
+    if highest_usd > 0:
+        bought = [f"{np.interp(part * highest_usd, *reach):.3f} at {100 * part:.0f} %" for part in NAMED]
+        sentences.append(f"It scores {' and '.join(bought)} of the most expensive expert's cost.")
     return [" ".join(sentences)]
 
 
 def _what_money_buys(rules: Rules, split: str, cost_usd: np.ndarray, reached: np.ndarray) -> list[str]:
-    """For each expert, what the agent pays for the same score."""
+    """For each expert, what the agent spends for the same score."""
     score, cost = rules.table.mean_score(split).tolist(), rules.table.mean_cost_usd(split).tolist()
     cells = {}
     for k in sorted(range(len(score)), key=lambda k: -score[k]):
@@ -247,8 +194,8 @@ def _what_money_buys(rules: Rules, split: str, cost_usd: np.ndarray, reached: np
             words = f"matched at {paid:.3g} dollars: {100 * paid / max(cost[k], 1e-30):.0f} % of its cost"
         cells[rules.table.experts[k]] = [f"{score[k]:.3f}", f"{cost[k]:.3g}", words]
     return [
-        "What one expert scores and costs if it answers everything, and what the agent needs to score as much "
-        "(interpolated between the budgets of this report and 30 % to 100 % of the dearest expert's cost).",
+        "What each expert scores and costs if it answers every query, and what the agent spends for the same score "
+        "(interpolated between the budgets of this report and 30 % to 100 % of the most expensive expert's cost).",
         "",
         _rows(["expert", "score", "dollars per query", "the agent"], cells, lambda row: row),
     ]
@@ -263,11 +210,11 @@ def _horizons(rules: Rules, split: str, seed: int, routers: dict[str, Router]) -
         played = [evaluate(routers[name], other, budget_grid(other), seed=seed) for name in shown]
         gains = [f"{gain:+.4f} ± {stderr:.4f}" for _, _, gain, stderr in (lead(played[0], r) for r in played[1:])]
         cells[str(horizon)] = [*(f"{result.mean_score:.4f}" for result in played), *gains]
-    header = ["queries an episode", *shown, *["agent's lead"] * (len(shown) - 1)]
+    header = ["queries per episode", *shown, *["agent's lead"] * (len(shown) - 1)]
     return [
         "## Shorter and longer episodes",
         "",
-        "The same policy in episodes that it was not trained on; mean over the budgets.",
+        "The same policy in episodes of lengths that it was not trained on; mean over the budgets.",
         "",
         _rows(header, cells, lambda row: row),
     ]
@@ -283,10 +230,10 @@ def _regrets(usd: list[str], agent: Result, bounds: dict[str, Result]) -> list[s
         "allocation regret": estimated.score - agent.score,
     }
     return [
-        "Hindsight knows every answer of an episode in advance and spends the budget as well as can be (a linear "
-        "relaxation, so nothing is above it). On estimates it knows the queries in advance, but of the answers only "
-        "what is estimated. The first step down is lost by predicting, the second by spending; the second may "
-        "be negative, since hindsight on estimates believes them to the end. Both may leave a query unanswered, "
+        "Hindsight knows all answers of an episode in advance and spends the budget optimally (a linear relaxation; no "
+        "router does better). Hindsight on estimates knows the queries in advance but only estimates of the answers. "
+        "Prediction regret is what the estimates lose, allocation regret what spending loses; the latter may be "
+        "negative, since hindsight on estimates never corrects them. Both bounds may leave a query unanswered, "
         "which the agent may not.",
         "",
         _rows(["", *usd, "mean"], rows, lambda row: [*(f"{x:.3f}" for x in row), f"{row.mean():.4f}"]),
@@ -297,11 +244,11 @@ def _one_number(rules: Rules, split: str, results: dict[str, Result]) -> list[st
     names = list(_metrics(rules, split, results[AGENT]))
     cells = {name: [_number(x) for x in _metrics(rules, split, r).values()] for name, r in results.items()}
     return [
-        "AIQ is the mean height of the curve's convex hull between the cheapest and the dearest expert's mean cost "
+        "AIQ is the mean height of the curve's convex hull between the lowest and the highest mean cost of an expert "
         "(RouterBench). APGR is the mean share of the gap between the cheapest and the best expert that is recovered, "
         "and CPT what share of the best one's extra cost recovers 50 % and 80 % of it (RouteLLM; - where it is never "
-        "reached). The collapse index is 1 where the choice does not depend on the query and 0 where it depends on "
-        "nothing else, at the budgets' mean.",
+        "reached). The collapse index, averaged over budgets, is 1 where the choice does not depend on the "
+        "query and 0 where it depends on nothing else.",
         "",
         _rows(["", *names], cells, lambda row: row),
     ]
@@ -326,12 +273,12 @@ def _metrics(rules: Rules, split: str, result: Result) -> dict[str, float]:
 
 
 def _without_nan(numbers: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """JSON knows no nan."""
+    """JSON has no nan: null stands for it."""
     return {name: {k: None if np.isnan(x) else x for k, x in row.items()} for name, row in numbers.items()}
 
 
 def _domains(rules: Rules, rows: Tensor) -> tuple[np.ndarray, list[str]]:
-    """The domain of each of `rows` [n], and the names of all where there are few."""
+    """The domain of each of `rows` [n], and the names of all domains, none where there are too many to show."""
     domain = np.array(rules.table.queries["domain"].take(pa.array(rows.cpu().numpy())).to_pylist())
     names = sorted(set(domain.tolist()))
     return domain, names if 1 < len(names) <= MOST_DOMAINS else []
@@ -342,7 +289,7 @@ def _calls(rules: Rules, agent: Result) -> list[str]:
     if rules.max_calls == 1:
         return []
     made = ", ".join(f"{calls:.2f}" for calls in agent.calls.sum(axis=1))
-    return [f"Of up to {rules.max_calls} calls a query the agent makes {made}.", ""]
+    return [f"Calls per query, of at most {rules.max_calls}, by budget: {made}.", ""]
 
 
 def _calls_by_domain(rules: Rules, agent: Result) -> list[str]:
@@ -356,7 +303,7 @@ def _calls_by_domain(rules: Rules, agent: Result) -> list[str]:
     counts = np.bincount(code * k + chosen, minlength=len(names) * k).reshape(-1, k)
     share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     cells = dict(zip(rules.table.experts, share.T, strict=True))
-    first = ", who is asked first" if rules.max_calls > 1 else ""
+    first = ", the expert asked first" if rules.max_calls > 1 else ""
     return [
         f"By domain, over all budgets{first}:",
         "",
@@ -366,7 +313,7 @@ def _calls_by_domain(rules: Rules, agent: Result) -> list[str]:
 
 
 def _experts(rules: Rules, split: str) -> list[str]:
-    """What each expert scores and costs by itself, by domain where there are few."""
+    """Score and cost of each expert alone, by domain where there are few."""
     table, rows = rules.table, rules.table.rows(split)
     scores = table.scores[rows].cpu().numpy()
     oracle = float(scores.max(axis=1).mean())
@@ -377,11 +324,11 @@ def _experts(rules: Rules, split: str) -> list[str]:
         for k, name in enumerate(table.experts)
     }
     return [
-        "## The experts by themselves",
+        "## Each expert alone",
         "",
         _rows(["expert", "dollars per query", "score", *shown], cells, lambda row: row),
         "",
-        f"Whoever always knew which expert is right, whatever it costs, would score {oracle:.3f}.",
+        f"An oracle that always picks a correct expert, at any cost, would score {oracle:.3f}.",
     ]
 
 

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
-from agents.evaluation.report import draw_curve
+from agents.evaluation.plots import draw_curve
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.io import PolicyRouter, load_policy, save_policy
 from agents.routers import Router

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from agents.evaluation.markdown import table_head, table_line
 from agents.evaluation.metrics import interval
-from agents.evaluation.report import AGENT
+from agents.evaluation.plots import AGENT
 from leeroo_env.files import read_json, write_atomically, write_json, write_text
 
 DRAWN = 4  # routers beside the agent
