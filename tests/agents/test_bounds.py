@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.estimators import kernel_ridge_estimates
-from agents.evaluation.bounds import buy, estimated_bound, hindsight, hindsight_bound, hulls, with_nobody
+from agents.evaluation.bounds import buy, estimated_bound, hindsight, hindsight_bound, hulls, with_no_expert
 from agents.evaluation.evaluate import evaluate
 from agents.routers import FixedMixture, PacedPrice, one_call_routers
 from leeroo_env import ExpertTable, InputError, dynamics
@@ -91,7 +91,7 @@ def test_experts_in_line_but_for_rounding_are_bought_in_their_order():
     assert (hulls(costs * 0.3 + 0.1, costs).efficiency.diff(dim=-1) <= 0).all()
     shares = hindsight(costs * 0.3 + 0.1, costs, budgets)
     assert shares.min() >= 0 and shares.max() <= 1 + 1e-12
-    spent = (shares * with_nobody(costs)).sum(dim=(1, 2))
+    spent = (shares * with_no_expert(costs)).sum(dim=(1, 2))
     torch.testing.assert_close(spent, torch.minimum(costs.amax(dim=2).sum(dim=1), budgets))
 
 
@@ -113,7 +113,7 @@ def test_hulls_are_concave_and_above_every_expert(seed: int, k: int):
     rng = np.random.default_rng(seed)
     values, costs = (torch.from_numpy(rng.integers(0, 6, size=(20, k)) / 5.0) for _ in range(2))
     hull = hulls(values, costs)
-    x, y = (with_nobody(a).gather(-1, hull.options).numpy() for a in (costs, values))
+    x, y = (with_no_expert(a).gather(-1, hull.options).numpy() for a in (costs, values))
     assert (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all() and (hull.options[:, 0] == k).all()
     assert (hull.efficiency.diff(dim=-1) <= 0)[hull.efficiency[:, 1:].isfinite()].all()
     step = np.diff(x) > 0
