@@ -42,7 +42,7 @@ from sections import add_section, read_section  # noqa: E402
 
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
-from agents.policies.bid_price import estimate_features  # noqa: E402
+from agents.policies.bid_price import BidPricePolicy, estimate_features  # noqa: E402
 from agents.policies.io import PolicyRouter, describe_policy  # noqa: E402
 from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.ppo.cuda_graph import capture  # noqa: E402
@@ -353,7 +353,7 @@ def cuda(setup: Setup) -> list[Row]:
 def cuda_env(setup: Setup, n_envs: int, few: int = 32) -> list[Row]:
     """Rows in place of observations; so few episodes that moving them costs nothing show what launching costs."""
     rules = make_rules(setup.table)
-    works = [captured_rows(rules, n, capture) for n, capture in ((n_envs, True), (n_envs, False), (few, True))]
+    works = [captured_rows(rules, n, on_graph) for n, on_graph in ((n_envs, True), (n_envs, False), (few, True))]
     for work in works:
         work()
     fast, slow, launching = alternated(setup.pairs, *works)
@@ -418,7 +418,7 @@ def play_rows(rules: Rules, n_envs: int, episodes: int) -> float:
     return episodes * actions.numel() / (time.perf_counter() - began)
 
 
-def captured_rows(rules: Rules, n_envs: int, capture: bool, episodes: int = 4) -> Callable[[], float]:
+def captured_rows(rules: Rules, n_envs: int, on_graph: bool, episodes: int = 4) -> Callable[[], float]:
     """`play_rows` on a GPU, in place, with one expert all through an episode; its steps a second."""
     device = rules.table.device
     numbers = torch.arange(n_envs, device=device)
@@ -438,7 +438,7 @@ def captured_rows(rules: Rules, n_envs: int, capture: bool, episodes: int = 4) -
         rows.copy_(dynamics.current_rows(state))
         put(dynamics.step(rules, state, actions)[0])
 
-    go = capture(step, [rows, *vars(state).values()], device) if capture else step
+    go = capture(step, [rows, *vars(state).values()], device) if on_graph else step
 
     def work() -> float:
         began = now(device)
@@ -473,6 +473,7 @@ def with_threads(threads: int, work: Callable[[], float]) -> float:
 def bid_price_model(setup: Setup, n_envs: int = 0) -> DevicePPO:
     """As `train.py` makes it by default."""
     model, _ = make_model(TrainConfig(n_envs=n_envs), "bid-price", setup.played_rules)
+    assert isinstance(model, DevicePPO) and isinstance(model.policy, BidPricePolicy)
     start_from_plan(model.policy, setup.table, setup.predictor.rows, setup.predictor.out_of_fold)
     return model
 
@@ -523,7 +524,7 @@ def byte_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
     return limit(rates, moved, "B", copy_bytes_per_s(model.device, threads))
 
 
-def flop_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
+def flop_limit(model: Any, rates: np.ndarray, threads: int = 1) -> str:
     """Of training: the matrix products of an iteration, at the speed of the widest layer's with a minibatch."""
     with FlopCounterMode(display=False) as counter:
         learning(model)()

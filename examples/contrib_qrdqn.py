@@ -26,12 +26,21 @@ def main(table: str = "tiny", steps: int = 50_000, seed: int = 0) -> float:
     """
     torch.set_num_threads(1)
     env = LeerooSB3VecEnv(LeerooVectorEnv(num_envs=32, table=table))
-    settings = {"learning_rate": 1e-3, "gamma": 1.0, "buffer_size": 20_000, "batch_size": 256, "learning_starts": 2_000}
     network = {"net_arch": [64, 64], "n_quantiles": 25}
     model = QRDQN(
-        "MlpPolicy", env, seed=seed, exploration_fraction=0.5, policy_kwargs=network, device="cpu", **settings
+        "MlpPolicy",
+        env,
+        learning_rate=1e-3,
+        gamma=1.0,
+        buffer_size=20_000,
+        batch_size=256,
+        learning_starts=2_000,
+        exploration_fraction=0.5,
+        policy_kwargs=network,
+        seed=seed,
+        device="cpu",
     )
-    model.learn(steps, log_interval=None)
+    model.learn(steps, log_interval=steps)  # in episodes: never
 
     rules = make_rules(env.env.rules.table, "val")
     router = PolicyRouter(model.policy, describe_policy(rules, "qrdqn", network))

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import train
 from agents.training import callbacks
@@ -24,8 +25,8 @@ def main(number: int, arguments: list[str]) -> int:
         if next(calls) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    callbacks.save_checkpoint = save_and_die
-    return train.main(arguments)
+    with patch.object(callbacks, "save_checkpoint", save_and_die):
+        return train.main(arguments)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def episodes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, float]:
 
 def solve(values: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
     """`hindsight` of one episode: shares [H, K + 1]."""
-    tensors = (torch.from_numpy(np.asarray(a, dtype=np.float64))[None] for a in (values, costs))
-    return hindsight(*tensors, torch.tensor([budget], dtype=torch.float64))[0].numpy()
+    value, cost = (torch.from_numpy(np.asarray(a, dtype=np.float64))[None] for a in (values, costs))
+    return hindsight(value, cost, torch.tensor([budget], dtype=torch.float64))[0].numpy()
 
 
 def worth(shares: np.ndarray, values: np.ndarray) -> float:
@@ -238,8 +238,8 @@ def test_true_estimates_lose_nothing_and_false_ones_gain_nothing(seed: int, k: i
     for field in ("score", "cost_usd", "stderr", "calls", "refused"):
         np.testing.assert_allclose(getattr(same, field), getattr(bound, field), rtol=1e-9, atol=1e-12)
     generator = torch.Generator().manual_seed(seed)
-    noisy = [a * torch.rand(a.shape, generator=generator) * 2 for a in (table.scores, table.costs_usd)]
-    false = estimated_bound(rules, *noisy, budgets, episodes=20)
+    score, cost_usd = (a * torch.rand(a.shape, generator=generator) * 2 for a in (table.scores, table.costs_usd))
+    false = estimated_bound(rules, score, cost_usd, budgets, episodes=20)
     assert (false.score <= bound.score + 1e-9).all()
     assert (false.cost_usd <= np.array(budgets) * (1 + 1e-9)).all(), "charged at true costs"
     assert false.calls.min() >= -1e-12 and false.calls.sum(axis=1) + false.refused == pytest.approx(np.ones(6))
@@ -269,8 +269,8 @@ def test_steps_are_charged_at_true_costs_even_below_zero(
 ):
     """Experts that truly cost 4, 1 and 3; what a step saves is money to spend again."""
     rules = one_query_table([0.2, 0.4, 0.9], [4.0, 1.0, 3.0])
-    estimates = (torch.tensor([a] * 3) for a in (estimated_scores, estimated_costs))
-    result = estimated_bound(rules, *estimates, [budget], episodes=2)
+    score, cost_usd = (torch.tensor([a] * 3) for a in (estimated_scores, estimated_costs))
+    result = estimated_bound(rules, score, cost_usd, [budget], episodes=2)
     assert result.calls[0] == pytest.approx(calls) and result.cost_usd[0] == pytest.approx(cost)
     assert result.score[0] == pytest.approx(np.dot(calls, [0.2, 0.4, 0.9])), "true scores, not estimates"
     assert result.refused[0] == pytest.approx(1 - sum(calls))

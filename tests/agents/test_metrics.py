@@ -60,7 +60,7 @@ def test_aiq_is_that_of_a_fine_riemann_sum_over_all_mixtures(curve: tuple, low: 
             if cost[i] < cost[j]:
                 line = score[i] + (score[j] - score[i]) * ((grid - cost[i]) / (cost[j] - cost[i]))
                 height = np.where((grid >= cost[i]) & (grid <= cost[j]), np.maximum(height, line), height)
-    assert metrics.aiq(*curve, (low, low + width)) == pytest.approx(height.mean(), abs=5e-3)
+    assert metrics.aiq(curve[0], curve[1], (low, low + width)) == pytest.approx(height.mean(), abs=5e-3)
 
 
 @pytest.mark.parametrize("cost_range", [(1.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (math.nan, 1.0)])

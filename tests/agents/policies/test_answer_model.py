@@ -35,7 +35,8 @@ def likelihood(model: AnswerModel, strength: torch.Tensor, asked: list[int], gro
     for right in (-1, *sorted({g for g in group if g >= 0})):
         total = 0.0
         for z, weight in enumerate(model.weight.tolist()):
-            chance, seated = weight, []
+            chance = weight
+            seated: list[int | None] = []
             for expert, answer in zip(asked, group, strict=True):
                 p = 1 / (1 + math.exp(-float(strength[expert, z])))
                 quiet = float(model.silence[expert])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tests.synthetic import synthetic_table
 
 
 def policy_for(rules: dynamics.Rules) -> tuple[BidPricePolicy, dict]:
-    kwargs = {
+    kwargs: dict[str, Any] = {
         "mean_cost_usd": rules.cost_scale.mean_usd.tolist(),
         "price_range_usd": [rules.cost_scale.low_usd, rules.cost_scale.high_usd],
         "horizon": rules.horizon,

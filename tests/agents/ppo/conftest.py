@@ -50,7 +50,8 @@ def make(small: ExpertTable, estimates: Estimates, budget_value: BudgetValue) ->
 
     def made(algorithm: type[PPO], policy: str, device: str = "cpu", **chosen: Any) -> PPO:
         kind, max_calls = POLICIES[policy]
-        features, network = None, {"net_arch": [8]}
+        features: Tensor | None = None
+        network: dict[str, Any] = {"net_arch": [8]}
         if kind != "MlpPolicy":
             scale = small.cost_scale()
             features = estimate_features(estimates, scale)

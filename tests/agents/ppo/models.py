@@ -41,7 +41,8 @@ class Recorder(BaseCallback):
 
     def __init__(self, stop_at: int = 10**9):
         super().__init__()
-        self.stop_at, self.episodes = stop_at, []
+        self.stop_at = stop_at
+        self.episodes: list[dict[str, Any]] = []
 
     def _on_rollout_start(self) -> None:
         if isinstance(self.model.policy, BidPricePolicy):
@@ -80,7 +81,8 @@ def same_bits(one: PPO, other: PPO) -> None:
 
 def same_env(one: PPO, other: PPO) -> None:
     """Within the last digit of budgets: powers of several numbers at once are rounded otherwise than one by one."""
-    first, second = (model.env.env.state_dict() for model in (one, other))
+    envs: list[Any] = [one.env, other.env]
+    first, second = (env.env.state_dict() for env in envs)
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-12, atol=1e-18, msg=name)
 

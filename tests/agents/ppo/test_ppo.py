@@ -203,8 +203,9 @@ def test_a_gpu_learns_what_a_cpu_learns(make: Make, policy: str, monkeypatch: py
             np.random.seed(1)  # noqa: NPY002
             episodes.append(learn(model).episodes)
         assert [episode["l"] for episode in episodes[0]] == [episode["l"] for episode in episodes[1]]
-        np.testing.assert_allclose(*([episode["r"] for episode in each] for each in episodes), atol=1e-4)
-        within_rounding(*models, rtol=1e-2, atol=1e-4)
+        first, second = ([episode["r"] for episode in each] for each in episodes)
+        np.testing.assert_allclose(second, first, atol=1e-4)
+        within_rounding(models[0], models[1], rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

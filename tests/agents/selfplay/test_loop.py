@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import time
 from pathlib import Path
 
@@ -144,7 +143,7 @@ def killed(config: Config, server: OpenAIServer, after: int) -> None:
     deadline = time.monotonic() + 60
     while server.requests.total() < after and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
 
 

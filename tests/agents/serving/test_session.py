@@ -14,7 +14,7 @@ from agents import Orchestrator
 from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
-from agents.policies.bid_price import estimate_features
+from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.io import describe_policy, empty_policy
 from agents.policies.multi_call import start_from_plan
 from agents.serving.answer_match import by_normal_form, by_similarity
@@ -56,13 +56,14 @@ def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24) -
     predictor = fit_predictor(table)
     estimates = table_estimates(table, predictor)
     scale = table.cost_scale()
-    calls = {"max_calls": max_calls, "reliability": estimates.reliability()}
+    calls: dict[str, Any] = {"max_calls": max_calls, "reliability": estimates.reliability()}
     rules = make_rules(table, "train", horizon, **calls, features=estimate_features(estimates, scale))
     prices = {"mean_cost_usd": scale.mean_usd.tolist(), "price_range_usd": [scale.low_usd, scale.high_usd]}
     settings = {**prices, "horizon": horizon}
     settings |= {"max_calls": max_calls} if max_calls > 1 else {}
     description = describe_policy(rules, "ppo", settings, "bid-price")
     policy = empty_policy(description)
+    assert isinstance(policy, BidPricePolicy)
     start_from_plan(policy, table, predictor.rows, predictor.out_of_fold)
     policy.set_training_mode(False)
     return Orchestrator(policy, description, predictor)
@@ -144,7 +145,7 @@ def test_votes_are_live_as_from_the_table(
         assert reply.supporters == [name for name, answer in answers.items() if answer == reply.answer]
         assert reply.expert in reply.supporters and reply.answer == answers[reply.expert]
         assert all(call.cost_usd > 0 and call.latency_s > 0 and call.completion_tokens > 0 for call in reply.calls)
-        assert by_normal_form("exact")(reply.query, [reply.text]) == [reply.answer]
+        assert by_normal_form("exact")(reply.query, [reply.text or ""]) == [reply.answer]
 
 
 def test_side_by_side_answers_the_same_where_money_is_no_object(
@@ -326,7 +327,7 @@ def test_the_budget_holds_side_by_side(asks_again: Orchestrator, served: dict[st
 
 def test_a_query_sees_the_stream_from_its_own_place(asks_again: Orchestrator, served: dict, server: OpenAIServer):
     server.reply = says(alpha="7", beta="7", gamma="7")
-    router = asks_again._router
+    router: Any = asks_again._router
     replies = ask(asks_again, served, 10.0, n=2, at_once=1, remaining_queries=9, compare="number")
     first, *_ = costs = [call.cost_usd for reply in replies for call in reply.calls]
     assert [left for _, left in router.told] == [9, 9, 9, 8, 8, 8]

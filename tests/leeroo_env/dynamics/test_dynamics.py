@@ -172,7 +172,8 @@ def test_senseless_settings_are_refused(table: ExpertTable):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compares CPU and CUDA step by step")
 def test_devices_agree(table: ExpertTable):
-    states, outcomes = {}, {}
+    states: dict[str, dynamics.State] = {}
+    outcomes: dict[int, list[dynamics.Outcome]] = {}
     for device in ("cpu", "cuda"):
         rules = dynamics.make_rules(table.to(device), horizon=12)
         state = dynamics.sample_episodes(rules, keys(64).to(device))

@@ -30,7 +30,7 @@ def directory(tmp_path: Path) -> Path:
 
 def blocks(n: int, k: int = 2, dim: int = 3, rows: int = 7, dtype: type = np.float16) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "scores": (rng.integers(0, 5, size=(n, k)) / 4).astype(dtype),
         "costs_usd": rng.uniform(1e-5, 1e-3, size=(n, k)).astype(np.float32),
         "embeddings": rng.normal(size=(n, dim)).astype(np.float16),
@@ -183,7 +183,7 @@ def put(name: str, cell: tuple[int, ...] | int, value: float, dtype: type | None
     return changed(name, change)
 
 
-def cut_off(file: str) -> Callable[[Path], None]:
+def cut_off(file: str) -> Callable[[Path], object]:
     return lambda d: (d / file).write_bytes((d / file).read_bytes()[:-100])
 
 

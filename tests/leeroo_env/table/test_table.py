@@ -230,7 +230,7 @@ def answer_twice(directory: Path) -> None:
         add_column("answer", pa.array(["x"] * 240))(directory)
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no directory": (shutil.rmtree, r"no such table directory"),
     "no table.json": (lambda d: (d / "table.json").unlink(), r"table\.json: missing"),
     "no queries": (lambda d: (d / "queries.parquet").unlink(), r"queries\.parquet: missing"),
