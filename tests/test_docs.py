@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pytest
 import yaml
 
+import agents.cli
 import train
 from leeroo_env import ExpertTable
 from leeroo_env.builtin import resolve
@@ -29,6 +30,8 @@ PACKAGES = ("leeroo_env", "agents", "experts")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PATH = re.compile(rf"\b(?:{'|'.join(PACKAGES)}|tests|benchmarks|examples|docs)/[\w./-]*\w")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+WIDE = {"COLUMNS": "120"}
+OURS = ("python", "leeroo")
 RUNNERS = ("source", "pip", "pytest", "tensorboard")  # not ours
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -47,20 +50,24 @@ def code_spans(page: Path) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """Commands in shell blocks and code spans, as words; continued lines are one command."""
     lines = [line for _, block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    lines += [span for span in code_spans(page) if span.split()[0] in ("python", "make", *RUNNERS) and " " in span]
+    lines += [span for span in code_spans(page) if span.split()[0] in (*OURS, "make", *RUNNERS) and " " in span]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 @functools.cache
 def help_of(*words: str) -> str:
-    """What `python WORDS --help` prints, without a process of its own."""
+    """What `python WORDS --help`, or `leeroo` and so on, prints, without a process of its own."""
     script = ROOT / words[0]
     arguments = ["", *words[2 if words[0] == "-m" else 1 :], "--help"]
     out = io.StringIO()
+    if words[0] == "leeroo":
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit), patch.dict("os.environ", WIDE):
+            agents.cli.main(arguments[1:])
+        return out.getvalue()
     with (
         patch.object(sys, "argv", arguments),
         patch.object(sys, "path", [str(script.parent), *sys.path]),
-        patch.dict("os.environ", {"COLUMNS": "120"}),
+        patch.dict("os.environ", WIDE),
         contextlib.redirect_stdout(out),
         pytest.raises(SystemExit) as ended,
     ):
@@ -73,12 +80,13 @@ def help_of(*words: str) -> str:
 
 
 def program(words: list[str]) -> list[str]:
-    """The words of a `python` command before its options and arguments: the file or module, and a subcommand of it."""
-    named = words[:2] if words[0] == "-m" else words[:1]
+    """The words of a command before its options and arguments: the program and a subcommand of it."""
+    named = words[:2] if words[0] in ("-m", "leeroo") else words[:1]
     rest = words[len(named) :]
     return [*named, rest[0]] if rest and f"• {rest[0]} " in help_of(*named) else named
 
 
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_and_their_options_exist(name: str):
     for words in commands(PAGES[name]):
@@ -88,8 +96,8 @@ def test_commands_and_their_options_exist(name: str):
             words = ["python", "train.py", *shlex.split(" ".join(arguments))] if words[1] == "train" else []
         if not words or words[0] in RUNNERS:
             continue
-        assert words[0] == "python", words
-        text = help_of(*program(words[1:]))
+        assert words[0] in OURS, words
+        text = help_of(*program(words[1:] if words[0] == "python" else words))
         for option in OPTION.findall(" ".join(words)):
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", text), f"{' '.join(words)}: no option {option}"
 
