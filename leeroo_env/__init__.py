@@ -1,4 +1,4 @@
-"""Routing queries among language models as a Gymnasium environment, `Leeroo-v0`."""
+"""Models routing of queries among language models as a Gymnasium environment, `Leeroo-v0`."""
 
 from gymnasium.envs.registration import register
 

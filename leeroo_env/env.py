@@ -1,4 +1,4 @@
-"""One episode at a time: the Gymnasium environment."""
+"""Plays one episode at a time: the Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
     """
     ## Description
 
-    A stream of queries has to be answered within a budget of dollars. Each query is answered by one of K expert
-    language models, which differ in price and in what they know. The answers, their scores and their costs were
-    collected before and are read from a table, so a step costs microseconds and no money.
+    A stream of queries has to be answered within a budget in dollars. Each query is answered by one of K expert
+    language models, which differ in price and in knowledge. Their answers, scores and costs have been collected
+    before and are read from a table, so a step takes microseconds and costs nothing.
 
-    With `max_calls` M > 1 up to M experts can be asked about a query, one a step, before an answer is delivered: the
-    one with the strongest support among those given. An expert's vote weighs what `reliability` says of it.
+    With `max_calls` M > 1, up to M experts can be called for a query, one per step, before an answer is delivered: the
+    one with the most votes. The weight of an expert's vote depends on its `reliability`.
 
     ## Action Space
 
     `Discrete(K)`: the expert that answers the query. A call that costs more than what is left of the budget is refused:
     it scores 0 and costs nothing.
 
-    M > 1: `Discrete(K + 1)`: the expert to ask about the query at hand, or K: deliver. The Mth call delivers by itself
-    within the same step. Every answered call is charged. A refused call counts as one of the M; so does asking an
-    expert again, which is refused too. Where no call was answered, what is delivered scores 0.
+    M > 1: `Discrete(K + 1)`: the expert to call for the current query, or K, the stop action, which delivers. The Mth
+    call delivers within the same step. Every answered call is charged. A refused call counts as one of the M; so does
+    calling an expert again, which is refused too. Where no call was answered, the delivery scores 0.
 
     ## Observation Space
 
     `Box` of shape `(D + 2,)`, float32, finite:
 
-    | Num    | Observation                                                          | Min           | Max          |
-    |--------|----------------------------------------------------------------------|---------------|--------------|
-    | 0..D-1 | embedding of the query, or its `features`                            | their least   | and greatest |
-    | D      | dollars per remaining query, log scale: 0 cheapest, 1 dearest expert | -1            | 2            |
-    | D+1    | log2(queries left) / 10                                              | 0             | 2            |
+    | Num    | Observation                                                           | Min           | Max          |
+    |--------|-----------------------------------------------------------------------|---------------|--------------|
+    | 0..D-1 | embedding of the query, or its `features`                             | their minimum | and maximum  |
+    | D      | dollars per remaining query, log scale: 0 lowest, 1 highest mean cost | -1            | 2            |
+    | D+1    | log2(queries left) / 10                                               | 0             | 2            |
 
-    M > 1: shape `(D + 3K + 5,)`; between the embedding and the two numbers of the budget, which stay the last, stands
-    what is known of the query at hand:
+    M > 1: shape `(D + 3K + 5,)`; between the embedding and the two numbers of the budget, which remain the last, are
+    the features of the calls for the current query:
 
     | Num         | Observation                                                             | Min | Max |
     |-------------|-------------------------------------------------------------------------|-----|-----|
-    | D..D+K-1    | whether the expert was asked                                            | 0   | 1   |
+    | D..D+K-1    | whether the expert was called                                           | 0   | 1   |
     | D+K..D+2K-1 | whether it gave the leading answer                                      | 0   | 1   |
     | D+2K..D+3K-1| first call that gave its answer, from 1, / M; no answer: -1 / M; else 0 | -1  | 1   |
     | D+3K        | the leading answer's share of the votes                                 | 0   | 1   |
@@ -62,13 +62,13 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     ## Rewards
 
-    `score - cost_weight * cost_usd / (mean cost of the dearest expert)`, the score being in [0, 1]. M > 1: 0 for the
-    score in steps that deliver nothing.
+    `score - cost_weight * cost_usd / (mean cost of the most expensive expert)`, the score being in [0, 1]. M > 1: the
+    score is 0 in steps that deliver nothing.
 
     ## Starting State
 
     `horizon` queries drawn without replacement from the split, and a budget of `horizon * b` dollars, b log-uniform in
-    the range of budgets. Both depend on the seed and the number of the episode alone.
+    the range of budgets. Both depend only on the seed and the number of the episode.
 
     ## Episode End
 
@@ -76,17 +76,17 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     ## Information
 
-    `action_mask` [K] (the experts whose mean cost fits what is left), `score`, `cost_usd`, `refused`, `delivered`,
-    `left_usd`, and at the end `episode`: `r` return, `l` steps, `t` seconds, `score` and `cost_usd` per query,
-    `budget_usd`, `left_usd`, `refused` calls, `calls` [K] to each expert. (So `RecordEpisodeStatistics` needs another
-    `stats_key`.) M > 1: `action_mask` [K + 1] leaves out experts asked before, and delivering before the first call.
+    `action_mask` [K] (the experts whose mean cost is at most what is left), `score`, `cost_usd`, `refused`,
+    `delivered`, `left_usd`, and at the end `episode`: `r` return, `l` steps, `t` seconds, `score` and `cost_usd` per
+    query, `budget_usd`, `left_usd`, `refused` calls, `calls` [K] of each expert. (So `RecordEpisodeStatistics` needs
+    another `stats_key`.) M > 1: `action_mask` [K + 1] excludes experts called before, and stopping before the first
+    call.
 
     ## Arguments
 
     `table` is a table directory, the name of a built-in table or an `ExpertTable`; `max_calls` above 1 needs one with
     answers. `reliability` is [N, K] or [1, K]; None: each expert's mean score. `features` [N, F] are observed in
-    place of the embeddings. `reset` takes the options `budget_usd_per_query` (a number) to fix the budget of that
-    episode.
+    place of the embeddings. `reset` takes the option `budget_usd_per_query`, a number that fixes the episode's budget.
 
     >>> import gymnasium, leeroo_env
     >>> env = gymnasium.make("Leeroo-v0", table="tiny", horizon=32)
@@ -132,12 +132,12 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         budget = (options or {}).get("budget_usd_per_query")
         fixed = None if budget is None else torch.tensor([check_budget(budget)], dtype=torch.float64, device=device)
         self._state, self._outcome = dynamics.sample_episodes(self.rules, key, fixed), None
-        self._return, self._began = 0.0, time.perf_counter()
+        self._return, self._started_at = 0.0, time.perf_counter()
         return self._observation(), self._info(self._state)
 
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict]:
         if not self.action_space.contains(action):
-            raise ValueError(f"{action!r} is no action of {self.action_space}")
+            raise ValueError(f"{action!r} is not an action of {self.action_space}")
         actions = torch.tensor([int(action)], device=self.rules.table.device)
         self._action = int(action)
         self._state, self._outcome = dynamics.step(self.rules, self._playing(), actions)
@@ -150,13 +150,13 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
             "delivered": bool(self._outcome.delivered),
         }
         if terminated:
-            seconds = time.perf_counter() - self._began
+            seconds = time.perf_counter() - self._started_at
             statistics = episode_statistics(self.rules, self._state, np.array([self._return]), np.array([seconds]))
             info["episode"] = {name: value[0] for name, value in statistics.items()}
         return self._observation(), reward, terminated, False, info
 
     def action_masks(self) -> np.ndarray:
-        """[K] bool, with M > 1 [K + 1], the name under which sb3-contrib asks for it."""
+        """The mask of actions, [K] bool, with M > 1 [K + 1], by the name that sb3-contrib expects."""
         return self._info(self._playing())["action_mask"]
 
     def render(self) -> str | None:
@@ -180,36 +180,47 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 def spaces(rules: Rules) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """Observation and action space of one episode."""
     features = rules.features.cpu().numpy()
-    polled = len(rules.table.experts) if rules.max_calls > 1 else 0
-    observations = observation_space(features.shape[1], float(features.min()), float(features.max()), polled)
+    called_experts = len(rules.table.experts) if rules.max_calls > 1 else 0
+    low, high = float(features.min()), float(features.max())
+    observations = observation_space(features.shape[1], low, high, called_experts)
     return observations, gymnasium.spaces.Discrete(rules.n_actions)
 
 
-def observation_space(feature_dim: int, low: float, high: float, polled_experts: int = 0) -> gymnasium.spaces.Box:
-    """The Box of query features between `low` and `high`, poll and budget: [F + 2], or [F + 3K + 5] with a poll.
+def observation_space(feature_dim: int, low: float, high: float, called_experts: int = 0) -> gymnasium.spaces.Box:
+    """The Box of query features, call features and budget features: [F + 2] or, with several calls, [F + 3K + 5].
 
     Args:
-        polled_experts: K where up to M > 1 of them are asked; 0 where one call answers the query.
+        feature_dim: F.
+        low: the lowest query feature.
+        high: the highest.
+        called_experts: K with several calls per query; 0 with one.
     """
-    poll = [*[(0, 1)] * 2 * polled_experts, *[(-1, 1)] * polled_experts, *[(0, 1)] * 3] if polled_experts else []
-    bounds = np.array([(low, high)] * feature_dim + poll + [(-1, 2), (0, 2)], dtype=np.float32)
+    calls = [*[(0, 1)] * 2 * called_experts, *[(-1, 1)] * called_experts, *[(0, 1)] * 3] if called_experts else []
+    bounds = np.array([(low, high)] * feature_dim + calls + [(-1, 2), (0, 2)], dtype=np.float32)
     return gymnasium.spaces.Box(bounds[:, 0], bounds[:, 1])
 
 
 def check_budget(usd_per_query: Any) -> Any:
-    """The budget that `reset` was given, a number or an array. Raises ValueError where it is not finite and above 0."""
+    """The budget given to `reset`, a number or an array. Raises ValueError where it is not finite and above 0."""
     if not (np.isfinite(usd_per_query).all() and (np.asarray(usd_per_query) > 0).all()):
         raise ValueError(f"budget_usd_per_query must be finite and above 0, got {usd_per_query!r}")
     return usd_per_query
 
 
 def random_stream(np_random: np.random.Generator) -> int:
-    """The number that decides all episodes of one environment, drawn from its generator."""
+    """The number of an environment's random stream, which determines all of its episodes."""
     return int(np_random.integers(2**63 - 1))
 
 
 def episode_statistics(rules: Rules, state: State, returns: np.ndarray, seconds: np.ndarray) -> dict[str, np.ndarray]:
-    """What is told of B episodes that have just ended; each [B], `calls` [B, K]."""
+    """The statistics of B episodes that have just ended, as in `LeerooEnv`; each [B], `calls` [B, K].
+
+    Args:
+        rules: of the episodes.
+        state: at their ends.
+        returns: [B], sums of rewards.
+        seconds: [B], durations.
+    """
     names = ("steps", "score", "budget_usd", "left_usd", "refused")
     host = {name: getattr(state, name).cpu().numpy() for name in names}
     return {
@@ -226,7 +237,7 @@ def episode_statistics(rules: Rules, state: State, returns: np.ndarray, seconds:
 
 
 def describe(rules: Rules, state: State, outcome: Outcome | None, i: int, action: int | None) -> str:
-    """Episode number i of the batch in one line."""
+    """Episode i of the batch and its last `action` in one line."""
     money = f"${float(state.left_usd[i]):.6f} left of ${float(state.budget_usd[i]):.6f}"
     line = f"query {int(state.t[i])}/{rules.horizon}, {money}"
     if outcome is None or action is None:
@@ -235,5 +246,5 @@ def describe(rules: Rules, state: State, outcome: Outcome | None, i: int, action
     score = f"score {float(outcome.score[i]):.2f}"
     if rules.max_calls == 1:
         return f"{line}: {rules.table.experts[action]}: {cost if outcome.refused[i] else f'{score}, {cost}'}"
-    told = [f"{rules.table.experts[action]}: {cost}"] if action < len(rules.table.experts) else []
-    return f"{line}: {'; '.join([*told, f'delivered, {score}'] if outcome.delivered[i] else told)}"
+    parts = [f"{rules.table.experts[action]}: {cost}"] if action < len(rules.table.experts) else []
+    return f"{line}: {'; '.join([*parts, f'delivered, {score}'] if outcome.delivered[i] else parts)}"

@@ -1,4 +1,4 @@
-"""What the user gave cannot be used: one sentence that says what is wrong and where."""
+"""The one error that users see: an input that cannot be used, in one sentence that says what is wrong and where."""
 
 
 class InputError(ValueError):

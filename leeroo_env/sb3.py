@@ -1,4 +1,4 @@
-"""`LeerooVectorEnv` as a stable-baselines3 `VecEnv`."""
+"""Adapts `LeerooVectorEnv` to the `VecEnv` interface of stable-baselines3."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from leeroo_env.vector_env import LeerooVectorEnv
 
 
 class LeerooSB3VecEnv(VecEnv):
-    """The batch goes through as it is: nothing is done per environment except where an episode ended.
+    """Passes batches through as they are: only where an episode ended, something is done per environment.
 
-    `infos` is a list of dictionaries, as SB3 wants it, empty except for those environments whose episode ended; these
-    hold `episode` (see `LeerooEnv`), `terminal_observation` and `TimeLimit.truncated` (False).
+    `infos` is a list of dictionaries, as SB3 requires, empty except for the environments whose episode ended; theirs
+    have `episode` (see `LeerooEnv`), `terminal_observation` and `TimeLimit.truncated` (False).
     """
 
     def __init__(self, env: LeerooVectorEnv):
@@ -42,7 +42,7 @@ class LeerooSB3VecEnv(VecEnv):
         return observations, rewards, terminated, listed
 
     def action_masks(self) -> np.ndarray:
-        """[B, K] bool, with M > 1 [B, K + 1], for sb3-contrib's MaskablePPO."""
+        """The mask of actions, [B, K] bool, with M > 1 [B, K + 1], for sb3-contrib's MaskablePPO."""
         return self.env.action_masks()
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class LeerooSB3VecEnv(VecEnv):
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *method_args, indices: VecEnvIndices = None, **method_kwargs) -> Any:
-        """Calls the method once for the batch; what has a first dimension of B stands for the list of B results."""
+        """Calls the method once for the batch; a result whose first dimension is B counts as a list of B results."""
         result = getattr(self.env, method_name)(*method_args, **method_kwargs)
         batched = isinstance(result, np.ndarray | tuple) and len(result) == self.num_envs
         chosen = list(self._get_indices(indices))

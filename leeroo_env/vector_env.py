@@ -1,4 +1,4 @@
-"""Many episodes in lockstep: the Gymnasium vector environment."""
+"""Plays many episodes in lockstep: the Gymnasium vector environment."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._streams, self._episodes = torch.zeros(2, 0, dtype=torch.int64)
         self._state: State | None = None
         self._outcome: Outcome | None = None
-        self._ahead: State | None = None
-        self._drawn = np.zeros(num_envs, dtype=bool)
+        self._next_state: State | None = None
+        self._sampled = np.zeros(num_envs, dtype=bool)
         self._all = np.ones(num_envs, dtype=bool)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begins new episodes everywhere, or where `options["reset_mask"]` [B] says.
+        """Starts new episodes in all environments, or in those of `options["reset_mask"]` [B].
 
         Args:
-            seed: a number for environment 0, counted up for the others, or one for each; None goes on with the streams.
+            seed: a number for environment 0, counted up for the others, or one for each; None continues the streams.
             options: `reset_mask` [B] bool; `budget_usd_per_query`, a number or [B].
         """
         options = options or {}
@@ -85,7 +85,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._seed(seed, mask)
         if self._state is None and len(where) < self.num_envs:
             raise ValueError("the first reset must reset every environment")
-        self._begin(where, options.get("budget_usd_per_query"))
+        self._start(where, options.get("budget_usd_per_query"))
         self._outcome = None
         return self._observations(), self._infos()
 
@@ -112,7 +112,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._observations(), rewards, terminated, np.zeros_like(terminated), infos
 
     def action_masks(self) -> np.ndarray:
-        """[B, K] bool: the experts whose mean cost fits what is left; with M > 1 [B, K + 1], see `LeerooEnv`."""
+        """The mask of actions, [B, K] bool, with M > 1 [B, K + 1]; see `LeerooEnv`."""
         return dynamics.state_mask(self.rules, self._playing()).cpu().numpy()
 
     def render(self) -> tuple[str, ...] | None:
@@ -123,30 +123,36 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property
     def state(self) -> State:
-        """Where the episodes stand, for loops that play by `leeroo_env.dynamics` themselves and then `go_on`."""
+        """The state of the episodes, for loops that call `leeroo_env.dynamics` themselves and then `continue_from`."""
         return self._playing()
 
     @property
     def returns(self) -> Tensor:
-        """[B] float64, the rewards of the episodes so far."""
+        """[B] float64, sums of the rewards of the current episodes so far."""
         return torch.from_numpy(self._returns.copy())
 
     def upcoming(self, n: int) -> tuple[Tensor, Tensor]:
         """Rows [n, B, H] and budgets in dollars [n, B] of the next n episodes of each environment."""
         ahead = torch.arange(n, device=self._episodes.device)[:, None]
         keys = dynamics.episode_keys(self._streams, self._episodes + ahead)
-        drawn = dynamics.sample_episodes(self.rules, keys.view(-1))
-        return drawn.rows.view(n, self.num_envs, -1), drawn.budget_usd.view(n, -1)
+        sampled = dynamics.sample_episodes(self.rules, keys.view(-1))
+        return sampled.rows.view(n, self.num_envs, -1), sampled.budget_usd.view(n, -1)
 
-    def go_on(self, state: State, begun: Tensor, returns: Tensor) -> None:
-        """Stands where a loop of somebody else's has come to: after `begun` [B] more episodes, with `returns` [B]."""
+    def continue_from(self, state: State, started: Tensor, returns: Tensor) -> None:
+        """Takes over from a loop that has called `leeroo_env.dynamics` itself.
+
+        Args:
+            state: of the episodes now.
+            started: [B] int64, the number of `upcoming` episodes that each environment has started.
+            returns: [B] float64, as `returns`.
+        """
         self._state, self._outcome = state, None
-        self._episodes = self._episodes + begun
+        self._episodes = self._episodes + started
         self._returns[:] = returns.cpu().numpy()
-        self._drawn[:] = False
+        self._sampled[:] = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that decides how the episodes go on, to be stored with a checkpoint."""
+        """All that determines the rest of the episodes, for a checkpoint."""
         state = {f"state.{name}": value for name, value in vars(self._playing()).items()}
         return state | {
             "streams": self._streams,
@@ -155,11 +161,12 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         }
 
     def load_state_dict(self, stored: dict[str, Tensor]) -> np.ndarray:
-        """Goes on where `state_dict` was called; returns the observations of that moment."""
+        """Restores the state that `state_dict` returned; returns its observations."""
         stored = {name: value.to(self.rules.table.device) for name, value in stored.items()}
         self._streams, self._episodes = stored["streams"], stored["episodes"]
-        self._drawn[:] = False
-        self._returns, self._began = stored["returns"].cpu().numpy().copy(), np.full(self.num_envs, time.perf_counter())
+        self._sampled[:] = False
+        self._returns = stored["returns"].cpu().numpy().copy()
+        self._started_at = np.full(self.num_envs, time.perf_counter())
         fields = {n.removeprefix("state."): v for n, v in stored.items() if n.startswith("state.")}
         self._state = State(**{RENAMED_FIELDS.get(name, name): value for name, value in fields.items()})
         return self._observations()
@@ -178,70 +185,71 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
         streams = self._streams.tolist()
         episodes = self._episodes.tolist()
-        for i in np.flatnonzero(mask).tolist():  # only ever at an explicit seed: numpy has no batched seeding
-            given = seeds[i]
-            if given is not None:
-                streams[i], episodes[i] = random_stream(gymnasium.utils.seeding.np_random(int(given))[0]), 0
+        for i in np.flatnonzero(mask).tolist():  # only with an explicit seed: numpy has no batched seeding
+            own = seeds[i]
+            if own is not None:
+                streams[i], episodes[i] = random_stream(gymnasium.utils.seeding.np_random(int(own))[0]), 0
         self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(
             None if seeds[0] is None else int(seeds[0])
         )
         self._streams, self._episodes = torch.tensor(streams, device=device), torch.tensor(episodes, device=device)
-        self._drawn[:] = False
+        self._sampled[:] = False
 
-    def _begin(self, where: Tensor, budget: float | np.ndarray | None = None) -> State:
-        """Starts the next episode of the environments `where` [b]; returns where these begin."""
+    def _start(self, where: Tensor, budget: float | np.ndarray | None = None) -> State:
+        """Starts the next episodes of the environments with the indices `where` [b]; returns their initial state."""
         ended = where.cpu().numpy()
         if budget is None:
-            fresh = self._next(where, ended)
+            new = self._next(where, ended)
         else:
             usd = torch.as_tensor(check_budget(budget), dtype=torch.float64, device=where.device)
-            fresh = dynamics.sample_episodes(self.rules, self._keys(where), usd.expand(self.num_envs)[where])
+            new = dynamics.sample_episodes(self.rules, self._keys(where), usd.expand(self.num_envs)[where])
         self._episodes[where] += 1
-        self._drawn[ended] = False
-        self._state = fresh if self._state is None else dynamics.replace_episodes(self._state, where, fresh)
+        self._sampled[ended] = False
+        self._state = new if self._state is None else dynamics.replace_episodes(self._state, where, new)
         if len(ended) == self.num_envs:
-            self._returns, self._began = np.zeros(self.num_envs), np.zeros(self.num_envs)
-        self._returns[ended], self._began[ended] = 0.0, time.perf_counter()
-        return fresh
+            self._returns, self._started_at = np.zeros(self.num_envs), np.zeros(self.num_envs)
+        self._returns[ended], self._started_at[ended] = 0.0, time.perf_counter()
+        return new
 
     def _keys(self, where: Tensor) -> Tensor:
         return dynamics.episode_keys(self._streams[where], self._episodes[where])
 
     def _next(self, where: Tensor, ended: np.ndarray) -> State:
-        """The next episodes of the environments `where`, `ended` on the host, [b].
+        """The initial state of the next episodes of the environments `where` [b], which are `ended` on the host, too.
 
-        Drawn for all environments at once: where episodes end at different times, drawing for few takes as long.
+        Sampled for all environments at once: where episodes end at different times, sampling for few takes as long.
         """
-        if not self._drawn[ended].all():
-            lacking = torch.from_numpy(np.flatnonzero(~self._drawn)).to(where.device)
-            drawn = dynamics.sample_episodes(self.rules, self._keys(lacking))
-            self._ahead = drawn if self._ahead is None else dynamics.replace_episodes(self._ahead, lacking, drawn)
-            self._drawn[:] = True
-        assert self._ahead is not None
-        return dynamics.select_episodes(self._ahead, where)
+        if not self._sampled[ended].all():
+            lacking = torch.from_numpy(np.flatnonzero(~self._sampled)).to(where.device)
+            sampled = dynamics.sample_episodes(self.rules, self._keys(lacking))
+            before = self._next_state
+            self._next_state = sampled if before is None else dynamics.replace_episodes(before, lacking, sampled)
+            self._sampled[:] = True
+        assert self._next_state is not None
+        return dynamics.select_episodes(self._next_state, where)
 
     def _finish(self, ended: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
-        """Begins new episodes where the old ones have `ended` [B]; returns the `infos` of the step with what is told of
-        those, and of how the new ones begin."""
+        """Starts new episodes where the old ones have `ended` [B] bool; returns the `infos` of the step with the
+        statistics of the old ones, and the mask and budget of the new ones."""
         where = torch.from_numpy(np.flatnonzero(ended)).to(self.rules.table.device)
         last = dynamics.observe(self.rules, dynamics.select_episodes(self._playing(), where)).cpu().numpy()
         final_obs = np.zeros((self.num_envs, last.shape[1]), last.dtype)
         final_obs[ended] = last
-        seconds = time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._started_at
         statistics = episode_statistics(self.rules, self._playing(), self._returns.copy(), seconds)
-        fresh = self._begin(where)
-        told = {"episode": statistics, "_episode": ended}
-        begun = {name: infos[name].copy() for name in ("action_mask", "left_usd")}
-        begun["action_mask"][ended] = dynamics.state_mask(self.rules, fresh).cpu().numpy()
-        begun["left_usd"][ended] = fresh.left_usd.cpu().numpy()
+        new = self._start(where)
+        episode = {"episode": statistics, "_episode": ended}
+        started = {name: infos[name].copy() for name in ("action_mask", "left_usd")}
+        started["action_mask"][ended] = dynamics.state_mask(self.rules, new).cpu().numpy()
+        started["left_usd"][ended] = new.left_usd.cpu().numpy()
         return {
             **infos,
-            **begun,
+            **started,
             "final_obs": final_obs,
             "_final_obs": ended,
-            "final_info": infos | told,
+            "final_info": infos | episode,
             "_final_info": ended,
-            **told,
+            **episode,
         }
 
     def _playing(self) -> State:

@@ -77,7 +77,7 @@ class Collector:
         Returns:
             SB3's infos of the episodes that ended, in their order, filled up to B with empty ones.
         """
-        self.env.go_on(_copy(self.state), self._n_begun, self._return)
+        self.env.continue_from(_copy(self.state), self._n_begun, self._return)
         ended = self.storage.starts[1:].nonzero().cpu()
         index = tuple(ended.to(self._return.device).T)
         values = {name: value[index] for name, value in self._ended.items()}

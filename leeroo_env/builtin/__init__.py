@@ -1,4 +1,4 @@
-"""Tables that ship with the package and are named instead of given as a directory."""
+"""Finds tables by name or directory; the built-in ones ship with the package."""
 
 from __future__ import annotations
 

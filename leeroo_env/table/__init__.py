@@ -1,4 +1,4 @@
-"""The experts' cached answers: a directory on disk, tensors on one device."""
+"""Stores the experts' answers: a directory on disk, tensors on one device."""
 
 from leeroo_env.table.files import read_embeddings, read_parquet, write_mapped, write_table
 from leeroo_env.table.schema import ANSWER_COLUMNS, SPLITS, ExpertInfo, TableInfo, hash_split

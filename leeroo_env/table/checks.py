@@ -1,4 +1,4 @@
-"""Checks of what a table directory holds: every error names the file, the column and the first offending row.
+"""Checks the content of a table directory: every error names the file, the column and the first offending row.
 
 N queries, K experts.
 """
@@ -19,9 +19,17 @@ from leeroo_env.table.schema import QUERY_COLUMNS, SPLITS, TableInfo, hash_split
 def check_content(
     info: TableInfo, queries: pa.Table, answers: pa.Table, embeddings: np.ndarray, source: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Checks all of a table's content.
+    """Checks all of a table's content and arranges it by query and expert.
 
-    Returns split [N]; scores and costs [N, K], NaN where missing; answer_ids [N, K].
+    Args:
+        info: the content of `table.json`.
+        queries: those of `queries.parquet`, with the columns of `leeroo_env.table.schema`.
+        answers: those of `answers.parquet`, likewise.
+        embeddings: [N, D].
+        source: the directory named in messages.
+
+    Returns:
+        split [N] int8; scores and costs [N, K] float32, NaN where missing; answer_ids [N, K] int16.
     """
     file = source / "queries.parquet"
     if len(queries) == 0:
@@ -38,10 +46,14 @@ def check_content(
 def with_columns(
     table: pa.Table, path: Path, required: dict[str, pa.DataType], nullable: dict[str, pa.DataType]
 ) -> pa.Table:
-    """Casts the known columns to their types; missing nullable columns become nulls."""
+    """`table` with the `required` and `nullable` columns cast to their types; missing nullable ones become nulls.
+
+    Raises:
+        InputError: a column is missing, appears twice or has another type; `path` is the file named in the message.
+    """
     for name, dtype in {**required, **nullable}.items():
         if table.column_names.count(name) > 1:
-            raise InputError(f"{path}: column {name} is there twice")
+            raise InputError(f"{path}: column {name} appears twice")
         if name not in table.column_names:
             if name in required:
                 raise InputError(f"{path}: column {name} is missing")
@@ -57,6 +69,7 @@ def with_columns(
 
 
 def check_mapped_queries(queries: pa.Table, n: int, file: Path) -> None:
+    """Checks the N = `n` rows of a mapped table's queries; their text is not read. Raises InputError."""
     if len(queries) != n:
         raise InputError(f"{file}: {len(queries)} rows, but scores.npy has {n}")
     for name in QUERY_COLUMNS:
@@ -80,10 +93,9 @@ def _splits(queries: pa.Table, source: Path) -> np.ndarray:
 
 def _check_unique(ids: pa.ChunkedArray, file: Path, column: str) -> None:
     codes = ids.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    first_seen = np.unique(codes, return_index=True)[1]
     repeated = np.ones(len(codes), dtype=bool)
-    repeated[first_seen] = False
-    require(repeated, file, column, ids, "is there twice")
+    repeated[np.unique(codes, return_index=True)[1]] = False
+    require(repeated, file, column, ids, "appears twice")
 
 
 def _check_embeddings(embeddings: np.ndarray, n: int, file: Path) -> None:
@@ -122,12 +134,12 @@ def _dense(answers: pa.Table, ids: pa.Array, names: pa.Array, file: Path) -> tup
 
 
 def _answer_codes(answers: pa.Table, file: Path) -> np.ndarray:
-    """A number for each different string in the column `answer`; -1 for null, and everywhere without the column."""
+    """A number for each distinct string of the column `answer`; -1 for null, and for all rows without the column."""
     count = answers.column_names.count("answer")
     if count == 0:
         return np.full(len(answers), -1, dtype=np.int32)
     if count > 1:
-        raise InputError(f"{file}: column answer is there twice")
+        raise InputError(f"{file}: column answer appears twice")
     column = answers["answer"]
     held = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(held) or pa.types.is_large_string(held) or pa.types.is_null(held)):
@@ -145,13 +157,13 @@ def first_alike(codes: np.ndarray) -> np.ndarray:
 
 
 def first_true(bad: pa.ChunkedArray | np.ndarray) -> int | None:
-    """Row number of the first True, None without one."""
+    """The index of the first True, None if there is none."""
     bad = np.asarray(bad)
     return int(bad.argmax()) if bad.any() else None
 
 
 def require(bad: Any, file: Path, column: str, values: Any, problem: str) -> None:
-    """Raises the error that names file, column, first offending row and its value where any of `bad` is true."""
+    """Raises InputError if any of `bad` [n] is true; it names file, column, the first such row and its value."""
     row = first_true(bad)
     if row is not None:
         value = values[row]

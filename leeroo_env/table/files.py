@@ -1,4 +1,4 @@
-"""Reading and writing table directories."""
+"""Reads and writes table directories."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def write_table(
 ) -> None:
     """Checks and writes a table directory, whole or not at all; an older table at `path` is replaced.
 
-    Unlike `ExpertTable.save` this keeps queries that some expert has not answered, for those who use other experts.
+    Unlike `ExpertTable.save` it keeps queries that some expert has not answered: they are usable without that expert.
 
     Args:
         path: the directory.
-        info: what goes into `table.json`.
-        queries: query_id, text, domain, reference, split, and whatever else is known of a query.
-        answers: query_id, expert, score, cost_usd, prompt_tokens, completion_tokens, and more if there is.
+        info: the content of `table.json`.
+        queries: query_id, text, domain, reference, split, and any further columns.
+        answers: query_id, expert, score, cost_usd, prompt_tokens, completion_tokens, and any further columns.
         embeddings: [N, D] float16 or float32, a row for each of `queries`.
-        checked: the content comes from an `ExpertTable`.
+        checked: whether the content is that of an `ExpertTable`, which has been checked.
 
     Raises:
-        InputError: the content breaks the format, `path` cannot be written, or holds something other than a table.
+        InputError: the content breaks the format, `path` cannot be written, or is not a table.
     """
     if not checked:
         check_content(info, queries, answers, embeddings, Path(path))
@@ -63,13 +63,13 @@ def write_mapped(
 
     Args:
         path: the directory.
-        info: what goes into `table.json`.
-        blocks: the rows, as many at a time as fit into memory; of n rows each scores, costs_usd [n, K], embeddings
-            [n, D], split [n] and, in all blocks or none, answer_ids [n, K], of the types that `mapped` lists.
-        queries: query_id, text, domain and more of all N rows; None: nothing is known of them.
+        info: the content of `table.json`.
+        blocks: the rows in blocks that fit into memory; of n rows each scores, costs_usd [n, K], embeddings [n, D],
+            split [n] and, in all blocks or none, answer_ids [n, K], of the types that `leeroo_env.table.mapped` lists.
+        queries: query_id, text, domain and any further columns of all N rows; None: they are unknown.
 
     Raises:
-        InputError: the content breaks the format, `path` cannot be written, or holds something other than a table.
+        InputError: the content breaks the format, `path` cannot be written, or is not a table.
     """
     with _new_table(Path(path), info) as directory:
         n = mapped.write_arrays(directory, blocks, len(info.experts))
@@ -81,10 +81,10 @@ def write_mapped(
 
 @contextmanager
 def _new_table(path: Path, info: TableInfo) -> Iterator[Path]:
-    """A directory with `table.json` to write the rest of a table into; it becomes `path` when all is written.
+    """A new directory with `table.json` to write the rest of a table into; it replaces `path` when the block ends.
 
     Raises:
-        InputError: `path` cannot be written, or holds something other than a table.
+        InputError: `path` cannot be written, or is not a table.
     """
     if path.exists() and not (path / "table.json").is_file():
         raise InputError(f"{path}: exists and is no table directory; not replaced")
@@ -97,6 +97,7 @@ def _new_table(path: Path, info: TableInfo) -> Iterator[Path]:
 
 
 def read_info(path: Path) -> TableInfo:
+    """The content of `table.json`. Raises InputError, which names the first wrong field."""
     try:
         info = TableInfo.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -110,7 +111,7 @@ def read_info(path: Path) -> TableInfo:
     names = [expert.name for expert in info.experts]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise InputError(f"{path}: experts.{i}.name: {name!r} is there twice")
+            raise InputError(f"{path}: experts.{i}.name: {name!r} appears twice")
     return info
 
 
@@ -125,6 +126,6 @@ def read_parquet(path: Path) -> pa.Table:
 
 
 def read_embeddings(path: Path) -> np.ndarray:
-    """The one array of a .npy file, in this machine's byte order. Raises InputError; nothing is unpickled."""
+    """The array of a .npy file, in this machine's byte order. Raises InputError; nothing is unpickled."""
     embeddings = read_npy(path)
     return embeddings.astype(embeddings.dtype.newbyteorder("="), copy=False)

@@ -1,4 +1,4 @@
-"""The mapped form of a table: arrays on disk that are memory-mapped, for tables too large to read.
+"""Reads and writes the mapped form of a table: memory-mapped arrays, for tables too large for memory.
 
 N queries, K experts, D embedding. Beside `table.json` the directory holds
 
@@ -10,9 +10,9 @@ N queries, K experts, D embedding. Beside `table.json` the directory holds
 - `queries.arrow`, where the queries are known: an uncompressed Arrow IPC file with the columns of `queries.parquet`;
   which split a query is in `split.npy` alone decides
 
-Loading reads everything once, a block at a time, to check it, and copies nothing: memory is the page cache's, shared
-between processes and taken back when short. Ids and texts in `queries.arrow` are not read: that ids are unique is up to
-the writer.
+Loading reads the arrays once, block by block, to check them, and copies nothing: they use the page cache, which
+processes share and the system reclaims. Ids and texts in `queries.arrow` are not read: the program that writes them
+has to make sure that ids are unique.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def is_mapped(path: Path) -> bool:
 
 
 def read_npy(file: Path, mapped: bool = False) -> np.ndarray:
-    """The one array of a .npy file. Nothing is unpickled.
+    """The array of a .npy file; nothing is unpickled.
 
     Args:
-        file: which.
-        mapped: leave it on disk; what is written to the array stays in memory and never reaches the file.
+        file: the file.
+        mapped: whether to memory-map it, copy on write: changes to the array never reach the file.
 
     Raises:
-        InputError: it is missing, cut off or something else.
+        InputError: the file is missing, truncated, or not one array.
     """
     if not file.is_file():
         raise InputError(f"{file}: missing")
@@ -68,15 +68,15 @@ def read_npy(file: Path, mapped: bool = False) -> np.ndarray:
 
 
 def map_arrays(directory: Path, n_experts: int) -> dict[str, np.ndarray]:
-    """Maps and checks the arrays of a mapped table, by name; `answer_ids` only where the file is there.
+    """Maps and checks the arrays of a mapped table, by name; `answer_ids` only if there is such a file.
 
     Raises:
-        InputError: a file is missing, cut off, of another shape or type, or holds a value that is not allowed; the
-            message names the file and the first offending row.
+        InputError: a file is missing or truncated, or has another shape, another type or a value that is not allowed;
+            the message names the file and the first offending row.
     """
     files = {name: directory / f"{name}.npy" for name in DTYPES}
-    there = {name: file for name, file in files.items() if name not in OPTIONAL or file.exists()}
-    arrays = {name: read_npy(file, mapped=True) for name, file in there.items()}
+    present = {name: file for name, file in files.items() if name not in OPTIONAL or file.exists()}
+    arrays = {name: read_npy(file, mapped=True) for name, file in present.items()}
     n = len(np.atleast_1d(arrays["scores"]))
     for name, array in arrays.items():
         _check_form(files[name], name, array, n, n_experts)
@@ -87,7 +87,7 @@ def map_arrays(directory: Path, n_experts: int) -> dict[str, np.ndarray]:
 
 
 def map_queries(file: Path) -> pa.Table:
-    """Maps an Arrow IPC file. Raises InputError where it is none; what is in its columns is not read."""
+    """Maps an Arrow IPC file without reading its columns. Raises InputError if it is not one."""
     try:
         queries = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         queries.validate()
@@ -111,21 +111,21 @@ def are_unknown(queries: pa.Table) -> bool:
 
 
 def blocks_of(arrays: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """`arrays` of N rows each, in blocks of at most `CHUNK` rows."""
+    """Splits `arrays` of N rows each into blocks of at most `CHUNK` rows."""
     for start in range(0, len(arrays["scores"]), CHUNK):
         yield {name: array[start : start + CHUNK] for name, array in arrays.items()}
 
 
 def write_arrays(directory: Path, blocks: Iterable[Mapping[str, np.ndarray]], n_experts: int) -> int:
-    """Checks and writes the arrays of a mapped table, one block of rows in memory at a time; returns N.
+    """Checks and writes the arrays of a mapped table, block by block; returns N.
 
     Args:
-        directory: where.
-        blocks: of each the arrays by name, all with as many rows; names, types and D must be those of the first block.
+        directory: to write into.
+        blocks: each the arrays by name, with equally many rows; names, types and D must be those of the first block.
         n_experts: K.
 
     Raises:
-        InputError: a block does not fit, or holds a value that is not allowed.
+        InputError: a block has another form or a value that is not allowed.
     """
     n = 0
     first: dict[str, np.ndarray] = {}
@@ -150,7 +150,7 @@ def write_arrays(directory: Path, blocks: Iterable[Mapping[str, np.ndarray]], n_
 
 
 def write_queries(directory: Path, queries: pa.Table) -> None:
-    """Writes `queries.arrow`, such that it can be mapped."""
+    """Writes `queries.arrow` uncompressed, so that it can be mapped."""
     with pa.ipc.new_file(str(directory / "queries.arrow"), queries.schema) as writer:
         writer.write_table(queries, max_chunksize=CHUNK)
 
@@ -168,7 +168,9 @@ def _check_block(
     required = set(DTYPES) - set(OPTIONAL)
     if not required <= set(block) <= set(DTYPES) or set(block) != set(first):
         held, wanted = ", ".join(sorted(block)), ", ".join(sorted(required))
-        raise InputError(f"{directory}: row {row}: a block of {held}; must be {wanted} and may be answer_ids, always")
+        raise InputError(
+            f"{directory}: row {row}: a block of {held}; must be {wanted} and, in all blocks or none, answer_ids"
+        )
     n = len(np.atleast_1d(block["scores"]))
     for name, array in block.items():
         file = directory / f"{name}.npy"
@@ -191,7 +193,7 @@ def _check_form(file: Path, name: str, array: np.ndarray, n: int, n_experts: int
     if len(array) != n:
         raise InputError(f"{file}: {len(array)} rows, but scores.npy has {n}")
     if not array.flags.c_contiguous:
-        raise InputError(f"{file}: is stored column after column (Fortran order), not row after row")
+        raise InputError(f"{file}: is stored column by column (Fortran order), not row by row")
 
 
 def _is_share(values: np.ndarray) -> np.ndarray:

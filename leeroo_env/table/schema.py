@@ -1,4 +1,4 @@
-"""The format of a table directory: columns, splits, and what `table.json` holds."""
+"""Defines the format of a table directory: columns, splits, and the content of `table.json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANSWER_COLUMNS = {
 
 
 class ExpertInfo(pydantic.BaseModel, extra="allow", frozen=True):
-    """One expert as `table.json` describes it. Unknown fields are kept."""
+    """The description of one expert in `table.json`. Unknown fields are kept."""
 
     name: str = pydantic.Field(min_length=1)
     usd_per_mtok_in: float | None = pydantic.Field(None, ge=0)
@@ -31,7 +31,7 @@ class ExpertInfo(pydantic.BaseModel, extra="allow", frozen=True):
 
 
 class TableInfo(pydantic.BaseModel, extra="allow", frozen=True):
-    """`table.json`."""
+    """The content of `table.json`. Unknown fields are kept."""
 
     format: int = pydantic.Field(1, ge=1, le=1)
     name: str
@@ -41,10 +41,11 @@ class TableInfo(pydantic.BaseModel, extra="allow", frozen=True):
 
 
 def hash_split(query_id: str) -> str:
-    """The split of a query whose table gives none. It depends on the id alone, so adding rows never moves a query."""
+    """The split of a query whose table gives none; by its id alone, so that adding queries never changes it."""
     h = tenth(query_id)
     return "test" if h <= 2 else "val" if h == 3 else "train"
 
 
 def tenth(query_id: str) -> int:
+    """Which of ten equal parts a query belongs to, 0 to 9, by its id alone."""
     return int(hashlib.sha256(query_id.encode()).hexdigest(), 16) % 10

@@ -1,7 +1,8 @@
-"""The cached answers of expert language models: a directory on disk, tensors on one device.
+"""Loads a table of experts' answers, selects from it, summarises it and saves it; its tensors are on one device.
 
-N queries, K experts, D embedding. The directory holds `table.json`, `queries.parquet`, `answers.parquet` and
-`embeddings.npy`; README.md describes each column. Tables of many millions of queries have a second form, `mapped`.
+N queries, K experts, D embedding. The directory has `table.json`, `queries.parquet`, `answers.parquet` and
+`embeddings.npy`; docs/table-format.md describes each column. Tables too large for memory have a second form, see
+`leeroo_env.table.mapped`.
 """
 
 from __future__ import annotations
@@ -34,17 +35,16 @@ from leeroo_env.table.schema import ANSWER_COLUMNS, NULLABLE_QUERY_COLUMNS, QUER
 class ExpertTable:
     """Scores and costs of K experts on N queries, with the queries' embeddings, on one device.
 
-    Every query has an answer of every expert: `load` leaves the others out. Instances are immutable; tensors are
-    shared, not copied, between a table and what is made from it.
+    Every query has a score and a cost of every expert: `load` leaves out other queries. Instances are immutable;
+    tensors are shared, not copied, between a table and the tables derived from it.
 
     Attributes:
-        info: what `table.json` says.
-        queries: query_id, text, domain, reference and split, one row a query, in the order of the tensors. A mapped
-            table without `queries.arrow` has null for ids and empty texts and domains.
-        answers: the rows of `answers.parquet` that belong to these queries and experts, in any order; none of a mapped
-            table.
+        info: the content of `table.json`.
+        queries: query_id, text, domain, reference and split, one row per query, in the order of the tensors. A mapped
+            table without `queries.arrow` has null ids and empty texts and domains.
+        answers: the rows of `answers.parquet` for these queries and experts, in any order; no rows for a mapped table.
         embeddings: [N, D], float16 or float32 as on disk.
-        scores: [N, K] float32 in [0, 1]; of a mapped table float16 where it is stored so.
+        scores: [N, K] in [0, 1], float32; a mapped table may have float16.
         costs_usd: [N, K] float32, >= 0.
         split: [N] int8, an index into `SPLITS`.
         answer_ids: [N, K] int16; equal numbers in a row are equal answers, -1 is none.
@@ -86,19 +86,19 @@ class ExpertTable:
     def load(
         cls, path: str | os.PathLike, experts: Sequence[str] | None = None, device: torch.device | str = "cpu"
     ) -> ExpertTable:
-        """Reads a table directory, or maps one in the form that `save_mapped` writes.
+        """Reads a table directory, or memory-maps one in the form that `save_mapped` writes.
 
-        Mapped tensors lie in the files: they take no memory but the page cache. Choosing `experts` copies the scores,
-        costs and answers of these, another `device` copies everything.
+        Mapped tensors take no memory but the page cache. Selecting `experts` copies their scores, costs and answers;
+        another `device` copies everything.
 
         Args:
             path: the directory.
-            experts: names to keep, in this order; all where None. Queries that one of them did not answer are left out
+            experts: names to keep, in this order; None: all. Queries that one of them has not answered are left out,
                 with a warning that counts them.
-            device: where the tensors go.
+            device: of the tensors.
 
         Raises:
-            InputError: something is missing or broken; the message names file, column and first offending row.
+            InputError: a file is missing or broken; the message names file, column and first offending row.
         """
         path = Path(path)
         if not path.is_dir():
@@ -123,7 +123,7 @@ class ExpertTable:
         experts: Sequence[str] | None = None,
         source: str | os.PathLike = "",
     ) -> ExpertTable:
-        """Makes a table from what its files hold, on the CPU; `source` is the directory that messages name.
+        """Makes a table on the CPU from the content of its files; `source` is the directory named in messages.
 
         Raises:
             InputError: as `load` does.
@@ -147,7 +147,7 @@ class ExpertTable:
         description: str = "",
         encoder: dict[str, Any] | None = None,
     ) -> ExpertTable:
-        """Makes a table from embeddings [N, D], scores [N, K] and costs_usd [N, K]; a NaN score is a missing row.
+        """Makes a table on the CPU from embeddings [N, D], scores [N, K] and costs_usd [N, K]; NaN scores are missing.
 
         `answers` [N, K] are short answers in normal form; None where an expert gave none.
 
@@ -161,9 +161,9 @@ class ExpertTable:
         embeddings = np.asarray(embeddings)
         if embeddings.dtype != np.float16:
             embeddings = embeddings.astype(np.float32)
-        for what, values in (("query_ids", query_ids), ("texts", texts), ("domains", domains), ("split", split)):
+        for column, values in (("query_ids", query_ids), ("texts", texts), ("domains", domains), ("split", split)):
             if values is not None and len(values) != n:
-                raise InputError(f"{name}: {what}: {len(values)} for {n} queries")
+                raise InputError(f"{name}: {column}: {len(values)} for {n} queries")
         infos = tuple(e if isinstance(e, ExpertInfo) else ExpertInfo(name=e) for e in experts)
         ids = list(query_ids) if query_ids is not None else [f"{name}-{i}" for i in range(n)]
         queries = pa.table(
@@ -175,20 +175,7 @@ class ExpertTable:
                 "split": pa.array(split, pa.string()) if split is not None else pa.nulls(n, pa.string()),
             }
         )
-        present = ~np.isnan(np.asarray(scores, dtype=np.float64))
-        query, expert = np.nonzero(present)
-        rows = pa.table(
-            {
-                "query_id": queries["query_id"].take(pa.array(query)),
-                "expert": pa.array([e.name for e in infos]).take(pa.array(expert)),
-                "score": pa.array(np.asarray(scores, dtype=np.float64)[query, expert]),
-                "cost_usd": pa.array(np.asarray(costs_usd, dtype=np.float64)[query, expert]),
-                "prompt_tokens": pa.nulls(len(query), pa.int64()),
-                "completion_tokens": pa.nulls(len(query), pa.int64()),
-            }
-        )
-        if answers is not None:
-            rows = rows.append_column("answer", _answer_column(answers, present, name))
+        rows = _answer_rows(name, queries["query_id"], [e.name for e in infos], scores, costs_usd, answers)
         info = TableInfo(
             name=name,
             description=description,
@@ -201,9 +188,9 @@ class ExpertTable:
         """The same table with its tensors on `device`.
 
         Args:
-            device: where they go.
-            embeddings_device: where the embeddings go, as `device` where None. Those of a large table may stay on the
-                host where the agent observes other features.
+            device: of all tensors but the embeddings.
+            embeddings_device: of the embeddings; None: `device`. Those of a large table may remain on the host if the
+                agent observes other features.
         """
         return replace(
             self,
@@ -231,7 +218,7 @@ class ExpertTable:
         """Row numbers of a split, [n] int64, ascending.
 
         Raises:
-            InputError: no such split, or nothing in it.
+            InputError: there is no such split, or it is empty.
         """
         if split not in SPLITS:
             raise InputError(f"{self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
@@ -241,7 +228,7 @@ class ExpertTable:
         return torch.from_numpy(rows).to(self.device)
 
     def mean_cost_usd(self, split: str = "train") -> Tensor:
-        """Mean cost of a call to each expert on a split, [K]."""
+        """Mean cost of a call of each expert on a split, in dollars, [K] float32."""
         return self._mean(self.costs_usd, split)
 
     def cost_scale(self, split: str = "train") -> CostScale:
@@ -249,11 +236,11 @@ class ExpertTable:
         return CostScale.of(self.mean_cost_usd(split))
 
     def mean_score(self, split: str = "train") -> Tensor:
-        """Mean score of each expert on a split, [K]."""
+        """Mean score of each expert on a split, [K] float32."""
         return self._mean(self.scores, split)
 
     def _mean(self, values: Tensor, split: str) -> Tensor:
-        # in NumPy: torch would start its threads here, and a process that forks afterwards (AsyncVectorEnv) hangs
+        # with NumPy: torch would start its threads here, and a process that forks afterwards (AsyncVectorEnv) hangs
         rows = self.rows(split).cpu().numpy()
         host = values.cpu().numpy()
         sums = [host[rows[i : i + CHUNK]].sum(axis=0, dtype=np.float64) for i in range(0, len(rows), CHUNK)]
@@ -261,7 +248,7 @@ class ExpertTable:
         return torch.from_numpy(mean.astype(np.float32)).to(self.device)
 
     def has_answers(self) -> bool:
-        """Whether any answer is known, not only its score."""
+        """Whether the answers themselves are known, at least one, and not only their scores."""
         return any(bool((ids.cpu().numpy() >= 0).any()) for ids in self.answer_ids.split(CHUNK))
 
     def fingerprint(self) -> str:
@@ -281,20 +268,20 @@ class ExpertTable:
         """Writes the table directory, whole or not at all; an older table at `path` is replaced.
 
         Raises:
-            InputError: `path` cannot be written, or holds something other than a table; the table was mapped, so that
-                the rows of `answers.parquet` are not known.
+            InputError: `path` cannot be written, or is not a table; the table is a mapped one, which does not have the
+                rows of `answers.parquet`.
         """
         if len(self.answers) == 0:
             raise InputError(f"{path}: {self.name} is a mapped table, without the rows of answers.parquet; not written")
         write_table(path, self.info, self.queries, self.answers, self.embeddings.cpu().numpy(), checked=True)
 
     def save_mapped(self, path: str | os.PathLike) -> None:
-        """Writes the tensors and queries in the form that `load` maps, see `mapped`; whole or not at all.
+        """Writes tensors and queries in the form that `load` maps, whole or not at all; see `leeroo_env.table.mapped`.
 
-        Tokens, outputs and whatever else only `answers` tells are left out. An older table at `path` is replaced.
+        Other columns of `answers`, such as tokens and outputs, are left out. An older table at `path` is replaced.
 
         Raises:
-            InputError: `path` cannot be written, or holds something other than a table.
+            InputError: `path` cannot be written, or is not a table.
         """
         names = [*mapped.DTYPES] if self.has_answers() else [n for n in mapped.DTYPES if n not in mapped.OPTIONAL]
         arrays = {name: getattr(self, name).cpu().numpy() for name in names}
@@ -303,6 +290,7 @@ class ExpertTable:
 
 
 def _expert_columns(known: Sequence[str], wanted: Sequence[str], source: object) -> list[int]:
+    """The places of the `wanted` names among the `known` ones. Raises InputError; `source` is named in messages."""
     columns = []
     for name in wanted:
         if name not in known:
@@ -310,7 +298,7 @@ def _expert_columns(known: Sequence[str], wanted: Sequence[str], source: object)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
             raise InputError(f"{source}: no expert named {name!r}; {hint}")
         if known.index(name) in columns:
-            raise InputError(f"{source}: expert {name!r} is asked for twice")
+            raise InputError(f"{source}: expert {name!r} is selected twice")
         columns.append(known.index(name))
     if not columns:
         raise InputError(f"{source}: no expert selected")
@@ -318,7 +306,7 @@ def _expert_columns(known: Sequence[str], wanted: Sequence[str], source: object)
 
 
 def _map(info: TableInfo, source: Path) -> ExpertTable:
-    """The table in the mapped form at `source`, checked, on the CPU."""
+    """The table in the mapped form in the directory `source`, checked, on the CPU."""
     arrays = mapped.map_arrays(source, len(info.experts))
     n, k = arrays["scores"].shape
     file = source / "queries.arrow"
@@ -334,7 +322,7 @@ def _map(info: TableInfo, source: Path) -> ExpertTable:
 
 
 def _each_row(ids: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`change` of answer ids [N, K]; of one row alone where all rows are the same one, as where no answer is known."""
+    """`change` of answer ids [N, K]; of one row alone where all rows share memory, as in tables without answers."""
     return change(ids[:1]).expand(len(ids), -1) if ids.stride(0) == 0 else change(ids)
 
 
@@ -346,7 +334,7 @@ def _build(
     experts: Sequence[str] | None,
     source: Path,
 ) -> ExpertTable:
-    """Checks everything and makes the dense tensors on the CPU."""
+    """Checks the content of a table and makes its tensors on the CPU."""
     split, scores, costs, answer_ids = check_content(info, queries, answers, embeddings, source)
     names = [expert.name for expert in info.experts]
     wanted = list(experts) if experts is not None else names
@@ -382,8 +370,32 @@ def _build(
     )
 
 
+def _answer_rows(
+    name: str,
+    query_ids: pa.ChunkedArray,
+    experts: list[str],
+    scores: np.ndarray,
+    costs_usd: np.ndarray,
+    answers: Sequence[Sequence[str | None]] | np.ndarray | None,
+) -> pa.Table:
+    """The rows of `answers.parquet` for arrays [N, K] of the table `name`; none where the score is NaN."""
+    present = ~np.isnan(np.asarray(scores, dtype=np.float64))
+    query, expert = np.nonzero(present)
+    rows = pa.table(
+        {
+            "query_id": query_ids.take(pa.array(query)),
+            "expert": pa.array(experts).take(pa.array(expert)),
+            "score": pa.array(np.asarray(scores, dtype=np.float64)[query, expert]),
+            "cost_usd": pa.array(np.asarray(costs_usd, dtype=np.float64)[query, expert]),
+            "prompt_tokens": pa.nulls(len(query), pa.int64()),
+            "completion_tokens": pa.nulls(len(query), pa.int64()),
+        }
+    )
+    return rows if answers is None else rows.append_column("answer", _answer_column(answers, present, name))
+
+
 def _answer_column(answers: Sequence[Sequence[str | None]] | np.ndarray, present: np.ndarray, name: str) -> pa.Array:
-    """Those of the `answers` [N, K] that are `present` [N, K], row after row. Raises InputError."""
+    """The entries of `answers` [N, K] where `present` [N, K] is true, row by row. Raises InputError."""
     array = np.array(answers, dtype=object)
     if array.shape != present.shape:
         raise InputError(f"{name}: answers {array.shape}: not [N, K] as the scores {present.shape}")

@@ -230,7 +230,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "float64": (changed("costs_usd", lambda a: a.astype(np.float64)), r"holds float64 \[60, 4\], not float32 \[N, 4\]"),
     "half costs": (changed("costs_usd", lambda a: a.astype(np.float16)), r"costs_usd\.npy: holds float16"),
     "big endian": (changed("scores", lambda a: a.astype(">f4")), r"scores\.npy: holds >f4 \[60, 4\], not float16 or"),
-    "columns": (changed("embeddings", np.asfortranarray), r"embeddings\.npy: is stored column after column"),
+    "columns": (changed("embeddings", np.asfortranarray), r"embeddings\.npy: is stored column by column"),
     "experts": (changed("scores", lambda a: a[:, :3]), r"scores\.npy: holds float32 \[60, 3\], not .* \[N, 4\]"),
     "one number": (changed("scores", lambda a: a[0, 0]), r"scores\.npy: holds float32 \[\], not"),
     "rows": (changed("split", lambda a: a[:-1]), r"split\.npy: 59 rows, but scores\.npy has 60"),

@@ -245,7 +245,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "expert twice": (
         change_info(lambda i: i["experts"][1].update(name="expert-0")),
-        r"experts\.1\.name: 'expert-0' is",
+        r"experts\.1\.name: 'expert-0' appears twice",
     ),
     "no parquet": (lambda d: (d / "answers.parquet").write_text("hello"), r"answers\.parquet: not a readable parquet"),
     "no score": (drop_column("answers.parquet", "score"), r"answers\.parquet: column score is missing"),
@@ -257,7 +257,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cost inf": (change_column("answers.parquet", "cost_usd", 8, float("inf")), r"column cost_usd, row 8: inf is not"),
     "id twice": (
         change_column("queries.parquet", "query_id", 3, "random-1"),
-        r"column query_id, row 3: 'random-1' is th",
+        r"column query_id, row 3: 'random-1' appears twice",
     ),
     "id null": (change_column("queries.parquet", "query_id", 3, None), r"column query_id, row 3: None is not allowed"),
     "unknown split": (change_column("queries.parquet", "split", 4, "dev"), r"column split, row 4: 'dev' is not train"),
@@ -278,8 +278,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "float64": (change_embeddings(lambda e: e.astype(np.float64)), r"embeddings\.npy: holds float64"),
     "several arrays": (several_arrays, r"embeddings\.npy: not a readable \.npy file: holds several"),
     "no width": (change_embeddings(lambda e: e[:, :0]), r"embeddings\.npy: holds float32 \[60, 0\]"),
-    "score twice": (add_column("score", pa.array([1.0] * 240)), r"answers\.parquet: column score is there twice"),
-    "column twice": (answer_twice, r"answers\.parquet: column answer is there twice"),
+    "score twice": (add_column("score", pa.array([1.0] * 240)), r"answers\.parquet: column score appears twice"),
+    "column twice": (answer_twice, r"answers\.parquet: column answer appears twice"),
     "number": (add_column("answer", pa.array([1] * 240)), r"answers\.parquet: column answer holds int64, not string"),
     "list": (add_column("answer", pa.array([["x"]] * 240)), r"column answer holds list<.*>, not string"),
     "number code": (
@@ -298,7 +298,7 @@ def test_broken_tables_are_refused_in_one_line(name: str, directory: Path):
 def test_unknown_experts_and_splits_are_named(directory: Path, table: ExpertTable):
     with pytest.raises(InputError, match="no expert named 'expert-9'; did you mean 'expert-"):
         ExpertTable.load(directory, ["expert-0", "expert-9"])
-    with pytest.raises(InputError, match="'expert-0' is asked for twice"):
+    with pytest.raises(InputError, match="'expert-0' is selected twice"):
         table.select(["expert-0", "expert-0"])
     with pytest.raises(InputError, match="no split 'dev'"):
         table.rows("dev")
