@@ -3,8 +3,8 @@
 python benchmarks/calls.py --table tables/mine --name mine --horizons 64 8 --seeds 5
 
 Both agents are trained as `train.py` does by default, from the same estimates, and play the same episodes of the test
-split, at the budgets of a report and at shares of the dearest expert's mean cost. So do the routers that ask several
-experts. Results are added to `benchmarks/CALLS.md`.
+split, at the budgets of a report and at shares of the most expensive expert's mean cost. So do the routers that ask
+several experts. Results are added to `benchmarks/CALLS.md`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from leeroo_env import ExpertTable  # noqa: E402
 from leeroo_env.builtin import resolve  # noqa: E402
 from leeroo_env.dynamics import budget_grid, make_rules  # noqa: E402
 
-SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the dearest expert's mean cost: where the lead is counted
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the highest mean cost of an expert: where the lead is counted
 OTHER_SHARES = (0.75, 0.8, 0.9, 1.0)
 AT_SHARES = slice(-len(SHARES + OTHER_SHARES), -len(OTHER_SHARES))
 ONE, MANY = "agent, one call", "agent"
@@ -77,10 +77,10 @@ def main(
         config = TrainConfig(table, experts, horizon=0, max_calls=max_calls, timesteps=timesteps, seed=seed)
         jobs.append((config, horizons, runs / name, queries, others))
     with ProcessPoolExecutor(parallel, mp_context=get_context("spawn")) as pool:
-        told = list(pool.map(_one_seed, jobs))
+        results = list(pool.map(_one_seed, jobs))
     for horizon in horizons:
         heading = f"{name}, horizon {horizon}{', beside other routers' if others else ''}"
-        _add_section(heading, [seed[horizon] for seed in told])
+        _add_section(heading, [seed[horizon] for seed in results])
 
 
 def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict[int, dict[str, Any]]:
@@ -91,14 +91,14 @@ def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict
     predictor = fit_predictor(table, config.seed)
     estimates = table_estimates(table, predictor)
     routers = multi_call_routers(table, estimates, config.max_calls, config.seed) if others else {}
-    told = {}
+    results = {}
     for horizon in horizons:
         agents = {}
         for name, m in ((ONE, 1), (MANY, config.max_calls)):
             run_dir = runs / f"h{horizon}-s{config.seed}-m{m}"
             agents[name] = _trained(replace(config, horizon=horizon, max_calls=m), run_dir, table, predictor)
-        told[horizon] = _compare(agents | routers, table, estimates, horizon, config.seed, queries)
-    return told
+        results[horizon] = _compare(agents | routers, table, estimates, horizon, config.seed, queries)
+    return results
 
 
 def _compare(
@@ -117,8 +117,8 @@ def _compare(
     return {
         "names": np.array(list(results)),
         "budgets": np.array(budgets),
-        "dearest": np.array(rules.cost_scale.high_usd),
-        "dearest_score": np.array(float(table.mean_score("test")[table.mean_cost_usd().argmax()])),
+        "highest_usd": np.array(rules.cost_scale.high_usd),
+        "highest_cost_score": np.array(float(table.mean_score("test")[table.mean_cost_usd().argmax()])),
         "score": np.stack([result.score for result in results.values()]),
         "cost_usd": np.stack([result.cost_usd for result in results.values()]),
         "calls": np.stack([result.calls.sum(axis=1) for result in results.values()]),
@@ -161,13 +161,13 @@ def _add_section(heading: str, seeds: list[dict[str, np.ndarray]]) -> None:
 
 def _report(seeds: list[dict[str, np.ndarray]]) -> str:
     names, budgets = seeds[0]["names"].tolist(), seeds[0]["budgets"]
-    dearest = float(seeds[0]["dearest"])
+    highest_usd = float(seeds[0]["highest_usd"])
     score = np.stack([s["score"] for s in seeds])  # [S, R, G]
     header = [f"{b:.2g}" for b in budgets[: -len(SHARES + OTHER_SHARES)]]
     header += [f"{round(100 * s)} %" for s in SHARES + OTHER_SHARES]
     lines = [
-        f"Test split, {len(seeds)} seeds, mean score at budgets in dollars a query and in shares of the dearest's cost",
-        f"({dearest:.2g}; alone it scores {float(seeds[0]['dearest_score']):.3f}); the agent's lead in points",
+        f"Test split, {len(seeds)} seeds, mean score at budgets in dollars per query and in shares of the highest cost",
+        f"({highest_usd:.2g}; alone it scores {float(seeds[0]['highest_cost_score']):.3f}); the agent's lead in points",
         "at 30 to 70 %, with its 95 % interval over seeds, which draw other episodes of the same queries, and its",
         "standard error for other queries.",
         "",
@@ -177,9 +177,9 @@ def _report(seeds: list[dict[str, np.ndarray]]) -> str:
     for r, name in enumerate(names):
         over = np.array([s["over"][r] for s in seeds])
         mean, half = interval(100 * over[:, 0])
-        told = "" if name == MANY else f"{mean:+.2f} ± {half:.2f} (s.e. {100 * over[:, 1].mean():.2f})"
+        lead_cell = "" if name == MANY else f"{mean:+.2f} ± {half:.2f} (s.e. {100 * over[:, 1].mean():.2f})"
         cells = [f"{x:.3f}" for x in score[:, r].mean(axis=0)]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {score[:, r, AT_SHARES].mean():.4f} | {told} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {score[:, r, AT_SHARES].mean():.4f} | {lead_cell} |")
     many = names.index(MANY)
     gain = 100 * np.stack([s["lead"][many] for s in seeds]).mean(axis=0)
     stderr = 100 * np.stack([s["lead_stderr"][many] for s in seeds]).mean(axis=0)

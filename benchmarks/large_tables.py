@@ -146,7 +146,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def make_table(path: Path, n: int, experts: int = 20, seed: int = 0) -> None:
     """Writes a made-up table of n queries, of which eight in ten are for training, a block at a time.
 
-    Queries differ in difficulty and length, experts in skill and price, tenfold from the cheapest to the dearest; what
+    Queries differ in difficulty and length, experts in skill and in price, by a factor of ten; what
     the embeddings tell of a query's scores and costs is right up to noise.
     """
     infos = tuple(ExpertInfo(name=f"expert-{i}") for i in range(experts))

@@ -1,9 +1,9 @@
-"""How often what a few experts agree on is right, and how far it flatters those who agree.
+"""How often the answer that several experts agree on is right, and by how much it overrates those that agree.
 
 python benchmarks/selfplay_agreement.py
 
-On the shipped table, whose references are known: estimates from 300 training queries choose whom to ask about each of
-the others and weigh the votes, as self-play does with questions that a model has written. Results go to
+On the built-in table, whose references are known, estimates from 300 training queries choose which experts to ask about
+each other query and weigh the votes, as self-play does with questions that a model has written. Results go to
 `benchmarks/AGREEMENT.md`.
 """
 
@@ -127,7 +127,7 @@ def report(table: ExpertTable, votes: dict[str, list[Vote]], n: int) -> list[str
         f"{len(votes['all'])} seeds. Made by `python benchmarks/selfplay_agreement.py`. Settled: at least 0.6 of the "
         "weight and two experts agree.",
         "",
-        "| who votes | asked | settled | of these right | dollars for each settled rightly |",
+        "| voters | asked | settled | of these right | dollars per correctly settled question |",
         "|---|---|---|---|---|",
     ]
     for rule, name in RULES.items():

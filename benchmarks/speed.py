@@ -575,7 +575,7 @@ def fastest(work: Callable[[], Any], device: torch.device, times: int = 5) -> fl
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was told."""
+    """Seconds on a clock, once the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
