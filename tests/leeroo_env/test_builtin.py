@@ -55,7 +55,7 @@ def test_asked_again_the_pool_says_the_same(expert: str):
     for query, answer in zip(queries, live.answer(queries), strict=True):
         kept = stored[query.query_id]
         score = GRADERS["exact"](answer.text, query).score
-        told = (answer.text, answer.prompt_tokens, answer.completion_tokens, score)
-        same += told == (kept["output"], kept["prompt_tokens"], kept["completion_tokens"], kept["score"])
+        row = (answer.text, answer.prompt_tokens, answer.completion_tokens, score)
+        same += row == (kept["output"], kept["prompt_tokens"], kept["completion_tokens"], kept["score"])
         assert answer.cost_usd == pytest.approx(kept["cost_usd"]) or answer.text != kept["output"]
     assert same >= 38

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from leeroo_env import ExpertTable, LeerooEnv, LeerooVectorEnv, dynamics
 from leeroo_env.builtin import resolve
 from leeroo_env.sb3 import LeerooSB3VecEnv
-from tests.leeroo_env.dynamics.test_voting import polled_table
+from tests.leeroo_env.dynamics.test_voting import answers_table
 
 CALLS = pytest.mark.parametrize("max_calls", [1, 3])
 
@@ -56,24 +56,24 @@ def n_actions(env: LeerooVectorEnv) -> int:
 def test_checkers_pass_without_a_warning(check, max_calls: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check(make(polled_table(), render_mode="ansi", max_calls=max_calls).unwrapped)
+        check(make(answers_table(), render_mode="ansi", max_calls=max_calls).unwrapped)
 
 
 def test_one_call_a_query_is_what_it_always_was(table: ExpertTable):
-    """Everything that is told, against what was recorded before there was more than one call; logarithms apart."""
+    """Everything that is observed, against what was recorded before there was more than one call; logarithms apart."""
     env = LeerooVectorEnv(7, table, horizon=6, budget=0.0006)
     observations, infos = env.reset(seed=3)
     rng, digest = np.random.default_rng(0), hashlib.sha256()
     for _ in range(20):
-        told = [observations[:, :-2], infos["action_mask"], infos["left_usd"]]
+        observed = [observations[:, :-2], infos["action_mask"], infos["left_usd"]]
         observations, rewards, terminated, _, infos = env.step(rng.integers(0, 4, size=7))
-        told += [rewards, terminated, infos["score"], infos["cost_usd"], infos["refused"]]
+        observed += [rewards, terminated, infos["score"], infos["cost_usd"], infos["refused"]]
         if terminated.any():
-            told += [
+            observed += [
                 infos["final_obs"][:, :-2],
                 *(infos["episode"][n] for n in ("r", "l", "score", "refused", "calls")),
             ]
-        for value in told:
+        for value in observed:
             digest.update(np.ascontiguousarray(value).data)
     assert digest.hexdigest() == "4aabb5efdb1de5bfb361b4500eb0ce3d996dec8bac345471738c0eeda4536db2"
     assert env.single_observation_space.shape == (7,) and env.single_action_space == gymnasium.spaces.Discrete(4)
@@ -93,7 +93,7 @@ def test_a_table_is_shared_not_copied(table: ExpertTable):
 @CALLS
 def test_vector_env_plays_what_single_envs_play(max_calls: int):
     """Step by step over several episodes, against Gymnasium's own SyncVectorEnv: all that it returns."""
-    kwargs: dict[str, Any] = {"table": polled_table(), "max_calls": max_calls, "reliability": torch.rand(60, 4)}
+    kwargs: dict[str, Any] = {"table": answers_table(), "max_calls": max_calls, "reliability": torch.rand(60, 4)}
     vector = make_vec(n=5, **kwargs)
     sync = SyncVectorEnv([lambda: make(**kwargs)] * 5, autoreset_mode=AutoresetMode.SAME_STEP)
     assert vector.observation_space == sync.observation_space and vector.action_space == sync.action_space
@@ -160,7 +160,7 @@ def test_same_seed_same_episodes_and_other_seeds_others(table: ExpertTable):
 
 @CALLS
 def test_environment_i_does_not_depend_on_how_many_there_are(max_calls: int):
-    few, many = (make_vec(polled_table(), n, max_calls=max_calls) for n in (2, 7))
+    few, many = (make_vec(answers_table(), n, max_calls=max_calls) for n in (2, 7))
     few.reset(seed=5), many.reset(seed=5)
     rng = np.random.default_rng(0)
     for _ in range(14 * max_calls):
@@ -185,8 +185,8 @@ def test_the_end_of_an_episode(table: ExpertTable):
         [0, 6, 0, 0],
         [0, 0, 6, 0],
     ]
-    dearest = float(env.rules.cost_scale.mean_usd.max())
-    np.testing.assert_allclose(rewards, 6 * (episode["score"] - 0.5 * episode["cost_usd"] / dearest), rtol=1e-5)
+    highest_usd = float(env.rules.cost_scale.mean_usd.max())
+    np.testing.assert_allclose(rewards, 6 * (episode["score"] - 0.5 * episode["cost_usd"] / highest_usd), rtol=1e-5)
     np.testing.assert_allclose(
         episode["left_usd"], episode["budget_usd"] - 6 * episode["cost_usd"], rtol=1e-5, atol=1e-9
     )
@@ -195,7 +195,7 @@ def test_the_end_of_an_episode(table: ExpertTable):
 
 def test_the_end_of_an_episode_with_several_calls():
     """Environment 0 asks one expert and delivers, 1 asks two, 2 asks until it delivers by itself."""
-    env = make_vec(polled_table(), 3, max_calls=3, cost_weight=0.5)
+    env = make_vec(answers_table(), 3, max_calls=3, cost_weight=0.5)
     env.reset(seed=0, options={"budget_usd_per_query": 1.0})
     plans, rewards, ended = [[0, 4], [0, 1, 4], [2, 1, 0]], np.zeros(3), {}
     for t in range(18):
@@ -206,16 +206,16 @@ def test_the_end_of_an_episode_with_several_calls():
             ended.setdefault(i, {name: value[i] for name, value in infos["episode"].items()} | {"rewards": rewards[i]})
     assert [ended[i]["l"] for i in range(3)] == [12, 18, 18]
     assert [ended[i]["calls"].tolist() for i in range(3)] == [[6, 0, 0, 0], [6, 6, 0, 0], [6, 6, 6, 0]]
-    dearest = float(env.rules.cost_scale.mean_usd.max())
+    highest_usd = float(env.rules.cost_scale.mean_usd.max())
     for episode in ended.values():
         assert episode["r"] == pytest.approx(episode["rewards"])
-        assert episode["r"] == pytest.approx(6 * (episode["score"] - 0.5 * episode["cost_usd"] / dearest), rel=1e-5)
+        assert episode["r"] == pytest.approx(6 * (episode["score"] - 0.5 * episode["cost_usd"] / highest_usd), rel=1e-5)
         assert episode["left_usd"] == pytest.approx(6 - 6 * episode["cost_usd"])
 
 
 def test_masks_are_enough_to_never_be_refused_twice():
     """Random play within the masks: every query is delivered within M steps, by experts that differ."""
-    env, rng, since = make_vec(polled_table(), 50, max_calls=3, budget=0.0002), np.random.default_rng(0), np.zeros(50)
+    env, rng, since = make_vec(answers_table(), 50, max_calls=3, budget=0.0002), np.random.default_rng(0), np.zeros(50)
     _, infos = env.reset(seed=0)
     for _ in range(60):
         mask = infos["action_mask"]
@@ -295,7 +295,7 @@ def test_render_tells_what_happened(table: ExpertTable):
 
 
 def test_render_tells_what_was_asked_and_what_was_delivered():
-    env = make(polled_table(), render_mode="ansi", max_calls=2)
+    env = make(answers_table(), render_mode="ansi", max_calls=2)
     env.reset(seed=0, options={"budget_usd_per_query": 1.0})
     cost_usd = env.step(1)[4]["cost_usd"]
     assert env.render().startswith("query 0/6, $") and env.render().endswith(f": expert-1: ${cost_usd:.6f}")
@@ -307,7 +307,7 @@ def test_render_tells_what_was_asked_and_what_was_delivered():
 
 
 def test_sb3_adapter_with_several_calls():
-    vector, twin = (make_vec(polled_table(), 3, max_calls=2) for _ in range(2))
+    vector, twin = (make_vec(answers_table(), 3, max_calls=2) for _ in range(2))
     env = LeerooSB3VecEnv(vector)
     env.seed(4)
     np.testing.assert_array_equal(env.reset(), twin.reset(seed=4)[0])
@@ -348,7 +348,7 @@ def test_sb3_adapter(table: ExpertTable):
 
 @CALLS
 def test_state_dict_goes_on_where_it_was(max_calls: int):
-    one, other = (make_vec(polled_table(), 3, max_calls=max_calls) for _ in range(2))
+    one, other = (make_vec(answers_table(), 3, max_calls=max_calls) for _ in range(2))
     one.reset(seed=1), other.reset(seed=2)
     one.step(np.array([0, 1, 2]))
     stored = {name: value.clone() for name, value in one.state_dict().items()}
@@ -366,7 +366,7 @@ def test_state_dict_goes_on_where_it_was(max_calls: int):
 
 
 def test_state_dicts_with_the_old_names_of_fields_load():
-    one, other = (make_vec(polled_table(), 3, max_calls=3) for _ in range(2))
+    one, other = (make_vec(answers_table(), 3, max_calls=3) for _ in range(2))
     one.reset(seed=1), other.reset(seed=2)
     one.step(np.array([0, 1, 2]))
     stored = one.state_dict()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agents.policies.answer_model import AnswerModel, Calls, calls_from_features, fit_answer_model, group_answers
 from leeroo_env import ExpertTable, dynamics
 from tests.leeroo_env.dynamics.test_dynamics import keys
-from tests.leeroo_env.dynamics.test_voting import polled_table
+from tests.leeroo_env.dynamics.test_voting import answers_table
 
 K = 4
 
@@ -127,7 +127,7 @@ def test_before_any_call_experts_are_as_good_as_estimated():
 
 @pytest.mark.parametrize("max_calls", [2, 3, 4])
 def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
-    rules = dynamics.make_rules(polled_table(), horizon=5, max_calls=max_calls)
+    rules = dynamics.make_rules(answers_table(), horizon=5, max_calls=max_calls)
     state = dynamics.sample_episodes(rules, keys(40), torch.full((40,), 1.5 * float(rules.cost_scale.mean_usd.min())))
     generator = torch.Generator().manual_seed(0)
     for _ in range(8):

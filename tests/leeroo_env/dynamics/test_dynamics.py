@@ -106,10 +106,10 @@ def test_all_draws_are_equally_likely(n: int, together: int):
     count = 200_000
     drawn = sample_without_replacement(keys(count, 7), n, together)
     code = (drawn * n ** torch.arange(together)).sum(dim=1)
-    seen = torch.bincount(code, minlength=n**together).double()
+    counts = torch.bincount(code, minlength=n**together).double()
     cells = math.perm(n, together)
     expected = count / cells
-    chi = float(((seen[seen > 0] - expected) ** 2).sum() / expected) + (cells - int((seen > 0).sum())) * expected
+    chi = float(((counts[counts > 0] - expected) ** 2).sum() / expected) + (cells - int((counts > 0).sum())) * expected
     assert abs(chi - (cells - 1)) < 5 * math.sqrt(2 * (cells - 1))
 
 

@@ -13,13 +13,13 @@ from tests.conftest import random_table
 from tests.leeroo_env.dynamics.test_dynamics import keys
 
 
-def polled_table(n: int = 60, k: int = 4, seed: int = 0) -> ExpertTable:
+def answers_table(n: int = 60, k: int = 4, seed: int = 0) -> ExpertTable:
     """Made-up scores, costs and answers; some experts give none."""
     answers = np.random.default_rng(seed).choice(np.array(["A", "B", "C", None], dtype=object), size=(n, k))
     return random_table(n, k, seed=seed, answers=answers)
 
 
-class Desk:
+class PlainEpisode:
     """One episode in plain Python, by the letter of the rules."""
 
     def __init__(self, rules: dynamics.Rules, state: dynamics.State, i: int):
@@ -42,17 +42,17 @@ class Desk:
             return 0.0, cost_usd, refused, False
         ids = [int(self.table.answer_ids[row, e]) for e in self.asked]
         weights = [float(dynamics.vote_weight(self.rules.reliability[row, e])) for e in self.asked]
-        leader, *_ = plain_poll(self.asked, self.answered, ids, weights)
+        leader, *_ = plain_count(self.asked, self.answered, ids, weights)
         self.rows, self.asked, self.answered = self.rows[1:], [], []
         return float(self.table.scores[row, leader]) if leader >= 0 else 0.0, cost_usd, refused, True
 
-    def seen(self) -> list[float]:
-        """What the agent sees of the calls about the query at hand."""
+    def call_features(self) -> list[float]:
+        """What the agent observes of the calls for the current query."""
         row, k, m = self.rows[0] if self.rows else 0, len(self.table.experts), self.max_calls
         calls = [i for i, yes in enumerate(self.answered) if yes]
         ids = [int(self.table.answer_ids[row, e]) for e in self.asked]
         votes = [float(dynamics.vote_weight(self.rules.reliability[row, e])) for e in self.asked]
-        _, support, different, agrees, group = plain_poll(self.asked, self.answered, ids, votes)
+        _, support, different, agrees, group = plain_count(self.asked, self.answered, ids, votes)
         features = np.zeros(3 * k + 3, dtype=np.float32)
         for i, expert in enumerate(self.asked):
             features[expert] = 1
@@ -64,7 +64,7 @@ class Desk:
         features[3 * k :] = np.array(totals, dtype=np.float32) / np.float32(m)
         return features.tolist()
 
-    def may(self) -> list[bool]:
+    def mask(self) -> list[bool]:
         """The mask."""
         prices = self.rules.cost_scale.mean_usd.tolist()
         allowed = [e not in self.asked and price <= self.left_usd for e, price in enumerate(prices)]
@@ -73,7 +73,7 @@ class Desk:
         return [*allowed, bool(self.asked)]
 
 
-def plain_poll(
+def plain_count(
     asked: list[int], answered: list[bool], ids: list[int], weights: list[float]
 ) -> tuple[int, float, int, list[bool], list[int]]:
     """Leader, support, different, agrees, group for one query."""
@@ -95,7 +95,7 @@ def plain_poll(
 
 
 @st.composite
-def polls(draw: st.DrawFn) -> tuple[list[int], list[bool], list[int], list[float]]:
+def ballots(draw: st.DrawFn) -> tuple[list[int], list[bool], list[int], list[float]]:
     m = draw(st.integers(1, 6))
     made = draw(st.integers(0, m))
     asked = draw(st.lists(st.integers(0, 8), min_size=made, max_size=made)) + [-1] * (m - made)
@@ -106,13 +106,13 @@ def polls(draw: st.DrawFn) -> tuple[list[int], list[bool], list[int], list[float
 
 
 @settings(max_examples=500, deadline=None)
-@given(polls())
+@given(ballots())
 def test_the_leading_answer_is_what_plain_python_says(case: tuple[list[int], list[bool], list[int], list[float]]):
     asked, answered, ids, weights = case
     found = dynamics.count_votes(
         torch.tensor([asked]), torch.tensor([answered]), torch.tensor([ids]), torch.tensor([weights])
     )
-    leader, support, different, agrees, group = plain_poll(asked, answered, ids, weights)
+    leader, support, different, agrees, group = plain_count(asked, answered, ids, weights)
     assert (int(found.leader), float(found.support), int(found.different)) == (leader, support, different)
     assert found.agrees.tolist() == [agrees] and found.group.tolist() == [group]
 
@@ -129,7 +129,7 @@ def test_the_leading_answer_is_what_plain_python_says(case: tuple[list[int], lis
     ],
     ids=["majority", "weight", "strongest", "first", "missing", "all missing"],
 )
-def test_who_leads(ids: list[int], weights: list[float], leader: int, agrees: list[int]):
+def test_which_answer_leads(ids: list[int], weights: list[float], leader: int, agrees: list[int]):
     yes = torch.ones(1, 3, dtype=torch.bool)
     found = dynamics.count_votes(torch.tensor([[10, 11, 12]]), yes, torch.tensor([ids]), torch.tensor([weights]))
     assert int(found.leader) == leader and found.agrees.int().tolist() == [agrees]
@@ -153,13 +153,13 @@ episodes = st.fixed_dictionaries(
 @given(episodes)
 def test_episodes_obey_the_rules(case: dict):
     """Every step of 8 episodes against plain Python, whatever is played, until all have ended."""
-    table, rng = polled_table(k=case["k"], seed=case["seed"]), np.random.default_rng(case["seed"])
+    table, rng = answers_table(k=case["k"], seed=case["seed"]), np.random.default_rng(case["seed"])
     k, m, horizon, b = case["k"], min(case["m"], case["k"]), case["horizon"], 8
     reliability = torch.from_numpy(rng.integers(0, 5, size=(len(table), k)) / 4)
     rules = dynamics.make_rules(table, "train", horizon, None, case["weight"], m, reliability)
     budget = torch.full((b,), case["pace"] * float(rules.cost_scale.mean_usd.min()))
     state = dynamics.sample_episodes(rules, keys(b, case["seed"]), budget)
-    desks = [Desk(rules, state, i) for i in range(b)]
+    plain = [PlainEpisode(rules, state, i) for i in range(b)]
     returns = torch.zeros(b, dtype=torch.float64)
     for _ in range(m * horizon):
         mask = dynamics.state_mask(rules, state)
@@ -167,20 +167,20 @@ def test_episodes_obey_the_rules(case: dict):
         deliver = (rng.random(b) < case["delivers"]) & (mask[:, k].numpy() | (not case["masked"]))
         actions = np.where(deliver, k, likely.argmax(axis=1))
         after, outcome = dynamics.step(rules, state, torch.from_numpy(actions))
-        for i, desk in enumerate(desks):
-            if not desk.rows:
+        for i, episode in enumerate(plain):
+            if not episode.rows:
                 assert not outcome.delivered[i] and not outcome.refused[i] and outcome.terminated[i]
                 assert outcome.score[i] == outcome.cost_usd[i] == outcome.reward[i] == 0
                 continue
-            assert mask[i].tolist() == desk.may()
-            score, cost_usd, refused, delivered = desk.step(int(actions[i]))
+            assert mask[i].tolist() == episode.mask()
+            score, cost_usd, refused, delivered = episode.step(int(actions[i]))
             assert (float(outcome.score[i]), float(outcome.cost_usd[i])) == (score, cost_usd)
             assert (bool(outcome.refused[i]), bool(outcome.delivered[i])) == (refused, delivered)
-            assert after.asked[i].tolist() == desk.asked + [-1] * (m - len(desk.asked))
-            assert after.call_features[i].tolist() == desk.seen()
-            assert bool(outcome.terminated[i]) == (not desk.rows)
+            assert after.asked[i].tolist() == episode.asked + [-1] * (m - len(episode.asked))
+            assert after.call_features[i].tolist() == episode.call_features()
+            assert bool(outcome.terminated[i]) == (not episode.rows)
             assert int(after.steps[i]) == int(state.steps[i]) + 1
-        assert after.left_usd.tolist() == [desk.left_usd for desk in desks]
+        assert after.left_usd.tolist() == [episode.left_usd for episode in plain]
         assert (after.left_usd >= 0).all() and (after.left_usd <= state.left_usd).all()
         observation = dynamics.observe(rules, after)
         assert observation.isfinite().all() and observation.shape == (b, 5 + 3 * k + 5)
@@ -194,7 +194,7 @@ def test_episodes_obey_the_rules(case: dict):
 
 
 def test_an_expert_asked_again_is_refused_and_not_charged():
-    rules = dynamics.make_rules(polled_table(), horizon=4, max_calls=3)
+    rules = dynamics.make_rules(answers_table(), horizon=4, max_calls=3)
     state = dynamics.sample_episodes(rules, keys(5), torch.full((5,), 1.0))
     once, _ = dynamics.step(rules, state, torch.full((5,), 2))
     assert not dynamics.state_mask(rules, once)[:, 2].any() and dynamics.state_mask(rules, once)[:, [0, 1, 3, 4]].all()
@@ -209,14 +209,14 @@ def test_an_expert_asked_again_is_refused_and_not_charged():
 
 
 def test_delivering_unasked_scores_nothing():
-    rules = dynamics.make_rules(polled_table(), horizon=4, max_calls=2)
+    rules = dynamics.make_rules(answers_table(), horizon=4, max_calls=2)
     state = dynamics.sample_episodes(rules, keys(5))
     assert not dynamics.state_mask(rules, state)[:, -1].any()
     after, outcome = dynamics.step(rules, state, torch.full((5,), 4))
     assert outcome.delivered.all() and after.t.tolist() == [1] * 5 and outcome.reward.tolist() == [0.0] * 5
 
 
-def test_what_the_agent_sees_of_a_poll():
+def test_what_the_agent_observes_of_calls():
     """Experts 0, 2 and 3 say x, z and x; 1 says nothing; their votes weigh 1, 2.25, 49/9 and 9/49."""
     n = 30
     table = ExpertTable.from_arrays(
@@ -233,30 +233,28 @@ def test_what_the_agent_sees_of_a_poll():
     ]
     for expert, features in zip([2, 1, 3, 0], expected, strict=True):
         state, outcome = dynamics.step(rules, state, torch.tensor([expert]))
-        seen = dynamics.observe(rules, state)[0]
-        assert seen[2:-2].tolist() == pytest.approx(features) and seen[:2].tolist() == [1, 1]
+        observed = dynamics.observe(rules, state)[0]
+        assert observed[2:-2].tolist() == pytest.approx(features) and observed[:2].tolist() == [1, 1]
         assert bool(outcome.delivered) == (expert == 0)
 
 
 def test_a_live_query_is_seen_as_one_of_the_table():
     """`count_votes` and `call_features` over plain tensors that hold only the calls made so far."""
-    rules = dynamics.make_rules(polled_table(), horizon=3, max_calls=4)
+    rules = dynamics.make_rules(answers_table(), horizon=3, max_calls=4)
     state = dynamics.sample_episodes(rules, keys(6), torch.full((6,), 1.0))
     asked = torch.tensor([[3, 1]] * 6)
     for call in range(2):
         state, _ = dynamics.step(rules, state, asked[:, call])
     row = dynamics.current_rows(state)[:, None]
     weights = dynamics.vote_weight(rules.reliability[row, asked])
-    polled = dynamics.count_votes(
-        asked, torch.ones(6, 2, dtype=torch.bool), rules.table.answer_ids[row, asked], weights
-    )
-    assert torch.equal(dynamics.call_features(4, asked, asked >= 0, polled, 4), dynamics.observe(rules, state)[:, 5:-2])
+    votes = dynamics.count_votes(asked, torch.ones(6, 2, dtype=torch.bool), rules.table.answer_ids[row, asked], weights)
+    assert torch.equal(dynamics.call_features(4, asked, asked >= 0, votes, 4), dynamics.observe(rules, state)[:, 5:-2])
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.permutations(range(4)))
 def test_permuting_experts_permutes_outcomes(seed: int, order: list[int]):
-    table = polled_table(seed=seed)
+    table = answers_table(seed=seed)
     permuted = table.select([table.experts[i] for i in order])
     one, other = (dynamics.make_rules(t, horizon=5, max_calls=3) for t in (table, permuted))
     position = torch.tensor([*torch.tensor(order).argsort().tolist(), 4])
@@ -273,15 +271,15 @@ def test_permuting_experts_permutes_outcomes(seed: int, order: list[int]):
 
 @pytest.mark.parametrize("max_calls", [2, 4])
 def test_asking_once_and_delivering_is_the_one_call_episode(max_calls: int):
-    table = polled_table(k=5, seed=3)
+    table = answers_table(k=5, seed=3)
     one, many = (dynamics.make_rules(table, horizon=20, max_calls=m) for m in (1, max_calls))
     a, b = dynamics.sample_episodes(one, keys(32)), dynamics.sample_episodes(many, keys(32))
     for actions in torch.randint(5, (20, 32), generator=torch.Generator().manual_seed(0)):
         a, first = dynamics.step(one, a, actions)
         b, asked = dynamics.step(many, b, actions)
-        b, told = dynamics.step(many, b, torch.full((32,), 5))
-        assert torch.equal(told.score, first.score) and torch.equal(asked.cost_usd, first.cost_usd)
-        assert torch.equal(asked.refused, first.refused) and torch.equal(told.terminated, first.terminated)
+        b, delivered = dynamics.step(many, b, torch.full((32,), 5))
+        assert torch.equal(delivered.score, first.score) and torch.equal(asked.cost_usd, first.cost_usd)
+        assert torch.equal(asked.refused, first.refused) and torch.equal(delivered.terminated, first.terminated)
     assert first.terminated.all() and a.refused.any()
     for name in ("left_usd", "score", "refused", "calls", "t"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
@@ -289,7 +287,7 @@ def test_asking_once_and_delivering_is_the_one_call_episode(max_calls: int):
 
 
 def test_reliability_is_the_mean_score_on_the_training_split():
-    table = polled_table()
+    table = answers_table()
     rules = dynamics.make_rules(table, "test", horizon=4, max_calls=2)
     assert torch.equal(rules.reliability, table.mean_score("train").expand(60, 4))
     assert rules.reliability.stride(0) == 0, "one row, not N"
@@ -309,20 +307,20 @@ def test_senseless_calls_are_refused(table: ExpertTable):
         ({"reliability": -high}, r"reliability: must be numbers in \[0, 1\]"),
     ):
         with pytest.raises(InputError, match=message):
-            dynamics.make_rules(polled_table(), horizon=4, **kwargs)
+            dynamics.make_rules(answers_table(), horizon=4, **kwargs)
     with pytest.raises(InputError, match=r"answers\.parquet has no column answer"):
         dynamics.make_rules(table, horizon=4, max_calls=2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compares CPU and CUDA step by step")
 def test_devices_agree():
-    told: dict[str, list[torch.Tensor]] = {}
+    results: dict[str, list[torch.Tensor]] = {}
     for device in ("cpu", "cuda"):
-        rules = dynamics.make_rules(polled_table().to(device), horizon=6, max_calls=3)
+        rules = dynamics.make_rules(answers_table().to(device), horizon=6, max_calls=3)
         state = dynamics.sample_episodes(rules, keys(64).to(device))
         for t in range(18):
             state, outcome = dynamics.step(rules, state, (torch.arange(64, device=device) * (t + 1)) % 5)
-            told.setdefault(device, []).extend([outcome.score, outcome.refused, outcome.delivered, state.asked])
-            told[device].append(dynamics.state_mask(rules, state))
-    for one, other in zip(told["cpu"], told["cuda"], strict=True):
+            results.setdefault(device, []).extend([outcome.score, outcome.refused, outcome.delivered, state.asked])
+            results[device].append(dynamics.state_mask(rules, state))
+    for one, other in zip(results["cpu"], results["cuda"], strict=True):
         assert torch.equal(one, other.cpu())

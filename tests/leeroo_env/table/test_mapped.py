@@ -71,11 +71,11 @@ def test_chunks_make_no_difference(directory: Path, monkeypatch: pytest.MonkeyPa
 def played(table: ExpertTable, max_calls: int, steps: int = 300) -> list[np.ndarray]:
     env = LeerooVectorEnv(5, table, horizon=9, max_calls=max_calls)
     rng = np.random.default_rng(0)
-    seen = [env.reset(seed=3)[0]]
+    observed = [env.reset(seed=3)[0]]
     for _ in range(steps):
         observations, rewards, terminated, _, infos = env.step(rng.integers(env.rules.n_actions, size=5))
-        seen += [observations, rewards, terminated, infos["action_mask"], infos["left_usd"], infos["score"]]
-    return seen
+        observed += [observations, rewards, terminated, infos["action_mask"], infos["left_usd"], infos["score"]]
+    return observed
 
 
 @pytest.mark.parametrize("max_calls", [1, 3])

@@ -117,10 +117,10 @@ def test_saving_replaces_a_table_but_nothing_else(directory: Path, tmp_path: Pat
     other.save(directory)
     assert ExpertTable.load(directory).fingerprint() == other.fingerprint()
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    (tmp_path / "mine" / "letter.txt").write_text("hello")
     with pytest.raises(InputError, match="no table directory; not replaced"):
         other.save(tmp_path / "mine")
-    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "hello"
 
 
 def test_experts_are_selected_by_name_and_order(directory: Path, table: ExpertTable):
@@ -136,9 +136,9 @@ def test_answers_may_be_in_any_order_and_missing(directory: Path, table: ExpertT
     shuffled = answers.take(pa.array(np.random.default_rng(0).permutation(len(answers))))
     lost = pc.and_(pc.equal(shuffled["query_id"], "random-7"), pc.equal(shuffled["expert"], "expert-3"))
     pq.write_table(shuffled.filter(pc.invert(lost)), directory / "answers.parquet")
-    with pytest.warns(UserWarning, match=r"1 of 60 queries lack an answer of a selected expert; left out") as seen:
+    with pytest.warns(UserWarning, match=r"1 of 60 queries lack an answer of a selected expert; left out") as caught:
         loaded = ExpertTable.load(directory)
-    assert len(seen) == 1
+    assert len(caught) == 1
     keep = [i for i in range(60) if i != 7]
     assert torch.equal(loaded.scores, table.scores[keep]) and torch.equal(loaded.embeddings, table.embeddings[keep])
     with warnings.catch_warnings():
