@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import train
+from agents.training.config import TrainConfig
 from leeroo_env import ExpertTable, InputError
 from tests.experts.openai_server import OpenAIServer
 from tests.synthetic import synthetic_table
@@ -54,6 +56,14 @@ def small_synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tables") / "synthetic"
     synthetic_table(600).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def bid_price_run(small_synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of the default policy on that, not to be written to."""
+    run_dir = tmp_path_factory.mktemp("runs") / "bid-price"
+    assert train.run(TrainConfig(str(small_synthetic), timesteps=10_000, n_envs=32, run_dir=str(run_dir))) == 0
+    return run_dir
 
 
 @pytest.fixture

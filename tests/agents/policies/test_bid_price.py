@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from agents.policies.budget_value import fit_budget_value
 from agents.policies.io import PolicyRouter, describe_policy
 from agents.routers import Planned
 from agents.training.config import TrainConfig
+from agents.training.run_dir import config_of
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.builtin import resolve
 from leeroo_env.env import spaces
@@ -82,27 +84,23 @@ def test_only_the_value_learns_at_first():
         assert all((p.grad is not None) == on for p in policy.network.bias.parameters())
 
 
-def test_no_budget_is_too_small_or_too_large_to_choose(synthetic: Path, tmp_path: Path):
-    config = TrainConfig(str(synthetic), timesteps=2_000, n_envs=8, run_dir=str(tmp_path / "run"))
-    assert train.run(config) == 0
-    agent = Orchestrator.load(tmp_path / "run")
-    x = ExpertTable.load(synthetic).embeddings[:50].numpy()
+def test_no_budget_is_too_small_or_too_large_to_choose(small_synthetic: Path, bid_price_run: Path):
+    agent = Orchestrator.load(bid_price_run)
+    x = ExpertTable.load(small_synthetic).embeddings[:50].numpy()
     for usd in (0.0, 1e-12, 1e-4, 1.0, 1e9):
         for queries in (0, 1, 2, 1_000_000):
             assert set(agent.choose(x, usd, queries)) <= {0, 1, 2}
     assert set(agent.choose(x, 1e-4, 64)) == {0}, "nothing else fits"
 
 
-def test_hiding_the_budget_hurts(synthetic: Path, tmp_path: Path):
-    scores = []
-    for hide in (False, True):
-        run_dir = tmp_path / str(hide)
-        config = TrainConfig(str(synthetic), timesteps=20_000, n_envs=32, hide_budget=hide, run_dir=str(run_dir))
-        assert train.run(config) == 0
-        agent, table = Orchestrator.load(run_dir), ExpertTable.load(synthetic)
-        rules = dynamics.make_rules(table, "test")
-        scores.append(evaluate(agent.router(table), rules, dynamics.budget_grid(rules), 32).mean_score)
-    assert scores[1] < scores[0] - 0.03, scores
+def test_hiding_the_budget_hurts(small_synthetic: Path, bid_price_run: Path, tmp_path: Path):
+    config = replace(config_of(bid_price_run), hide_budget=True, run_dir=str(tmp_path / "run"))
+    assert train.run(config) == 0
+    table = ExpertTable.load(small_synthetic)
+    rules = dynamics.make_rules(table, "test")
+    routers = [Orchestrator.load(run_dir).router(table) for run_dir in (bid_price_run, tmp_path / "run")]
+    shown, hidden = (evaluate(router, rules, dynamics.budget_grid(rules), 32).mean_score for router in routers)
+    assert hidden < shown - 0.03, (shown, hidden)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +108,7 @@ def without_coder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the synthetic table without the expert that alone answers code cheaply."""
     where = tmp_path_factory.mktemp("newcomer")
     synthetic_table().select(["small", "large"]).save(where / "table")
-    config = TrainConfig(str(where / "table"), timesteps=20_000, n_envs=32, run_dir=str(where / "run"))
+    config = TrainConfig(str(where / "table"), timesteps=10_000, n_envs=32, run_dir=str(where / "run"))
     assert train.run(config) == 0
     return where / "run"
 

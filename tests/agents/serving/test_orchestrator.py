@@ -16,9 +16,14 @@ from tests.synthetic import synthetic_table
 
 
 @pytest.fixture(scope="module", params=["mlp", "bid-price"])
-def run_dir(request: pytest.FixtureRequest, synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(
+    request: pytest.FixtureRequest, small_synthetic: Path, bid_price_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if request.param == "bid-price":
+        return bid_price_run
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert train.run(TrainConfig(str(synthetic), policy=request.param, timesteps=30_000, run_dir=str(path))) == 0
+    config = TrainConfig(str(small_synthetic), policy="mlp", timesteps=10_000, n_envs=32, run_dir=str(path))
+    assert train.run(config) == 0
     return path
 
 
