@@ -29,8 +29,8 @@ from agents.estimators.base import Estimates  # noqa: E402
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import episodes_for, evaluate, lead  # noqa: E402
 from agents.evaluation.metrics import interval  # noqa: E402
-from agents.policies.io import PolicyRouter  # noqa: E402
 from agents.routers import Cheapest, multi_call_routers  # noqa: E402
+from agents.routers.policy import PolicyRouter  # noqa: E402
 from agents.training.config import TrainConfig  # noqa: E402
 from agents.training.trainer import Trainer  # noqa: E402
 from leeroo_env import ExpertTable  # noqa: E402

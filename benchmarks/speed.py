@@ -43,13 +43,14 @@ from sections import add_section, read_section  # noqa: E402
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
 from agents.policies.bid_price import BidPricePolicy, estimate_features  # noqa: E402
-from agents.policies.io import PolicyRouter, describe_policy  # noqa: E402
+from agents.policies.io import describe_policy  # noqa: E402
 from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.ppo.cuda_graph import capture  # noqa: E402
 from agents.ppo.loss import ppo_loss  # noqa: E402
 from agents.ppo.policy_inputs import evaluate_inputs  # noqa: E402
 from agents.ppo.ppo import DevicePPO  # noqa: E402
 from agents.ppo.updater import Updater  # noqa: E402
+from agents.routers.policy import PolicyRouter  # noqa: E402
 from agents.training.config import TrainConfig  # noqa: E402
 from agents.training.factory import make_model  # noqa: E402
 from agents.training.runtime import choose_device  # noqa: E402

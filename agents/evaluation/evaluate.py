@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.policies.answer_model import calls_from_features
-from agents.routers.base import Router
+from agents.routers.base import Context, Router
 from leeroo_env import dynamics
 from leeroo_env.dynamics import Rules, State
 
@@ -73,14 +73,13 @@ def evaluate(
     episodes, dollars a query [B], before their first query. One that has `max_calls` above 1 may ask that many experts
     about a query, whatever the rules say; the others ask one.
     """
-    max_calls = getattr(router, "max_calls", 1)
+    max_calls = router.max_calls
     rules = replace(rules, max_calls=max_calls)
     episodes = episodes or episodes_for(rules)
     g, n_queries = len(budgets_usd), episodes * rules.horizon
     state = evaluation_episodes(rules, budgets_usd, episodes, seed)
     features = router.features if router.features is not None else rules.features
-    if begin := getattr(router, "begin", None):
-        begin(state.budget_usd / rules.horizon)
+    router.begin(state.budget_usd / rules.horizon)
     score = torch.zeros(state.rows.shape, device=features.device)
     chosen = torch.zeros_like(state.rows)
     playing = torch.arange(len(state.t), device=features.device)
@@ -89,8 +88,8 @@ def evaluate(
         seen = features[dynamics.current_rows(state)]
         if isinstance(seen, Tensor):
             seen = seen.float()
-        calls = [calls_from_features(state.call_features, max_calls)] if max_calls > 1 else []
-        actions = router.choose(seen, state.left_usd, rules.horizon - state.t, *calls)
+        calls = calls_from_features(state.call_features, max_calls) if max_calls > 1 else None
+        actions = router.choose(Context(seen, state.left_usd, rules.horizon - state.t, calls))
         first = (state.asked[:, 0] < 0) if max_calls > 1 else slice(None)
         chosen[playing[first], state.t[first]] = actions[first]
         after, outcome = dynamics.step(rules, state, actions)

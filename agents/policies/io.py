@@ -1,4 +1,4 @@
-"""Policies on disk and in use: what an algorithm has learnt, apart from the algorithm."""
+"""Policies on disk: what an algorithm has learnt, apart from the algorithm."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
-from agents.policies.answer_model import Calls
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.multi_call import MultiCallPolicy
 from leeroo_env import InputError
-from leeroo_env.cost_scale import CostScale
-from leeroo_env.dynamics import Rules, action_mask, budget_features, call_mask
+from leeroo_env.dynamics import Rules
 from leeroo_env.env import observation_space
 from leeroo_env.files import read_json, read_tensors, write_json, write_tensors
 
@@ -38,43 +36,6 @@ class HiddenBudget(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         return torch.cat([observations[:, :-2], torch.full_like(observations[:, -2:], 0.5)], dim=1)
-
-
-class PolicyRouter:
-    """A policy as a router, see `agents.routers.Router`. `features` [N, F] are what it was trained to see of a query;
-    None: the embeddings."""
-
-    def __init__(self, policy: BasePolicy, description: dict[str, Any], features: Tensor | None = None):
-        self.policy, self.description, self.features = policy, description, features
-        mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
-        self.cost_scale = CostScale(mean_cost_usd, *description["price_range_usd"])
-        self.max_calls: int = description["max_calls"]
-
-    @torch.no_grad()
-    def choose(
-        self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls | None = None
-    ) -> Tensor:
-        """[B, F], [B] float64, [B] int64 -> [B] int64; experts whose mean cost exceeds what is left are not chosen.
-
-        A policy that asks several needs the `calls` made, with what was seen of them; K delivers.
-        """
-        budget = budget_features(self.cost_scale, remaining_usd, remaining_queries)
-        if self.max_calls > 1:
-            assert calls is not None and calls.features is not None
-            seen = torch.cat([seen, calls.features], dim=1)
-            mask = call_mask(self.cost_scale.mean_usd, remaining_usd, calls.features)
-        else:
-            mask = action_mask(self.cost_scale.mean_usd, remaining_usd)
-        return action_scores(self.policy, torch.cat([seen, budget], dim=1)).masked_fill(~mask, -torch.inf).argmax(dim=1)
-
-
-def action_scores(policy: Any, observations: Tensor) -> Tensor:
-    """How much the policy prefers each expert, [B, K], for observations [B, D + 2]: log-probabilities or values."""
-    if hasattr(policy, "q_net"):
-        return policy.q_net(observations)
-    if hasattr(policy, "quantile_net"):
-        return policy.quantile_net(observations).mean(dim=1)
-    return policy.get_distribution(observations).distribution.logits
 
 
 def describe_policy(

@@ -57,7 +57,7 @@ class TwoStageTrees(SequenceRouter):
         self.by_trees = policies.tried >= len(fixed)
         self.size = self.calls_made[self.panel]
 
-    def continues(self, policy: Tensor, seen: Estimates, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
         """Trees are asked about nothing but the last expert of their panels."""
         continues = torch.ones_like(policy, dtype=torch.bool)
         asks_trees = self.by_trees[policy] & (calls.made == self.size[policy] - 1) & (calls.made > 0)
@@ -68,10 +68,10 @@ class TwoStageTrees(SequenceRouter):
             at = (panel == number).nonzero().squeeze(1)
             order = self.policies.order[policy[at]]
             of_them = Calls(calls.asked[at], calls.group[at], calls.made[at])
-            described = described_calls(seen[at], of_them, order)
-            told = _predict(self.trees[number], _inputs(described, seen[at]), seen.device)
+            described = described_calls(estimates[at], of_them, order)
+            told = _predict(self.trees[number], _inputs(described, estimates[at]), panel.device)
             last = order.gather(1, of_them.made[:, None])
-            chance, cost_usd = (part[at].gather(1, last) for part in (seen.score, seen.cost_usd))
+            chance, cost_usd = (part[at].gather(1, last) for part in (estimates.score, estimates.cost_usd))
             linear = with_chance(described, chance) @ self.linear[number]
             told, cost_usd = (told + linear) / 2, cost_usd.squeeze(1)
             continues[at] = told > self.price[policy[at]] * cost_usd

@@ -29,7 +29,7 @@ class Majority(SequenceRouter):
         )
         super().__init__(features, panels.mean_cost_usd, max_calls, policies, seed)
 
-    def continues(self, policy: Tensor, seen: Estimates, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
         return torch.ones_like(policy, dtype=torch.bool)
 
 
@@ -71,10 +71,10 @@ class Cascade(SequenceRouter):
         parts = [panels.parts(number) for number in order[policies.tried].tolist()]
         self.weights = scorer.weights[torch.tensor(parts, device=features.device)]  # [P, C, F]
 
-    def continues(self, policy: Tensor, seen: Estimates, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
         order = self.policies.order[policy]
         step = (calls.made - 1).clamp(0, order.shape[1] - 1)
-        told = (described_calls(seen, calls, order) * self.weights[policy, step]).sum(dim=1)
+        told = (described_calls(estimates, calls, order) * self.weights[policy, step]).sum(dim=1)
         return told < self.threshold[policy].gather(1, step[:, None]).squeeze(1)
 
 

@@ -12,8 +12,8 @@ from torch.nn.functional import one_hot
 
 from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, group_answers
-from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
-from agents.routers.panels import price_grid
+from agents.routers.base import Context, Router, experts_by_cost, price_grid, usd_per_query, within_reserve
+from agents.routers.panels import PRICE_ENDS
 from agents.routers.sequences import ask_or_deliver, can_pay, spent_usd
 from leeroo_env.dynamics import count_votes, vote_weight
 from leeroo_env.table import ExpertTable
@@ -31,7 +31,7 @@ MANY = 8  # answers, after which estimates count as settled
 FORBIDDEN = -1e4
 
 
-class CascadeRouting:
+class CascadeRouting(Router):
     """What a set of experts is worth is the expected best of their qualities, less a price on what they cost.
 
     Qualities are estimates with normal errors: how far estimates move, on the training queries, from a number of calls
@@ -39,6 +39,8 @@ class CascadeRouting:
     those of `answer_model`. Of the best set the cheapest expert not yet asked is asked next; if nobody is left of
     it, that is all. The price is that at which the training queries cost what is left per query.
     """
+
+    features: Estimates
 
     def __init__(
         self,
@@ -58,15 +60,15 @@ class CascadeRouting:
         rows = rows[torch.randperm(len(rows), generator=generator, device=table.device)[:ROWS]]
         self.settings, self.spent_usd = self._tune(table, rows)
 
-    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
-        before_usd = remaining_usd + spent_usd(seen, calls)
-        n = within_reserve(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
-        price, later, scale = self._setting(usd_per_query(before_usd, remaining_queries), n)
-        everybody = torch.arange(len(self.mean_cost_usd), device=seen.device).expand(len(seen), -1)
-        allowed = torch.stack(
-            [can_pay(self.mean_cost_usd, seen, k, remaining_usd, remaining_queries) for k in everybody.T], dim=1
-        )
-        expert, asks = self.next_of(seen, torch.where(calls.made > 0, later, price), scale, calls, allowed)
+    def choose(self, context: Context) -> Tensor:
+        calls = context.calls
+        assert calls is not None
+        before_usd = context.remaining_usd + spent_usd(context.estimates, calls)
+        n = within_reserve(self.mean_cost_usd, before_usd, context.remaining_queries).sum(dim=1) - 1
+        price, later, scale = self._setting(usd_per_query(before_usd, context.remaining_queries), n)
+        everybody = torch.arange(len(self.mean_cost_usd), device=n.device).expand(len(n), -1)
+        allowed = torch.stack([can_pay(self.mean_cost_usd, context, k) for k in everybody.T], dim=1)
+        expert, asks = self.next_of(context.estimates, torch.where(calls.made > 0, later, price), scale, calls, allowed)
         return ask_or_deliver(self.mean_cost_usd, expert, asks, calls)
 
     def qualities(self, seen: Estimates, calls: Calls) -> Tensor:
@@ -158,7 +160,7 @@ class CascadeRouting:
         """Settings [2, 3, X] that are best at a price on the training queries `rows` [n]: prices before and after the
         first call, scale of errors; and what they cost [2, X]. Row 0 is for all but the dearest expert."""
         k, device = len(self.mean_cost_usd), self.features.device
-        prices = price_grid(self.mean_cost_usd, N_PRICES)
+        prices = price_grid(self.mean_cost_usd, N_PRICES, *PRICE_ENDS)
         everybody = torch.ones(k, dtype=torch.bool, device=device)
         others = everybody.clone()
         others[self.mean_cost_usd.argmax()] = k == 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates
 from agents.policies.answer_model import Calls
-from agents.routers.base import experts_by_cost
+from agents.routers.base import experts_by_cost, price_grid
 from leeroo_env.dynamics import VoteCount, count_votes, vote_weight
 from leeroo_env.table import ExpertTable
 
@@ -24,6 +24,7 @@ LONGEST = 4  # calls that are planned for; a panel of five adds little and there
 CONSIDERED = 10
 SELDOM = 0.02
 N_PRICES = 80
+PRICE_ENDS = (3.0, 0.01)  # see `price_grid`: from where hardly anything but cost counts to where it hardly does
 CHUNK = 200_000
 FOLDS = 5
 RIDGE = 3.0
@@ -52,7 +53,7 @@ class Panels:
         self.rows = rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
         self.estimates = estimates[rows]
         self.mean_cost_usd = table.mean_cost_usd()
-        self.prices = price_grid(self.mean_cost_usd)
+        self.prices = price_grid(self.mean_cost_usd, N_PRICES, *PRICE_ENDS)
         self.answer_ids, scores, cost_usd = table.answer_ids[rows].long(), table.scores[rows], table.costs_usd[rows]
         order = experts_by_cost(self.mean_cost_usd)
         useful = shortlist(scores, cost_usd, self.answer_ids, self.prices, CONSIDERED)
@@ -100,14 +101,6 @@ class Panels:
         polled, chance, answers = self.polled(members)
         made = (members >= 0)[:, None].expand(-1, len(self.rows), -1).reshape(chance.shape)
         return describe(polled, chance, made, made & (answers >= 0)).view(len(panels), len(self.rows), -1)
-
-
-def price_grid(mean_cost_usd: Tensor, n: int = N_PRICES) -> Tensor:
-    """From a price at which hardly anything but cost counts to one at which hardly anything but score does; [X]."""
-    paid = mean_cost_usd[mean_cost_usd > 0]
-    low, high = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 1.0)
-    powers = torch.linspace(0, 1, n, dtype=torch.float64, device=mean_cost_usd.device)
-    return (3 / low * (0.01 / 3 * low / high) ** powers).float()
 
 
 def shortlist(scores: Tensor, cost_usd: Tensor, answer_ids: Tensor, prices: Tensor, n: int) -> Tensor:

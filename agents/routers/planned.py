@@ -7,11 +7,12 @@ from torch import Tensor
 
 from agents.estimators import Estimates
 from agents.policies.budget_value import fit_budget_value
+from agents.routers.base import Context, Router
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
 
-class Planned:
+class Planned(Router):
     """The expert with the most estimated score less what its cost would buy later."""
 
     def __init__(self, table: ExpertTable, estimates: Estimates, seed: int = 0):
@@ -20,10 +21,9 @@ class Planned:
         rows = table.rows("train")
         self.plan = fit_budget_value(table, rows, estimates[rows], seed)
 
-    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        score, cost_usd = seen.score, seen.cost_usd
-        answered, price = self.plan.call_terms(
-            cost_usd, remaining_usd.float()[:, None], remaining_queries.float()[:, None]
-        )
-        allowed = action_mask(self.plan.cost_scale.mean_usd, remaining_usd)
-        return (score * answered - price).masked_fill(~allowed, -torch.inf).argmax(dim=1)
+    def choose(self, context: Context) -> Tensor:
+        estimates = context.estimates
+        usd, queries = context.remaining_usd.float()[:, None], context.remaining_queries.float()[:, None]
+        affordable, price = self.plan.call_terms(estimates.cost_usd, usd, queries)
+        allowed = action_mask(self.plan.cost_scale.mean_usd, context.remaining_usd)
+        return (estimates.score * affordable - price).masked_fill(~allowed, -torch.inf).argmax(dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.estimators import Estimates
-from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
+from agents.routers.base import Context, Router, experts_by_cost, price_grid, within_reserve
 from leeroo_env import dynamics
 from leeroo_env.table import ExpertTable
 
@@ -55,7 +55,8 @@ class PriceTable:
         rows = rows[:: -(-len(rows) // MAX_ROWS)]
         order = experts_by_cost(mean_cost_usd)
         score, cost_usd = (part[rows][:, order].T for part in (estimates.score, estimates.cost_usd))
-        self.prices = _price_range(mean_cost_usd)
+        prices = price_grid(mean_cost_usd, N_PRICES - 1, first=1e2, last=1e-4)
+        self.prices = torch.cat([prices, prices.new_zeros(1)])
         spent = _spent(score, cost_usd, table.costs_usd[rows][:, order].T, self.prices)
         self.spent_usd = spent.double().cummax(dim=1).values  # a lower price never buys less
 
@@ -79,15 +80,6 @@ class PriceTable:
         return torch.lerp(self.prices[above - 1], self.prices[above], way).squeeze(1)
 
 
-def _price_range(mean_cost_usd: Tensor) -> Tensor:
-    """From a price at which nothing but cost counts to one at which cost hardly does, and 0; [P]."""
-    paid = mean_cost_usd[mean_cost_usd > 0]
-    low, high = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 1.0)
-    powers = torch.linspace(0, 1, N_PRICES - 1, dtype=torch.float64, device=mean_cost_usd.device)
-    prices = 1e2 / low * (1e-6 * low / high) ** powers
-    return torch.cat([prices, prices.new_zeros(1)]).float()
-
-
 def _spent(score: Tensor, cost_usd: Tensor, true_cost_usd: Tensor, prices: Tensor) -> Tensor:
     """Mean true cost [K, P] of the best of the first 1 to K experts at each price, from [K, n] each."""
     best = torch.full((len(prices), score.shape[1]), -torch.inf, device=score.device)
@@ -101,7 +93,7 @@ def _spent(score: Tensor, cost_usd: Tensor, true_cost_usd: Tensor, prices: Tenso
     return torch.stack(spent)
 
 
-class PacedPrice:
+class PacedPrice(Router):
     """Estimated score minus a price on estimated cost, the price re-solved at every step.
 
     It is the price at which the training queries, by their left-out estimates, would cost on average 95 % of what is
@@ -114,18 +106,19 @@ class PacedPrice:
         self.mean_cost_usd = table.mean_cost_usd()
         self.price_table = PriceTable(table, estimates)
 
-    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        allowed = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries)
-        pace = CAUTION * usd_per_query(remaining_usd, remaining_queries)
-        price = self.price_table.price(pace, allowed.sum(dim=1))
-        return best_at_price(seen, price, allowed, remaining_usd)
+    def choose(self, context: Context) -> Tensor:
+        allowed = within_reserve(self.mean_cost_usd, context.remaining_usd, context.remaining_queries)
+        price = self.price_table.price(CAUTION * context.usd_per_query, allowed.sum(dim=1))
+        return best_at_price(context.estimates, price, allowed, context.remaining_usd)
 
 
-class FixedPrice:
+class FixedPrice(Router):
     """Estimated score minus a price on estimated cost, one price for all of an episode.
 
     For every budget it is the price that scores best in episodes on the val split, played by the real rules.
     """
+
+    features: Estimates
 
     def __init__(self, table: ExpertTable, estimates: Estimates, horizon: int):
         """Args: the table, estimates of all its rows, and queries an episode."""
@@ -136,18 +129,17 @@ class FixedPrice:
         self.tuned: dict[float, float] = {}  # by budget, dollars a query
         self.price = torch.zeros(0, device=table.device)
 
-    def begin(self, usd_per_query: Tensor) -> None:
-        """Takes the prices of B episodes that begin with these budgets, dollars a query."""
-        budgets, which = usd_per_query.unique(return_inverse=True)
+    def begin(self, budgets_usd_per_query: Tensor) -> None:
+        budgets, which = budgets_usd_per_query.unique(return_inverse=True)
         for budget in budgets.tolist():
             if budget not in self.tuned:
                 self.tuned[budget] = self._tune(budget)
         prices = [self.tuned[budget] for budget in budgets.tolist()]
-        self.price = torch.tensor(prices, device=usd_per_query.device)[which]
+        self.price = torch.tensor(prices, device=which.device)[which]
 
-    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        allowed = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries)
-        return best_at_price(seen, self.price, allowed, remaining_usd)
+    def choose(self, context: Context) -> Tensor:
+        allowed = within_reserve(self.mean_cost_usd, context.remaining_usd, context.remaining_queries)
+        return best_at_price(context.estimates, self.price, allowed, context.remaining_usd)
 
     def _tune(self, budget_usd: float) -> float:
         """The best price for a budget, dollars a query, among those that would spend a quarter to eight times of it."""

@@ -10,6 +10,7 @@ B episodes, K experts, P policies, C experts a list at most, X prices.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from agents.estimators import Estimates
 from agents.policies.answer_model import Calls
-from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
+from agents.routers.base import Context, LotteryRouter, experts_by_cost, usd_per_query, within_reserve
 
 
 @dataclass(frozen=True)
@@ -51,79 +52,67 @@ def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tenso
     return Policies(order[used], cost_usd[used].double(), used, hull)
 
 
-class SequenceRouter:
+class SequenceRouter(LotteryRouter):
     """Looks the list up; those who inherit say whether to go on in it."""
 
+    features: Estimates
+
     def __init__(self, features: Estimates, mean_cost_usd: Tensor, max_calls: int, policies: Policies, seed: int):
+        super().__init__(seed, features.device)
         self.features, self.mean_cost_usd, self.max_calls = features, mean_cost_usd, max_calls
         self.policies = policies
-        self.seed, self.generator = seed, torch.Generator(features.device)
-        self.generator.manual_seed(seed)
 
-    def begin(self, usd_per_query: Tensor) -> None:
-        """Draws the same lots in every evaluation."""
-        self.generator.manual_seed(self.seed)
-
-    def continues(self, policy: Tensor, seen: Estimates, calls: Calls, remaining_usd: Tensor) -> Tensor:
+    @abstractmethod
+    def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
         """[B] bool, whether the `policy` [B] asks the next expert of its list; not looked at before the first call."""
-        raise NotImplementedError
 
-    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
-        policy, known = self._policy(seen, remaining_usd, remaining_queries, calls)
+    def choose(self, context: Context) -> Tensor:
+        estimates, calls = context.estimates, context.calls
+        assert calls is not None
+        policy, known = self._policy(context, calls)
         order = self.policies.order[policy]
         last = order.shape[1] - 1
         follow = order.gather(1, calls.made.clamp(max=last)[:, None]).squeeze(1)
         follow = follow.masked_fill(calls.made > last, -1)
         first = calls.made == 0
-        asks = known & (follow >= 0) & (first | self.continues(policy, seen, calls, remaining_usd))
-        asks &= can_pay(self.mean_cost_usd, seen, follow.clamp(min=0), remaining_usd, remaining_queries)
+        asks = known & (follow >= 0) & (first | self.continues(policy, estimates, calls))
+        asks &= can_pay(self.mean_cost_usd, context, follow.clamp(min=0))
         return ask_or_deliver(self.mean_cost_usd, follow, asks, calls)
 
-    def _policy(
-        self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls
-    ) -> tuple[Tensor, Tensor]:
+    def _policy(self, context: Context, calls: Calls) -> tuple[Tensor, Tensor]:
         """The policy that each query is in [B], and whether there is one [B]: the nearest on the hull to the one drawn
         of those that would have asked the same experts."""
-        before_usd = remaining_usd + spent_usd(seen, calls)
-        n = within_reserve(self.mean_cost_usd, before_usd, remaining_queries).sum(dim=1) - 1
+        before_usd = context.remaining_usd + spent_usd(context.estimates, calls)
+        n = within_reserve(self.mean_cost_usd, before_usd, context.remaining_queries).sum(dim=1) - 1
         hull = self.policies.hull[n]  # [B, X]
-        drawn = self._draw(self.policies.cost_usd[hull], usd_per_query(before_usd, remaining_queries))
+        drawn = self.mix(self.policies.cost_usd[hull], usd_per_query(before_usd, context.remaining_queries))
         order = self.policies.order[hull]  # [B, X, C]
         k = len(self.mean_cost_usd)
-        asked = torch.zeros(len(seen), k + 1, dtype=torch.bool, device=seen.device)
+        asked = torch.zeros(len(hull), k + 1, dtype=torch.bool, device=hull.device)
         asked.scatter_(1, calls.asked.where(calls.asked >= 0, k), True)
         asked[:, k] = False
-        place = torch.arange(order.shape[2], device=seen.device)
+        place = torch.arange(order.shape[2], device=hull.device)
         same = asked.gather(1, order.where(order >= 0, k).flatten(1)).view(order.shape)
         same = (same | (place >= calls.made[:, None, None])).all(dim=2)
         same &= (asked.sum(dim=1) == calls.made)[:, None]
-        far = (torch.arange(hull.shape[1], device=seen.device) - drawn[:, None]).abs()
+        far = (torch.arange(hull.shape[1], device=hull.device) - drawn[:, None]).abs()
         nearest = far.masked_fill(~same, hull.shape[1]).argmin(dim=1, keepdim=True)
         return hull.gather(1, nearest).squeeze(1), same.gather(1, nearest).squeeze(1)
 
-    def _draw(self, cost_usd: Tensor, pace: Tensor) -> Tensor:
-        """A place [B] on the hulls that cost `cost_usd` [B, X], so that the expected cost is `pace` [B]."""
-        above = (cost_usd <= pace[:, None]).sum(dim=1, keepdim=True).clamp(1, cost_usd.shape[1] - 1)
-        low, high = cost_usd.gather(1, above - 1), cost_usd.gather(1, above)
-        lot = torch.rand(pace[:, None].shape, generator=self.generator, device=pace.device, dtype=torch.float64)
-        return torch.where(lot * (high - low) < pace[:, None] - low, above, above - 1).squeeze(1)
 
-
-def spent_usd(seen: Estimates, calls: Calls) -> Tensor:
-    """About what the answered calls of this query have cost, by the estimates `seen`; [B]."""
-    cost_usd = seen.cost_usd
+def spent_usd(estimates: Estimates, calls: Calls) -> Tensor:
+    """About what the answered calls of this query have cost, by the estimates; [B]."""
+    cost_usd = estimates.cost_usd
     return (cost_usd.gather(1, calls.asked.clamp(min=0)) * (calls.asked >= 0)).sum(dim=1)
 
 
-def can_pay(
-    mean_cost_usd: Tensor, seen: Estimates, expert: Tensor, remaining_usd: Tensor, remaining_queries: Tensor
-) -> Tensor:
+def can_pay(mean_cost_usd: Tensor, context: Context, expert: Tensor) -> Tensor:
     """[B] bool, whether asking `expert` [B] leaves what the queries to come need at the cheapest's, and would not be
     refused, by its estimated cost."""
     cheapest = mean_cost_usd.double().min()
-    free_usd = remaining_usd - (remaining_queries - 1) * cheapest
-    estimated = seen.cost_usd.gather(1, expert[:, None]).squeeze(1)
-    return (mean_cost_usd[expert] <= free_usd) & (estimated <= remaining_usd)
+    free_usd = context.remaining_usd - (context.remaining_queries - 1) * cheapest
+    estimated = context.estimates.cost_usd.gather(1, expert[:, None]).squeeze(1)
+    return (mean_cost_usd[expert] <= free_usd) & (estimated <= context.remaining_usd)
 
 
 def ask_or_deliver(mean_cost_usd: Tensor, expert: Tensor, asks: Tensor, calls: Calls) -> Tensor:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from agents.estimators import Estimates
-from agents.routers.base import experts_by_cost, usd_per_query, within_reserve
+from agents.routers.base import Context, Router, experts_by_cost, paid_range_usd, within_reserve
 from leeroo_env.table import ExpertTable
 
 N_PACES = 512
 
 
-class TwoStep:
+class TwoStep(Router):
     """Two experts at a time: the dear one where estimated score of the dear minus that of the cheap is highest.
 
     A share of the queries goes on to the dear one, such that the mean cost is what is left per remaining query, or less
@@ -37,21 +37,20 @@ class TwoStep:
         self.cheap, self.dear = order[cheap.gather(0, dear)], order[dear]
         self.threshold = threshold.gather(0, dear)
 
-    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-        last = within_reserve(self.mean_cost_usd, remaining_usd, remaining_queries).sum(dim=1) - 1
-        pace = usd_per_query(remaining_usd, remaining_queries)
+    def choose(self, context: Context) -> Tensor:
+        last = within_reserve(self.mean_cost_usd, context.remaining_usd, context.remaining_queries).sum(dim=1) - 1
+        pace = context.usd_per_query
         place = (torch.searchsorted(self.paces_usd, pace, right=True) - 1).clamp(min=0)
         cheap, dear = self.cheap[last, place][:, None], self.dear[last, place][:, None]
-        score, cost_usd = seen.score, seen.cost_usd
+        score, cost_usd = context.estimates.score, context.estimates.cost_usd
         continues = score.gather(1, dear) - score.gather(1, cheap) > self.threshold[last, place][:, None]
-        continues &= cost_usd.gather(1, dear) <= remaining_usd[:, None]  # it would be refused
+        continues &= cost_usd.gather(1, dear) <= context.remaining_usd[:, None]  # it would be refused
         return torch.where(continues, dear, cheap).squeeze(1)
 
 
 def _paces(mean_cost_usd: Tensor) -> Tensor:
     """Dollars a query, from 0 over the cheapest's to the dearest's mean cost; [X] float64, rising."""
-    paid = mean_cost_usd[mean_cost_usd > 0].double()
-    low, high = (float(paid.min()), float(paid.max())) if len(paid) else (1.0, 1.0)
+    low, high = paid_range_usd(mean_cost_usd)
     steps = torch.linspace(0, 1, N_PACES - 1, dtype=torch.float64, device=mean_cost_usd.device)
     return torch.cat([steps.new_zeros(1), low * (1 + 1e-6) * (high / low) ** steps])
 

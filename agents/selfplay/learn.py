@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
-from agents.policies.io import PolicyRouter
+from agents.routers.policy import PolicyRouter
 from agents.selfplay.context import (
     SelfPlay,
     all_experts_pairs,

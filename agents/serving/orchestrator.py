@@ -19,7 +19,9 @@ from agents.estimators.ensemble import Predictor, predict_all
 from agents.policies.add_expert import add_expert
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.policies.bid_price import estimate_features
-from agents.policies.io import PolicyRouter, load_policy, save_policy
+from agents.policies.io import load_policy, save_policy
+from agents.routers.base import Context
+from agents.routers.policy import PolicyRouter
 from agents.serving.answer_match import Compare, by_normal_form
 from agents.serving.session import Reply, Session
 from experts.types import Expert, Query
@@ -56,7 +58,7 @@ class Orchestrator:
 
     @property
     def max_calls(self) -> int:
-        return getattr(self._router, "max_calls", 1)
+        return self._router.max_calls
 
     @property
     def deliver(self) -> int:
@@ -120,8 +122,8 @@ class Orchestrator:
             return np.zeros(0, dtype=np.int64)
         left_usd, left = (torch.from_numpy(part).to(self.policy.device) for part in (usd, queries))
         features = self._features(x, texts)
-        router_calls = [self._router_calls(calls, features)] if self.max_calls > 1 else []
-        return self._router.choose(features, left_usd, left, *router_calls).cpu().numpy()
+        router_calls = self._router_calls(calls, features) if self.max_calls > 1 else None
+        return self._router.choose(Context(features, left_usd, left, router_calls)).cpu().numpy()
 
     def answer(
         self,

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from agents.policies.answer_model import Calls, calls_from_features
+from agents.routers.base import Context, Router
 from agents.serving.answer_match import Compare
 from experts.specs import LocalSpec
 from experts.spending import NOT_ASKED, not_asked
@@ -128,7 +129,7 @@ class Session:
 
     def __init__(
         self,
-        router: Any,
+        router: Router,
         experts: Sequence[Expert],
         mean_cost_usd: Sequence[float],
         compare: Compare,
@@ -138,7 +139,7 @@ class Session:
         """Args: a router (`agents.routers.Router`), its K experts in order, their mean costs, and the above."""
         self.router, self.experts, self.mean_cost_usd, self.compare = router, experts, mean_cost_usd, compare
         self.remaining_usd, self.remaining_queries = remaining_usd, remaining_queries
-        self.max_calls: int = getattr(router, "max_calls", 1)
+        self.max_calls: int = router.max_calls
 
     def answer(self, queries: Sequence[Query], features: Tensor, reliability: Tensor) -> list[Reply]:
         """Answers queries concurrently, in rounds of at most one call per query; calls to one expert are one batch.
@@ -196,10 +197,9 @@ class Session:
             [self.remaining_usd + sum(spent_usd) - own for own in spent_usd], dtype=torch.float64
         )
         remaining = torch.full((len(states),), self.remaining_queries)
-        calls = [self._calls(states)] if self.max_calls > 1 else []
-        return self.router.choose(
-            features, remaining_usd.to(features.device), remaining.to(features.device), *calls
-        ).tolist()
+        calls = self._calls(states) if self.max_calls > 1 else None
+        context = Context(features, remaining_usd.to(features.device), remaining.to(features.device), calls)
+        return self.router.choose(context).tolist()
 
     def _calls(self, states: Sequence[QueryState]) -> Calls:
         """The calls so far, as the router's input."""

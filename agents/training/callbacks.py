@@ -19,8 +19,9 @@ from tqdm import tqdm
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
 from agents.evaluation.plots import draw_curve
 from agents.policies.bid_price import BidPricePolicy
-from agents.policies.io import PolicyRouter, load_policy, save_policy
+from agents.policies.io import load_policy, save_policy
 from agents.routers import Router
+from agents.routers.policy import PolicyRouter
 from agents.training.checkpoint import save_checkpoint
 from leeroo_env.dynamics import Rules, budget_grid
 

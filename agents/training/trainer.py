@@ -12,9 +12,10 @@ from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
 from agents.evaluation.evaluate import Result
 from agents.evaluation.report import compare, write_report
 from agents.policies.bid_price import BidPricePolicy, estimate_features
-from agents.policies.io import PolicyRouter, describe_policy, load_policy, save_policy
+from agents.policies.io import describe_policy, load_policy, save_policy
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
 from agents.routers import Router, multi_call_routers
+from agents.routers.policy import PolicyRouter
 from agents.training.callbacks import WARM_UP, Interrupted, Monitor, Progress, stop_on_interrupt, tensorboard_logger
 from agents.training.checkpoint import restore_checkpoint
 from agents.training.config import TrainConfig

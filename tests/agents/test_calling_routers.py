@@ -13,8 +13,8 @@ from torch import Tensor
 from agents.estimators import Estimates
 from agents.evaluation.bounds import hindsight_bound
 from agents.evaluation.evaluate import Result, evaluate
-from agents.policies.answer_model import AnswerModel, Calls
-from agents.routers import PacedPrice, Router, multi_call_routers
+from agents.policies.answer_model import AnswerModel
+from agents.routers import Context, PacedPrice, Router, multi_call_routers
 from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, shortlist
 from agents.routers.sequences import best_at_prices
 from leeroo_env import ExpertTable, dynamics
@@ -137,20 +137,20 @@ def test_a_majority_asks_all_of_its_panel_and_no_less_than_the_best_panel():
     assert result.score[0] > vote + 0.05
 
 
-class Watched:
+class Watched(Router):
     """A router under watch: asks nobody twice, and does not deliver what nobody was asked for."""
 
     def __init__(self, router: Router):
-        self.router, self.features, self.max_calls = router, router.features, router.max_calls  # type: ignore[attr-defined]
+        self.router, self.features, self.max_calls = router, router.features, router.max_calls
         self.k = router.features.score.shape[1]  # type: ignore[union-attr]
 
-    def begin(self, usd_per_query: Tensor) -> None:
-        if begin := getattr(self.router, "begin", None):
-            begin(usd_per_query)
+    def begin(self, budgets_usd_per_query: Tensor) -> None:
+        self.router.begin(budgets_usd_per_query)
 
-    def choose(self, seen: Estimates, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
-        chosen = self.router.choose(seen, remaining_usd, remaining_queries, calls)
-        assert chosen.shape == (len(seen),) and chosen.dtype == torch.int64
+    def choose(self, context: Context) -> Tensor:
+        calls, chosen = context.calls, self.router.choose(context)
+        assert calls is not None
+        assert chosen.shape == (len(context),) and chosen.dtype == torch.int64
         assert bool(((chosen >= 0) & (chosen <= self.k)).all())
         assert not bool((calls.asked == chosen[:, None]).any()), "asked twice"
         assert not bool(((chosen == self.k) & (calls.made == 0)).any()), "delivers before the first call"
@@ -162,7 +162,7 @@ def sound(router: Router, rules: Rules, budgets: list[float]) -> Result:
     once, again = (evaluate(Watched(router), rules, budgets, episodes=12) for _ in range(2))
     assert (once.cost_usd <= np.array(budgets) * (1 + 1e-9)).all()
     assert (once.chosen == again.chosen).all() and (once.scored == again.scored).all()
-    assert once.calls.sum(axis=1).max() <= router.max_calls + 1e-9  # type: ignore[attr-defined]
+    assert once.calls.sum(axis=1).max() <= router.max_calls + 1e-9
     return once
 
 

@@ -13,22 +13,20 @@ import train
 from agents import Orchestrator
 from agents.algorithms import AlgorithmName
 from agents.evaluation.evaluate import evaluate
-from agents.routers import BestSingle, FixedMixture, Router
+from agents.routers import BestSingle, Context, FixedMixture, Router
 from agents.training.config import PolicyKind, TrainConfig
 from leeroo_env import ExpertTable, dynamics
 from tests.synthetic import synthetic_optimum, synthetic_table
 
 
-class Chance:
+class Chance(Router):
     """Any expert whose mean cost fits what is left: what an untrained policy does."""
-
-    features = None
 
     def __init__(self, table: ExpertTable):
         self.mean_cost_usd, self.generator = table.mean_cost_usd(), torch.Generator().manual_seed(0)
 
-    def choose(self, seen: torch.Tensor, remaining_usd: torch.Tensor, remaining_queries: torch.Tensor) -> torch.Tensor:
-        mask = dynamics.action_mask(self.mean_cost_usd, remaining_usd)
+    def choose(self, context: Context) -> torch.Tensor:
+        mask = dynamics.action_mask(self.mean_cost_usd, context.remaining_usd)
         return torch.multinomial(mask.float(), 1, generator=self.generator).squeeze(1)
 
 

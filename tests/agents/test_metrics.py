@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agents.evaluation import metrics
 from agents.evaluation.evaluate import evaluate
 from agents.evaluation.metrics import Point
-from agents.routers import FixedMixture
+from agents.routers import FixedMixture, Router
 from leeroo_env import InputError, dynamics
 from tests.conftest import random_table
 
@@ -181,11 +181,9 @@ def test_the_mixture_that_ignores_queries_is_told_from_a_rule_that_reads_them():
     rules = dynamics.make_rules(table, "test", horizon=40)
     budget = float(table.mean_cost_usd().median())
 
-    class BySign:
-        features = None
-
-        def choose(self, seen, remaining_usd, remaining_queries):
-            return (seen[:, 0] > 0).long()
+    class BySign(Router):
+        def choose(self, context):
+            return (context.features[:, 0] > 0).long()
 
     index = []
     for router in (FixedMixture(table), BySign()):

@@ -16,11 +16,13 @@ from agents.policies.hull import upper_hull
 from agents.routers import (
     BestSingle,
     Cheapest,
+    Context,
     FixedMixture,
     FixedPrice,
     PacedPrice,
     Planned,
     Random,
+    Router,
     TwoStep,
     one_call_routers,
     within_reserve,
@@ -41,7 +43,7 @@ def choose(router, n: int, remaining_usd: float, remaining_queries: int, seen: E
     """The choices of n episodes that stand alike; [n]."""
     seen = Estimates(torch.zeros(n, 5), torch.zeros(n, 5)) if seen is None else seen
     left = torch.full((n,), remaining_usd, dtype=torch.float64), torch.full((n,), remaining_queries)
-    chosen = router.choose(seen, *left)
+    chosen = router.choose(Context(seen, *left))
     assert chosen.shape == (n,) and chosen.dtype == torch.int64
     return chosen.numpy()
 
@@ -176,16 +178,17 @@ def test_evaluation_counts_what_the_table_says():
 
 
 def test_a_router_sees_its_own_features_and_the_budgets():
-    class Spy:
+    class Spy(Router):
         features = torch.arange(90.0)[:, None]
 
-        def begin(self, usd_per_query: Tensor) -> None:
-            self.budgets = usd_per_query.tolist()
+        def begin(self, budgets_usd_per_query: Tensor) -> None:
+            self.budgets = budgets_usd_per_query.tolist()
             self.seen: list[Tensor] = []
 
-        def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor) -> Tensor:
-            self.seen.append(seen[:, 0])
-            return torch.zeros(len(seen), dtype=torch.int64)
+        def choose(self, context: Context) -> Tensor:
+            assert isinstance(context.features, Tensor)
+            self.seen.append(context.features[:, 0])
+            return torch.zeros(len(context), dtype=torch.int64)
 
     spy = Spy()
     result = evaluate(spy, dynamics.make_rules(random_table(n=90), "test", horizon=7), [0.5, 2.0], episodes=2)

@@ -17,8 +17,9 @@ from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.budget_value import fit_budget_value
-from agents.policies.io import PolicyRouter, describe_policy
+from agents.policies.io import describe_policy
 from agents.routers import Planned
+from agents.routers.policy import PolicyRouter
 from agents.training.config import TrainConfig
 from agents.training.run_dir import config_of
 from leeroo_env import ExpertTable, InputError, dynamics

@@ -8,7 +8,7 @@ import torch
 from agents.estimators import Estimates
 from agents.evaluation.bounds import hindsight_bound
 from agents.policies.budget_value import N_QUERIES, BudgetValue, cost_ratios, fit_budget_value, solve_one_call
-from agents.routers import Planned
+from agents.routers import Context, Planned
 from leeroo_env import dynamics
 from leeroo_env.builtin import resolve
 from leeroo_env.cost_scale import CostScale
@@ -84,5 +84,6 @@ def test_free_experts_are_planned_with():
     free[:, 0] = 0
     estimates = Estimates(table.scores, free)
     object.__setattr__(table, "costs_usd", free)
-    chosen = Planned(table, estimates).choose(estimates[:99], torch.zeros(99).double(), torch.full((99,), 9))
+    context = Context(estimates[:99], torch.zeros(99).double(), torch.full((99,), 9))
+    chosen = Planned(table, estimates).choose(context)
     assert set(chosen.tolist()) == {0}

@@ -18,8 +18,9 @@ from agents.policies.answer_model import Calls
 from agents.policies.bid_price import estimate_features
 from agents.policies.budget_value import solve_call_sequences
 from agents.policies.call_value import FORBIDDEN, CallValue, calls_from_table, fit_call_value, not_asked, simulate_calls
-from agents.policies.io import RENAMED_PREFIXES, PolicyRouter, describe_policy, load_policy, save_policy
+from agents.policies.io import RENAMED_PREFIXES, describe_policy, load_policy, save_policy
 from agents.policies.multi_call import start_from_plan
+from agents.routers.policy import PolicyRouter
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
 from leeroo_env import ExpertTable, InputError, dynamics

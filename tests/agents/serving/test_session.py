@@ -17,6 +17,7 @@ from agents.policies.answer_model import Calls
 from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.io import describe_policy, empty_policy
 from agents.policies.multi_call import start_from_plan
+from agents.routers import Context, Router
 from agents.serving.answer_match import by_normal_form, by_similarity
 from agents.serving.session import ASKED_BEFORE, Reply
 from experts.encoder import Encoder
@@ -35,7 +36,7 @@ NAMES = ["alpha", "beta", "gamma"]
 RELIABILITY = (0.3, 0.4, 0.9)
 
 
-class SecondOpinion:
+class SecondOpinion(Router):
     """Asks two experts, and a third where these do not agree."""
 
     max_calls = 3
@@ -44,8 +45,10 @@ class SecondOpinion:
         self.order, self.deliver, self.features = torch.tensor(order), n_experts, features
         self.told: list[tuple[float, int]] = []
 
-    def choose(self, seen: Tensor, remaining_usd: Tensor, remaining_queries: Tensor, calls: Calls) -> Tensor:
-        self.told += zip(remaining_usd.tolist(), remaining_queries.tolist(), strict=True)
+    def choose(self, context: Context) -> Tensor:
+        calls = context.calls
+        assert calls is not None
+        self.told += zip(context.remaining_usd.tolist(), context.remaining_queries.tolist(), strict=True)
         agree = (calls.group[:, 0] >= 0) & (calls.group[:, 0] == calls.group[:, 1])
         done = (calls.made == 2) & agree
         return torch.where(done, self.deliver, self.order[calls.made])

@@ -1,0 +1,72 @@
+"""All routers that the agent is compared with, by the names that reports show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agents import estimators
+from agents.estimators import Estimates
+from agents.policies.answer_model import AnswerModel
+from agents.routers.base import Router
+from agents.routers.boosted import TwoStageTrees
+from agents.routers.cascade import Cascade, Gains, Majority, Scorer
+from agents.routers.cascade_routing import CascadeRouting
+from agents.routers.panels import Panels
+from agents.routers.planned import Planned
+from agents.routers.priced import FixedPrice, PacedPrice
+from agents.routers.static import BestSingle, Cheapest, FixedMixture, Random
+from agents.routers.two_step import TwoStep
+from leeroo_env.table import ExpertTable
+
+ESTIMATORS: dict[str, Callable[[ExpertTable, int], Estimates]] = {
+    "domain means": estimators.domain_mean_estimates,
+    "kNN": estimators.knn_estimates,
+    "kernel ridge": estimators.kernel_ridge_estimates,
+    "MLP": estimators.mlp_estimates,
+    "LinUCB": estimators.linucb_estimates,
+}
+
+
+def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, Router]:
+    """The routers that ask one expert about a query, which every report shows beside the agent, by name.
+
+    Args:
+        table: only its train and val splits are used.
+        horizon: queries in an episode, for which fixed prices are tuned.
+        seed: of lotteries and estimates.
+    """
+    routers: dict[str, Router] = {
+        "random": Random(table, seed),
+        "cheapest": Cheapest(table),
+        "best single": BestSingle(table),
+        "best mixture": FixedMixture(table, seed),
+    }
+    for name, estimator in ESTIMATORS.items():
+        estimates = estimator(table, seed)
+        routers[f"paced {name}"] = PacedPrice(table, estimates)
+        routers[f"fixed price {name}"] = FixedPrice(table, estimates, horizon)
+        routers[f"planned {name}"] = Planned(table, estimates, seed)
+        if name == "kernel ridge":
+            routers[f"two-step {name}"] = TwoStep(table, estimates)
+    return routers
+
+
+def multi_call_routers(
+    table: ExpertTable, estimates: Estimates, max_calls: int, seed: int = 0, answer_model: AnswerModel | None = None
+) -> dict[str, Router]:
+    """The routers that ask several experts about a query, by name.
+
+    Args:
+        table: only its train split is used.
+        estimates: of all rows, those of the training rows out of fold; the same for all routers.
+        max_calls: M, above 1.
+        seed: of folds, samples and lotteries.
+        answer_model: fitted to the training rows; None: it is fitted here.
+    """
+    panels = Panels(table, estimates, max_calls, seed)
+    return {
+        "majority": Majority(panels, estimates, max_calls, seed),
+        "cascade": Cascade(panels, Scorer(panels), estimates, max_calls, seed),
+        "cascade routing": CascadeRouting(table, estimates, max_calls, seed, answer_model),
+        "two-stage trees": TwoStageTrees(panels, Gains(panels), estimates, max_calls, seed),
+    }
