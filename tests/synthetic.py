@@ -16,7 +16,7 @@ CORRECT = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 1]], dtype=np.float64)  # [doma
 
 
 def synthetic_table(n: int = 3000, dim: int = 16, seed: int = 0) -> ExpertTable:
-    """N queries of three kinds, told apart by their embedding, and three experts with fixed prices.
+    """N queries of three kinds, which differ in their embedding, and three experts with fixed prices.
 
     `small` answers easy queries, `coder` code, `large` everything at ten times the price of `small`.
     """
@@ -50,16 +50,16 @@ def synthetic_optimum(budget_usd_per_query: float) -> float:
     return DOMAIN_SHARES[0] + code + hard
 
 
-DOUBTS = ("one", "two", "dear")
+DOUBTS = ("one", "two", "expensive")
 DOUBT_COST_USD = (0.0001, 0.00011, 0.002)
 RIGHT = 0.6
 
 
 def doubting_table(n: int = 1500, seed: int = 0, **kwargs: Any) -> ExpertTable:
-    """Two cheap experts, each right by chance, whose wrong answers never agree, and a dear one that is always right.
+    """Two cheap experts, each right by chance, whose wrong answers never agree, and an expensive one that is always right.
 
-    Nothing about the query tells who is right: only asking does. The best is to ask both cheap ones, and the dear one
-    where they differ, which is right always and costs `doubting_optimum_usd`.
+    The query says nothing about which of them is right: only their answers do. The best is to ask both cheap ones, and
+    the expensive one where they differ, which is always right and costs `doubting_optimum_usd`.
     """
     rng = np.random.default_rng(seed)
     right = rng.random((n, 3)) < (RIGHT, RIGHT, 1)
