@@ -91,7 +91,7 @@ def train_agent(
     """One agent, from its settings to its report; if it is not `new`, it goes on with what `run_dir` holds."""
     trainer = Trainer(config, table, predictor)
     trainer.prepare()
-    sha256 = trainer.description["table_sha256"]
+    sha256 = trainer.description.table_sha256
     checkpoint = None
     if new:
         made_with = {"hyperparameters": trainer.hyperparameters, "table_sha256": sha256}

@@ -43,7 +43,7 @@ from sections import add_section, read_section  # noqa: E402
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
 from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
 from agents.policies.bid_price import BidPricePolicy, estimate_features  # noqa: E402
-from agents.policies.io import describe_policy  # noqa: E402
+from agents.policies.description import describe_policy  # noqa: E402
 from agents.policies.multi_call import start_from_plan  # noqa: E402
 from agents.ppo.cuda_graph import capture  # noqa: E402
 from agents.ppo.loss import ppo_loss  # noqa: E402

@@ -10,7 +10,7 @@ import tyro
 from sb3_contrib import QRDQN
 
 from agents.evaluation.evaluate import evaluate
-from agents.policies.io import describe_policy
+from agents.policies.description import describe_policy
 from agents.routers.policy import PolicyRouter
 from leeroo_env import LeerooVectorEnv
 from leeroo_env.dynamics import budget_grid, make_rules

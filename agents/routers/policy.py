@@ -8,8 +8,8 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
+from agents.policies.description import PolicyDescription
 from agents.routers.base import Context, Router
-from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import action_mask, budget_features, call_mask
 
 
@@ -18,13 +18,12 @@ class PolicyRouter(Router):
 
     features: Tensor | None
 
-    def __init__(self, policy: BasePolicy, description: dict[str, Any], features: Tensor | None = None):
-        """Args: the policy, its `agents.policies.io.describe_policy`, and the features [N, F] it observes of the rows
+    def __init__(self, policy: BasePolicy, description: PolicyDescription, features: Tensor | None = None):
+        """Args: the policy, its description, and the features [N, F] it observes of the rows
         of a table; None: those of the rules."""
         self.policy, self.description, self.features = policy, description, features
-        mean_cost_usd = torch.tensor(description["mean_cost_usd"], device=policy.device)
-        self.cost_scale = CostScale(mean_cost_usd, *description["price_range_usd"])
-        self.max_calls: int = description["max_calls"]
+        self.cost_scale = description.cost_scale(policy.device)
+        self.max_calls = description.max_calls
 
     @torch.no_grad()
     def choose(self, context: Context) -> Tensor:

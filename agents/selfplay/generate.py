@@ -121,7 +121,7 @@ def explore(selfplay: SelfPlay, agent: Orchestrator, queries: list[Query], rng: 
     """Queries in random order and whom the agent would ask, [n] and [n] int64, in mid-episode at budgets drawn
     log-uniformly; now and then someone else."""
     row, n = rng.permutation(len(queries)), len(queries)
-    low, high = agent.description["price_range_usd"]
+    low, high = agent.description.price_range_usd
     budget = low * (high / low) ** rng.random(n)
     left = rng.integers(1, selfplay.config.horizon + 1, size=n)
     texts = [queries[i].text for i in row]

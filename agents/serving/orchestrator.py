@@ -19,6 +19,7 @@ from agents.estimators.ensemble import Predictor, predict_all
 from agents.policies.add_expert import add_expert
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.policies.bid_price import estimate_features
+from agents.policies.description import PolicyDescription
 from agents.policies.io import load_policy, save_policy
 from agents.routers.base import Context
 from agents.routers.policy import PolicyRouter
@@ -42,17 +43,17 @@ class Orchestrator:
         deliver: K, the stop action of a policy with several calls: ask no further expert.
     """
 
-    def __init__(self, policy: BasePolicy, description: dict[str, Any], predictor: Predictor | None = None):
+    def __init__(self, policy: BasePolicy, description: PolicyDescription, predictor: Predictor | None = None):
         """Args: a policy, its `describe_policy`, and the predictor that turns embeddings into the policy's features;
         None where these are the embeddings themselves. Users call `load`."""
         self._set_policy(policy, description, predictor)
 
-    def _set_policy(self, policy: BasePolicy, description: dict[str, Any], predictor: Predictor | None) -> None:
+    def _set_policy(self, policy: BasePolicy, description: PolicyDescription, predictor: Predictor | None) -> None:
         self.policy, self.predictor, self.description = policy, predictor, description
-        self.experts: list[str] = list(description["experts"])
-        self.encoder: dict[str, Any] = description["encoder"]
-        self.embedding_dim: int = description["embedding_dim" if predictor else "feature_dim"]
-        self.table_sha256: str = description["table_sha256"]
+        self.experts: list[str] = list(description.experts)
+        self.encoder: dict[str, Any] = description.encoder
+        self.embedding_dim: int = description.embedding_dim if predictor else description.feature_dim
+        self.table_sha256: str = description.table_sha256
         router = PolicyRouter(policy, description)
         self.cost_scale, self._router = router.cost_scale, router
 
@@ -71,14 +72,14 @@ class Orchestrator:
         if not directory.is_dir():
             raise InputError(f"{run_dir}: holds no policy/; is it the directory of a training run?")
         policy, description = load_policy(directory, device)
-        if description["policy"] == "mlp":
+        if description.policy == "mlp":
             return cls(policy, description)
         path = directory / "predictor.safetensors"
         try:
             predictor = Predictor.from_tensors(read_tensors(path, device))
         except KeyError as error:
             raise InputError(f"{path}: {error.args[0]}: missing") from None
-        if 2 * predictor.out_of_fold.score.shape[1] != description["feature_dim"]:
+        if 2 * predictor.out_of_fold.score.shape[1] != description.feature_dim:
             raise InputError(f"{path}: is not the predictor of this policy: it was fitted to other experts")
         return cls(policy, description, predictor)
 
@@ -181,7 +182,7 @@ class Orchestrator:
         session = Session(
             self._router,
             [experts[name] for name in self.experts],
-            self.description["mean_cost_usd"],
+            self.description.mean_cost_usd,
             compare,
             float(remaining_usd),
             remaining,

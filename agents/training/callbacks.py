@@ -19,6 +19,7 @@ from tqdm import tqdm
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
 from agents.evaluation.plots import draw_curve
 from agents.policies.bid_price import BidPricePolicy
+from agents.policies.description import PolicyDescription
 from agents.policies.io import load_policy, save_policy
 from agents.routers import Router
 from agents.routers.policy import PolicyRouter
@@ -62,7 +63,7 @@ class Monitor(BaseCallback):
         run_dir: Path,
         rules: Rules,
         routers: dict[str, Router],
-        description: dict[str, Any],
+        description: PolicyDescription,
         hyperparameters: dict[str, Any],
         timesteps: int,
         eval_every: int,
@@ -170,7 +171,8 @@ class Monitor(BaseCallback):
         if better:
             self._kept = result
             self.progress.best, self.progress.best_step = result.mean_score, self.num_timesteps
-            save_policy(self.run_dir / "policy", self.model.policy, {**self.description, "step": self.num_timesteps})
+            description = self.description.model_copy(update={"step": self.num_timesteps})
+            save_policy(self.run_dir / "policy", self.model.policy, description)
         self.logger.record("held_out/score", result.mean_score)
         for budget, score, cost in zip(self.budgets_usd, result.score, result.cost_usd, strict=True):
             self.logger.record(f"held_out/score_at_usd_{budget:.3g}", float(score))
@@ -196,7 +198,7 @@ class Monitor(BaseCallback):
             return True
         if self._kept is None:  # a resumed run
             policy, description = load_policy(self.run_dir / "policy", self.model.device)
-            if description.get("step") == self.num_timesteps:
+            if description.step == self.num_timesteps:
                 return True  # stopped between saving this policy and the checkpoint
             self._kept = self._evaluated(PolicyRouter(policy, description, self.rules.features))
         return clearly_above(result, self._kept) and len(np.unique(result.rows)) > 1

@@ -12,7 +12,8 @@ from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
 from agents.evaluation.evaluate import Result
 from agents.evaluation.report import compare, write_report
 from agents.policies.bid_price import BidPricePolicy, estimate_features
-from agents.policies.io import describe_policy, load_policy, save_policy
+from agents.policies.description import PolicyDescription, describe_policy
+from agents.policies.io import load_policy, save_policy
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
 from agents.routers import Router, multi_call_routers
 from agents.routers.policy import PolicyRouter
@@ -42,7 +43,7 @@ class Trainer:
 
     model: BaseAlgorithm
     hyperparameters: dict[str, Any]
-    description: dict[str, Any]
+    description: PolicyDescription
 
     def __init__(self, config: TrainConfig, table: ExpertTable, predictor: Predictor | None = None):
         """Fits the predictor, unless one fitted to this table is given. Raises InputError for settings that make no
@@ -144,7 +145,7 @@ class Trainer:
         results = compare(routers, rules, config.seed)
         notes = (
             f"Made with `{config.algo}` and the {self.policy_kind} policy, seed {config.seed}, "
-            f"{self.model.num_timesteps:,} steps; kept is the state at step {agent.description['step']:,}, the best on "
+            f"{self.model.num_timesteps:,} steps; kept is the state at step {agent.description.step:,}, the best on "
             "val. `config.yaml` has all settings."
         )
         write_report(run_dir, rules, "test", config.seed, routers, results, self.estimates, notes)

@@ -1,4 +1,4 @@
-"""What follows from who agrees with whom, against plain Python that sums over everything that could be."""
+"""Posteriors and expectations against plain Python that sums over all hypotheses and outcomes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.leeroo_env.dynamics.test_voting import answers_table
 K = 4
 
 
-def some_agreement(seed: int) -> AnswerModel:
-    """A model of 4 experts that trusts all of them fully, so that chances add up."""
+def some_model(seed: int) -> AnswerModel:
+    """A model of 4 experts with trust 1, so that chances add up."""
     generator = torch.Generator().manual_seed(seed)
     model = AnswerModel(K).requires_grad_(False)
     model.loading.copy_(2 * torch.rand(K, generator=generator))
@@ -28,29 +28,29 @@ def some_agreement(seed: int) -> AnswerModel:
     return model
 
 
-def likelihood(model: AnswerModel, strength: torch.Tensor, asked: list[int], group: list[int]) -> dict[int, float]:
+def likelihood(model: AnswerModel, log_odds: torch.Tensor, asked: list[int], group: list[int]) -> dict[int, float]:
     """Chance of the calls' outcome together with each hypothesis, -1 that none is right; plain Python."""
     concentration = math.exp(float(model.log_concentration))
-    told = {}
+    joint = {}
     for right in (-1, *sorted({g for g in group if g >= 0})):
         total = 0.0
         for z, weight in enumerate(model.weight.tolist()):
             chance = weight
             seated: list[int | None] = []
             for expert, answer in zip(asked, group, strict=True):
-                p = 1 / (1 + math.exp(-float(strength[expert, z])))
-                quiet = float(model.silence[expert])
+                p = 1 / (1 + math.exp(-float(log_odds[expert, z])))
+                silence = float(model.silence[expert])
                 if answer >= 0 and answer == right:
                     chance *= p
                 elif answer < 0:
-                    chance *= (1 - p) * quiet
+                    chance *= (1 - p) * silence
                 else:
                     joined = seated.count(answer) or concentration
-                    chance *= (1 - p) * (1 - quiet) * joined / (len(seated) + concentration)
+                    chance *= (1 - p) * (1 - silence) * joined / (len(seated) + concentration)
                     seated.append(answer)
             total += chance
-        told[right] = total
-    return told
+        joint[right] = total
+    return joint
 
 
 cases = st.fixed_dictionaries(
@@ -72,50 +72,50 @@ def calls_from(asked: list[int], said: list[int]) -> tuple[Calls, list[int]]:
 
 @settings(max_examples=150, deadline=None)
 @given(cases)
-def test_beliefs_are_those_of_plain_python(case: dict):
-    model, chance = some_agreement(case["seed"]), torch.tensor([case["chance"]])
+def test_posteriors_are_those_of_plain_python(case: dict):
+    model, chance = some_model(case["seed"]), torch.tensor([case["chance"]])
     votes = dynamics.vote_weight(chance)
     calls, group = calls_from(case["asked"], case["said"])
     posterior = model.posterior(chance, votes, calls)
-    told = likelihood(model, model.log_odds(chance)[0], case["asked"], group)
-    total = sum(told.values())
+    joint = likelihood(model, model.log_odds(chance)[0], case["asked"], group)
+    total = sum(joint.values())
     found = posterior.joint.sum(dim=2)[0]
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)
-    for right, value in told.items():
+    for right, value in joint.items():
         assert float(found[right]) == pytest.approx(value / total, abs=1e-4)
 
 
 @settings(max_examples=150, deadline=None)
 @given(cases)
-def test_what_is_expected_of_a_call_is_the_mean_of_what_it_may_bring(case: dict):
-    """`after` and `outcomes` against asking in every way that it can turn out."""
+def test_the_expectation_of_a_call_is_the_mean_over_its_outcomes(case: dict):
+    """`leader_chance_after` and `outcomes` against the posteriors of all outcomes."""
     asked, nxt = case["asked"][:2], case["next"]
     if nxt in asked:
         return
-    model, chance = some_agreement(case["seed"]), torch.tensor([case["chance"]])
+    model, chance = some_model(case["seed"]), torch.tensor([case["chance"]])
     votes = dynamics.vote_weight(chance)
     calls, group = calls_from(asked, case["said"])
-    posterior, strength = model.posterior(chance, votes, calls), model.log_odds(chance)[0]
-    who = torch.tensor([[nxt]])
-    before = sum(likelihood(model, strength, asked, group).values())
+    posterior, log_odds = model.posterior(chance, votes, calls), model.log_odds(chance)[0]
+    expert = torch.tensor([[nxt]])
+    before = sum(likelihood(model, log_odds, asked, group).values())
     leader = int(posterior.leader()[1]) if any(g >= 0 for g in group) else None
     expected, agrees, silent = 0.0, 0.0, 0.0
     for answer in {*(g for g in group if g >= 0), len(asked), -1}:
-        told = likelihood(model, strength, [*asked, nxt], [*group, answer])
-        p = sum(told.values()) / before
+        joint = likelihood(model, log_odds, [*asked, nxt], [*group, answer])
+        p = sum(joint.values()) / before
         then = Calls(torch.tensor([[*asked, nxt]]), torch.tensor([[*group, answer]]), torch.tensor([len(asked) + 1]))
         expected += p * float(model.posterior(chance, votes, then).leader_chance())
         agrees += p * (answer == leader)
         silent += p * (answer == -1)
-    assert float(model.leader_chance_after(posterior, who, votes[:, nxt : nxt + 1])) == pytest.approx(
+    assert float(model.leader_chance_after(posterior, expert, votes[:, nxt : nxt + 1])) == pytest.approx(
         expected, abs=2e-4
     )
-    outcomes = model.outcomes(posterior, who)[0].sum(dim=(1, 2, 3))
+    outcomes = model.outcomes(posterior, expert)[0].sum(dim=(1, 2, 3))
     assert outcomes.tolist() == pytest.approx([agrees, 1 - agrees - silent, silent], abs=2e-4)
 
 
 def test_before_any_call_experts_are_as_good_as_estimated():
-    model = some_agreement(3)
+    model = some_model(3)
     chance = torch.rand(50, K, generator=torch.Generator().manual_seed(0)) * 0.96 + 0.02
     none = Calls(torch.full((50, 3), -1), torch.full((50, 3), -1), torch.zeros(50, dtype=torch.int64))
     posterior = model.posterior(chance, dynamics.vote_weight(chance), none)
@@ -126,7 +126,7 @@ def test_before_any_call_experts_are_as_good_as_estimated():
 
 
 @pytest.mark.parametrize("max_calls", [2, 3, 4])
-def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
+def test_calls_are_read_back_from_the_call_features(max_calls: int):
     rules = dynamics.make_rules(answers_table(), horizon=5, max_calls=max_calls)
     state = dynamics.sample_episodes(rules, keys(40), torch.full((40,), 1.5 * float(rules.cost_scale.mean_usd.min())))
     generator = torch.Generator().manual_seed(0)
@@ -150,7 +150,7 @@ def test_calls_are_read_back_from_what_the_agent_sees(max_calls: int):
 
 
 def test_fitting_finds_that_experts_fail_together():
-    """Two experts that are right or wrong together tell of each other; two that err apart do not."""
+    """The failure of one expert lowers the chance of another that is right with it, not of one that is independent."""
     n, rng = 2000, np.random.default_rng(0)
     ease = rng.normal(size=n) > 0
     right = np.stack([ease, ease, rng.random(n) < 0.5, rng.random(n) < 0.5], axis=1)
@@ -167,5 +167,5 @@ def test_fitting_finds_that_experts_fail_together():
     model = fit_answer_model(table, table.rows("train"), torch.full((n, 4), 0.5))
     chance, silent = torch.full((2, 4), 0.5), torch.full((2, 3), -1)
     failed = Calls(torch.tensor([[0, -1, -1], [2, -1, -1]]), silent, torch.ones(2, dtype=torch.int64))
-    told = model.posterior(chance, dynamics.vote_weight(chance), failed).expert_chance()
-    assert float(told[0, 1]) < 0.3 and float(told[1, 3]) > 0.4, "0 and 0.5 are true"
+    after = model.posterior(chance, dynamics.vote_weight(chance), failed).expert_chance()
+    assert float(after[0, 1]) < 0.3 and float(after[1, 3]) > 0.4, "0 and 0.5 are true"

@@ -1,4 +1,4 @@
-"""A policy that begins as the plan it is to improve on, and takes in new experts without training."""
+"""The bid-price policy starts as the solution of the dynamic program, and takes in new experts without training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.budget_value import fit_budget_value
-from agents.policies.io import describe_policy
+from agents.policies.description import PolicyDescription, describe_policy
 from agents.routers import Planned
 from agents.routers.policy import PolicyRouter
 from agents.training.config import TrainConfig
@@ -38,7 +38,7 @@ def policy_for(rules: dynamics.Rules) -> tuple[BidPricePolicy, dict]:
     return BidPricePolicy(*spaces(rules), lambda _: 1e-3, **kwargs), kwargs
 
 
-def started(table: ExpertTable) -> tuple[BidPricePolicy, dict, Estimates]:
+def started(table: ExpertTable) -> tuple[BidPricePolicy, PolicyDescription, Estimates]:
     """The untrained policy for a table, its description, and the estimates."""
     predictor = fit_predictor(table)
     estimates = table_estimates(table, predictor)
@@ -48,7 +48,7 @@ def started(table: ExpertTable) -> tuple[BidPricePolicy, dict, Estimates]:
     return policy, describe_policy(rules, "ppo", kwargs, "bid-price"), estimates
 
 
-def test_the_policy_begins_as_the_plan():
+def test_the_policy_starts_as_the_dynamic_program():
     table = resolve("tiny")
     policy, description, estimates = started(table)
     features = estimate_features(estimates, table.cost_scale())
@@ -60,7 +60,7 @@ def test_the_policy_begins_as_the_plan():
     np.testing.assert_allclose(first.score, second.score, atol=0.01)
 
 
-def test_the_value_begins_as_what_the_plan_expects():
+def test_the_value_starts_as_the_budget_value():
     table = synthetic_table()
     policy, description, estimates = started(table)
     rules = dynamics.make_rules(table, "test", 64, features=estimate_features(estimates, table.cost_scale()))

@@ -1,4 +1,4 @@
-"""Whom to ask next: the best way is found where it is known, and kept to within the money."""
+"""The value of one more call: the known optimum is found, and kept to within the budget."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import train
 from agents import Orchestrator
 from agents.estimators import Estimates
 from agents.evaluation.evaluate import evaluate
-from agents.policies import answer_model, call_value
 from agents.policies.answer_model import Calls
 from agents.policies.bid_price import estimate_features
 from agents.policies.budget_value import solve_call_sequences
 from agents.policies.call_value import FORBIDDEN, CallValue, calls_from_table, fit_call_value, not_asked, simulate_calls
-from agents.policies.io import RENAMED_PREFIXES, describe_policy, load_policy, save_policy
+from agents.policies.description import PolicyDescription, describe_policy
+from agents.policies.io import load_policy, save_policy
 from agents.policies.multi_call import start_from_plan
 from agents.routers.policy import PolicyRouter
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
 from leeroo_env import ExpertTable, InputError, dynamics
 from leeroo_env.cost_scale import CostScale
-from leeroo_env.files import read_tensors, write_tensors
 from tests.synthetic import DOUBT_COST_USD, RIGHT, doubting_optimum_usd, doubting_table
 
 PAIR_USD = sum(DOUBT_COST_USD[:2])
@@ -33,17 +32,17 @@ FEW = {"QUERIES": 2_000, "STEPS": 150, "BATCH": 500}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def little_fitting():
-    """Less to fit: what is tested here needs no precision."""
+def short_fits():
+    """Fewer steps: these tests need no precision."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, few in ((answer_model, {"LOADING_STEPS": 40, "STEPS": 120, "BATCH": 400}), (call_value, FEW)):
+        for module, few in (("answer_model", {"LOADING_STEPS": 40, "STEPS": 120, "BATCH": 400}), ("call_value", FEW)):
             for name, value in few.items():
-                patch.setattr(module, name, value)
+                patch.setattr(f"agents.policies.{module}.{name}", value)
         yield
 
 
 def flat_estimates(table: ExpertTable) -> Estimates:
-    """Mean scores and costs: nothing about the query tells more."""
+    """Mean scores and costs, the same for all queries."""
     score, cost_usd = (x.expand(len(table), -1).contiguous() for x in (table.mean_score(), table.mean_cost_usd()))
     return Estimates(score, cost_usd)
 
@@ -54,12 +53,14 @@ def doubting() -> ExpertTable:
 
 
 @pytest.fixture(scope="module")
-def asking(doubting: ExpertTable) -> CallValue:
+def call_value(doubting: ExpertTable) -> CallValue:
     rows = doubting.rows("train")
     return fit_call_value(doubting, rows, flat_estimates(doubting)[rows], max_calls=3)
 
 
-def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[PolicyRouter, dynamics.Rules, dict]:
+def planned(
+    table: ExpertTable, max_calls: int, horizon: int = 16
+) -> tuple[PolicyRouter, dynamics.Rules, PolicyDescription]:
     """The agent before it has trained, the rules it is tested by, and what is stored with it."""
     estimates = flat_estimates(table)
     reliability = estimates.reliability()
@@ -75,119 +76,103 @@ def planned(table: ExpertTable, max_calls: int, horizon: int = 16) -> tuple[Poli
 
 
 @pytest.fixture(scope="module")
-def agent(doubting: ExpertTable) -> tuple[PolicyRouter, dynamics.Rules, dict]:
+def agent(doubting: ExpertTable) -> tuple[PolicyRouter, dynamics.Rules, PolicyDescription]:
     return planned(doubting, max_calls=3)
 
 
-def test_the_dear_one_is_asked_where_the_cheap_ones_differ(doubting: ExpertTable, asking: CallValue):
+def test_the_expensive_expert_is_called_where_the_cheap_ones_differ(doubting: ExpertTable, call_value: CallValue):
     rows = doubting.rows("test")
     estimates = flat_estimates(doubting)[rows]
     chance, cost = estimates.score, estimates.cost_usd / DOUBT_COST_USD[2]
     answer_ids = doubting.answer_ids[rows].long()
-    asked, now = simulate_calls(asking, chance, 0.3 * cost, answer_ids)
+    asked, now = simulate_calls(call_value, chance, 0.3 * cost, answer_ids)
     differ = answer_ids[:, 0] != answer_ids[:, 1]
     assert set(map(tuple, asked[:, :2].sort(dim=1).values.tolist())) == {(0, 1)}
-    assert torch.equal(asked[:, 2] == 2, differ), "and nobody where they agree"
+    assert torch.equal(asked[:, 2] == 2, differ), "and no other where they agree"
     assert now[~differ, 1].mean() > 0.9, "two that never agree on what is wrong"
-    once, _ = simulate_calls(asking, chance, 30 * cost, answer_ids)
+    once, _ = simulate_calls(call_value, chance, 30 * cost, answer_ids)
     assert (once[:, 1:] < 0).all() and (once[:, 0] < 2).all(), "nothing else is worth that much"
 
 
-def test_fitting_twice_gives_the_same_bits(doubting: ExpertTable, asking: CallValue):
+def test_fitting_twice_gives_the_same_bits(doubting: ExpertTable, call_value: CallValue):
     rows = doubting.rows("train")
     again = fit_call_value(doubting, rows, flat_estimates(doubting)[rows], max_calls=3)
-    for (name, one), other in zip(asking.state_dict().items(), again.state_dict().values(), strict=True):
+    for (name, one), other in zip(call_value.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 
-def test_who_cannot_be_asked_is_not_worth_asking(asking: CallValue):
+def test_experts_that_cannot_be_called_have_no_value(call_value: CallValue):
     chance = torch.full((4, 3), 0.5)
     none = Calls(torch.full((4, 2), -1), torch.full((4, 2), -1), torch.zeros(4, dtype=torch.int64))
     allowed = torch.tensor([[True, True, True], [False, True, True], [False, False, True], [False, False, False]])
-    estimates = asking(chance, torch.full((4, 3), 0.01), none, allowed)
+    estimates = call_value(chance, torch.full((4, 3), 0.01), none, allowed)
     for row, may in zip(range(4), allowed, strict=True):
         worth = dict(zip(estimates.experts[row].tolist(), estimates.gain[row].tolist(), strict=True))
         assert all((gain > FORBIDDEN) == bool(may[e]) for e, gain in worth.items())
 
 
-def test_no_second_call_is_counted_on_that_the_money_does_not_reach_for(asking: CallValue):
-    """Else a cheap call comes first, as it costs next to nothing, and there is not enough left for the good one."""
+def test_the_lookahead_takes_no_second_call_that_is_not_affordable(call_value: CallValue):
+    """Otherwise a cheap call would come first, and leave too little for the good one."""
     chance = torch.tensor([[0.2, 0.3, 0.9]] * 3)
     none = Calls(torch.full((3, 2), -1), torch.full((3, 2), -1), torch.zeros(3, dtype=torch.int64))
     share = torch.tensor([[0.1, 0.1, 0.8], [0.3, 0.3, 0.8], [0.6, 0.6, 0.8]])
-    estimates = asking(chance, torch.full((3, 3), 0.01), none, torch.ones(3, 3, dtype=torch.bool), share)
+    estimates = call_value(chance, torch.full((3, 3), 0.01), none, torch.ones(3, 3, dtype=torch.bool), share)
     second = torch.zeros(3, 3).scatter(1, estimates.experts, estimates.second)
     assert second[0, 0] > 0.5, "the good one can follow"
     assert 0.01 < second[1, 0] < 0.3, "only the other poor one can"
     assert torch.equal(second[2], torch.zeros(3)) and second[1, 2] == 0
 
 
-def test_calls_already_made_are_closed():
+def test_experts_already_called_are_not_called_again():
     asked = torch.tensor([[2, -1], [0, 1], [-1, -1]])
     assert not_asked(asked, 3).tolist() == [[True, True, False], [False, False, True], [True, True, True]]
     calls = calls_from_table(asked, torch.tensor([[0, 0, 0]] * 3))
     assert calls.made.tolist() == [1, 2, 0] and calls.group.tolist() == [[0, -1], [0, 0], [-1, -1]]
 
 
-def test_a_plan_of_ways_is_worth_what_they_bring():
+def test_the_budget_value_of_call_sequences_is_what_they_bring():
     """One way: a call for 1 dollar, worth 0.5, then one for 2, worth 1 altogether. Queries are alike."""
     spent, value = torch.tensor([[[1.0, 3.0]], [[1.0, 1.0]]]), torch.tensor([[[0.5, 1.0]], [[0.5, 0.5]]])
-    plan = solve_call_sequences(spent, value, torch.ones(1, 2), CostScale(torch.tensor([1.0, 2.0]), 1.0, 2.0))
+    budget_value = solve_call_sequences(spent, value, torch.ones(1, 2), CostScale(torch.tensor([1.0, 2.0]), 1.0, 2.0))
     for queries, usd, worth in ((1, 0.9, 0.0), (1, 1.5, 0.5), (1, 3.5, 1.0), (2, 3.9, 1.0), (10, 20.0, 7.5)):
-        found = float(plan.value_at(torch.tensor(float(queries)), torch.tensor(usd)))
+        found = float(budget_value.value_at(torch.tensor(float(queries)), torch.tensor(usd)))
         assert found == pytest.approx(worth, abs=0.06 * queries), (queries, usd)
 
 
-def test_the_agent_spends_as_the_best_would(agent: tuple[PolicyRouter, dynamics.Rules, dict]):
-    """At what asking both and the dear one in doubt costs it is nearly always right; one call a query is not."""
+def test_the_agent_spends_as_the_best_would(agent: tuple[PolicyRouter, dynamics.Rules, PolicyDescription]):
+    """With the budget of the optimal policy (both cheap ones, the expensive one in doubt) it is nearly always right."""
     router, rules, _ = agent
     budget = 1.05 * doubting_optimum_usd()
     result = evaluate(router, rules, [1.2 * PAIR_USD, budget], episodes=64)
     assert result.score[1] > 0.95
     assert (result.cost_usd <= [1.2 * PAIR_USD, budget]).all()
-    one_call = budget / DOUBT_COST_USD[2] + RIGHT * (1 - budget / DOUBT_COST_USD[2])  # about: whom to ask is a lottery
+    one_call = budget / DOUBT_COST_USD[2] + RIGHT * (1 - budget / DOUBT_COST_USD[2])  # about
     assert result.score[1] > one_call + 0.03
     assert result.score[0] >= RIGHT - 0.03
 
 
 @pytest.mark.parametrize("max_calls", [2, 3])
-def test_it_obeys_the_masks(doubting: ExpertTable, agent: tuple[PolicyRouter, dynamics.Rules, dict], max_calls: int):
+def test_it_respects_the_masks(
+    doubting: ExpertTable, agent: tuple[PolicyRouter, dynamics.Rules, PolicyDescription], max_calls: int
+):
     router, rules, _ = agent if max_calls == 3 else planned(doubting, max_calls)
     rules = replace(rules, max_calls=max_calls)
     result = evaluate(router, rules, dynamics.budget_grid(rules), episodes=16)
-    assert (result.calls <= 1 + 1e-9).all(), "nobody is asked twice"
-    assert (result.chosen < 3).all() and (result.calls.sum(axis=1) >= 1 - 1e-9).all(), "every query is asked of someone"
+    assert (result.calls <= 1 + 1e-9).all(), "no expert is called twice for a query"
+    assert (result.chosen < 3).all() and (result.calls.sum(axis=1) >= 1 - 1e-9).all(), "at least one call a query"
 
 
-def test_a_stored_policy_chooses_alike(agent: tuple[PolicyRouter, dynamics.Rules, dict], tmp_path: Path):
+def test_a_stored_policy_chooses_alike(agent: tuple[PolicyRouter, dynamics.Rules, PolicyDescription], tmp_path: Path):
     router, rules, description = agent
     save_policy(tmp_path / "policy", router.policy, description)
     loaded, described = load_policy(tmp_path / "policy")
-    assert described["max_calls"] == 3
+    assert described.max_calls == 3
     budgets = dynamics.budget_grid(rules)[3:]
     first, second = (
         evaluate(r, rules, budgets, episodes=8) for r in (router, PolicyRouter(loaded, described, router.features))
     )
     np.testing.assert_array_equal(first.scored, second.scored)
     np.testing.assert_array_equal(first.cost_usd, second.cost_usd)
-
-
-def test_a_policy_stored_under_earlier_names_chooses_alike(
-    agent: tuple[PolicyRouter, dynamics.Rules, dict], tmp_path: Path
-):
-    router, _, description = agent
-    save_policy(tmp_path, router.policy, description)
-    tensors = read_tensors(tmp_path / "policy.safetensors")
-    earlier = {new: old for old, new in RENAMED_PREFIXES.items()}
-    old_names = {}
-    for name, value in tensors.items():
-        prefix = next((prefix for prefix in earlier if name.startswith(prefix)), "")
-        old_names[earlier.get(prefix, "") + name.removeprefix(prefix)] = value
-    assert sum("asking" in name or "patience" in name for name in old_names) == 15
-    write_tensors(tmp_path / "policy.safetensors", old_names)
-    loaded, _ = load_policy(tmp_path)
-    for name, value in router.policy.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_training_with_several_calls_leaves_an_orchestrator(tmp_path: Path):

@@ -82,6 +82,10 @@ def test_broken_run_directories_are_refused(run_dir: Path, tmp_path: Path):
     refuses(r"policy\.safetensors: cannot be read")
     (policy / "policy.safetensors").write_bytes(weights)
     (policy / "policy.json").write_text(json.dumps({**description, "experts": ["a", "b"]}))
+    refuses("mean_cost_usd: 3 costs for 2 experts")
+    arguments = description["policy_kwargs"]
+    other = {"net_arch": [3]} if "net_arch" in arguments else {**arguments, "mean_cost_usd": [1e-4, 2e-4]}
+    (policy / "policy.json").write_text(json.dumps({**description, "policy_kwargs": other}))
     refuses("weights and description do not fit")
     (policy / "policy.json").write_text(json.dumps({**description, "format": 99}))
     refuses("format: 99 is not 2")

@@ -15,7 +15,8 @@ from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
 from agents.policies.bid_price import BidPricePolicy, estimate_features
-from agents.policies.io import describe_policy, empty_policy
+from agents.policies.description import describe_policy
+from agents.policies.io import empty_policy
 from agents.policies.multi_call import start_from_plan
 from agents.routers import Context, Router
 from agents.serving.answer_match import by_normal_form, by_similarity
