@@ -56,7 +56,7 @@ RIGHT = 0.6
 
 
 def doubting_table(n: int = 1500, seed: int = 0, **kwargs: Any) -> ExpertTable:
-    """Two cheap experts, each right by chance, whose wrong answers never agree, and an expensive one that is always right.
+    """Two cheap experts, right by chance, whose wrong answers never agree, and an expensive one that is always right.
 
     The query says nothing about which of them is right: only their answers do. The best is to ask both cheap ones, and
     the expensive one where they differ, which is always right and costs `doubting_optimum_usd`.

@@ -181,7 +181,7 @@ def test_training_with_several_calls_leaves_an_orchestrator(tmp_path: Path):
     config = TrainConfig(str(tmp_path / "table"), max_calls=3, timesteps=4_000, n_envs=16, horizon=8)
     assert train.run(replace(config, run_dir=str(tmp_path / "one"))) == 0
     report = (tmp_path / "one" / "report.md").read_text()
-    assert "Of up to 3 calls a query the agent makes" in report and "| cascade routing |" in report
+    assert "Calls per query, of at most 3, by budget: " in report and "| cascade routing |" in report
     orchestrator = Orchestrator.load(tmp_path / "one")
     assert orchestrator.max_calls == 3
     choice = orchestrator.choose(table.embeddings[:5].numpy(), 0.01, 5)
