@@ -96,7 +96,7 @@ class Predictor:
         """The predictor with one expert more, the last, from its scores [m] and costs [m] on queries [m, D].
 
         They are regressed on what the others are estimated to score and cost, so a few hundred queries are enough:
-        whom the new one resembles is all that has to be learnt.
+        only its resemblance to the others has to be learnt.
         """
         known = self.out_of_sample(embeddings, texts).joint()
         k = known.shape[1] // 2

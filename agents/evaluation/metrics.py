@@ -40,7 +40,7 @@ def aiq(cost_usd: np.ndarray, score: np.ndarray, cost_range_usd: tuple[float, fl
 
     The integral of the hull from c_min to c_max over c_max - c_min (Hu et al., RouterBench, 2024, arXiv 2403.12031).
     Routers compare over the same range only. To the right of its last point a hull stays level, as in RouterBench's own
-    code. To the left it goes straight to no score for no money, by asking nobody now and then; that code, which divides
+    code. To the left it goes straight to no score for no money, by leaving queries unanswered; that code, which divides
     by c_max, counts what lies left of a router's first point as 0.
 
     Args:

@@ -1,4 +1,4 @@
-"""Probes and one more: ask a fixed few, then let boosted trees say whether one dear expert more is worth its price.
+"""Two-stage trees: ask a fixed panel, then let boosted trees decide whether one more expensive expert pays.
 
 n training queries, K experts, C: the most experts of a panel, P policies, X prices.
 """
@@ -29,11 +29,10 @@ SETTINGS = {
 
 
 class TwoStageTrees(SequenceRouter):
-    """Asks all experts of a panel but the dearest; then that one, if the gain that gradient boosted trees (Friedman,
-    2001; Ke et al., LightGBM, 2017) expect of it
-    and a linear model, on average, exceeds the price of its estimated cost.
+    """Asks all experts of a panel but the most expensive; then that one, if its gain exceeds the price of its cost.
 
-    Trees see the estimates of all experts and who agrees with whom; what they say of a training query comes from those
+    The gain is predicted by gradient boosted trees (Friedman, 2001; Ke et al., LightGBM, 2017) averaged with a linear
+    model, the cost is estimated. The trees see the estimates of all experts and which answers agree; those that predict for a training query are
     fitted without its fold. Of panels and prices it follows the best for what is left; panels asked as a whole, and
     single experts, count as well.
     """

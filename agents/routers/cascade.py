@@ -37,7 +37,7 @@ class Scorer:
     """How likely the leading answer of a panel is right: a logistic regression a panel, on `describe`.
 
     Attributes:
-        weights: [Q, F]; 0 for the longest panels, which nobody follows.
+        weights: [Q, F]; 0 for the longest panels, after which no expert is asked.
         told: [Q, n], log-odds, each query's from a regression without it.
     """
 
@@ -54,7 +54,7 @@ class Scorer:
 
 
 class Cascade(SequenceRouter):
-    """FrugalGPT (Chen, Zaharia and Zou, arXiv:2305.05176): experts in a fixed order, dearer and dearer, until the
+    """FrugalGPT (Chen, Zaharia and Zou, arXiv:2305.05176): experts in a fixed order of rising cost, until the
     answer is reliable enough.
 
     Reliable is what a logistic regression on the answers so far says, one for every first part of an order. Of all

@@ -36,7 +36,7 @@ class CascadeRouting(Router):
 
     Qualities are estimates with normal errors: how far estimates move, on the training queries, from a number of calls
     on until all have answered; they move together, so the errors have a covariance. With the answers estimates become
-    those of `answer_model`. Of the best set the cheapest expert not yet asked is asked next; if nobody is left of
+    those of `answer_model`. Of the best set the cheapest expert not yet asked is asked next; if none is left of
     it, that is all. The price is that at which the training queries cost what is left per query.
     """
 
@@ -83,8 +83,8 @@ class CascadeRouting(Router):
     def next_of(
         self, seen: Estimates, price: Tensor, scale: Tensor, calls: Calls, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Whom to ask next [B], and whether to ask [B] bool: of the `allowed` [B, K], at a `price` [B], errors taken
-        times `scale` [B]."""
+        """The expert to ask next [B], and whether to ask [B] bool: of the `allowed` [B, K], at a `price` [B], errors
+        taken times `scale` [B]."""
         quality, k = self.qualities(seen, calls), len(self.mean_cost_usd)
         price_usd = price[:, None] * seen.cost_usd
         asked = one_hot(calls.asked.where(calls.asked >= 0, k), k + 1).sum(dim=1)[:, :k] > 0
@@ -106,7 +106,7 @@ class CascadeRouting(Router):
         self, best: Tensor, drawn: Tensor, price_usd: Tensor, open_: Tensor, made: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The worth of the best set that goes on [B], and the place of its cheapest new expert [B]: a beam search that
-        adds dearer and dearer experts.
+        adds experts in order of cost.
 
         Args:
             best: [B, S], the best quality of those asked.
@@ -158,7 +158,7 @@ class CascadeRouting(Router):
 
     def _tune(self, table: ExpertTable, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Settings [2, 3, X] that are best at a price on the training queries `rows` [n]: prices before and after the
-        first call, scale of errors; and what they cost [2, X]. Row 0 is for all but the dearest expert."""
+        first call, scale of errors; and what they cost [2, X]. Row 0 is for all but the most expensive expert."""
         k, device = len(self.mean_cost_usd), self.features.device
         prices = price_grid(self.mean_cost_usd, N_PRICES, *PRICE_ENDS)
         everybody = torch.ones(k, dtype=torch.bool, device=device)

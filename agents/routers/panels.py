@@ -44,7 +44,7 @@ class Panels:
         size: [Q] int64, how many they are.
         score: [Q, n], what it would deliver.
         cost_usd: [Q, n], what it costs.
-        fold: [n] int64, for whoever fits something more.
+        fold: [n] int64, the folds for models fitted on panels.
     """
 
     def __init__(self, table: ExpertTable, estimates: Estimates, max_calls: int, seed: int = 0):
@@ -110,7 +110,7 @@ def shortlist(scores: Tensor, cost_usd: Tensor, answer_ids: Tensor, prices: Tens
     cheapest and the best expert are always among them.
     """
     k = scores.shape[1]
-    first, second = torch.triu_indices(k, k, device=scores.device)  # a pair of one expert: it alone, then nobody
+    first, second = torch.triu_indices(k, k, device=scores.device)  # a pair of one expert with itself: that one alone
     one, other = answer_ids[:, first], answer_ids[:, second]
     differ = (one != other) | (one < 0)
     kept = scores[:, first] * ~differ

@@ -26,7 +26,7 @@ class Policies:
     """Policies that are best at some price.
 
     Attributes:
-        order: [P, C] int64, whom to ask, in order; -1 after the last.
+        order: [P, C] int64, the experts to ask, in order; -1 after the last.
         cost_usd: [P] float64, mean cost on the training queries.
         tried: [P] int64, which they are of those tried.
         hull: [K, X] int64, the best at each price, by rising cost; row n - 1 of those with none but the n cheapest.
@@ -116,7 +116,7 @@ def can_pay(mean_cost_usd: Tensor, context: Context, expert: Tensor) -> Tensor:
 
 
 def ask_or_deliver(mean_cost_usd: Tensor, expert: Tensor, asks: Tensor, calls: Calls) -> Tensor:
-    """`expert` [B] where it `asks` [B], else K; where nobody has answered yet, the cheapest. [B] int64."""
+    """`expert` [B] where it `asks` [B], else K; where there is no answer yet, the cheapest. [B] int64."""
     nothing = (calls.asked < 0).all(dim=1)
     otherwise = torch.where(nothing, mean_cost_usd.argmin(), len(mean_cost_usd))
     return torch.where(asks, expert, otherwise)

@@ -1,4 +1,4 @@
-"""The two-step cascade by estimate: a cheap expert for most queries, a dear one where it promises the most gain.
+"""The two-step cascade by estimate: a cheap expert for most queries, an expensive one where it promises the most gain.
 
 B episodes, N queries in the table, n of them in the training split, K experts, X paces.
 """
@@ -16,10 +16,10 @@ N_PACES = 512
 
 
 class TwoStep(Router):
-    """Two experts at a time: the dear one where estimated score of the dear minus that of the cheap is highest.
+    """Two experts at a time: the expensive one for the queries with the highest difference of estimated scores.
 
-    A share of the queries goes on to the dear one, such that the mean cost is what is left per remaining query, or less
-    where going on does not pay. Of all pairs it takes the one that scores best on the training queries, by their
+    A share of the queries goes to the expensive one, such that the mean cost is what is left per remaining query, or
+    less where that does not pay. Of all pairs it takes the one that scores best on the training queries, by their
     left-out estimates. Where the reserve forbids experts, the pairs are those of the others.
     """
 
@@ -33,23 +33,23 @@ class TwoStep(Router):
         estimated, score, cost_usd = (tensor[rows][:, order].T.contiguous() for tensor in tensors)
         pairs = [_best_with(j, estimated, score, cost_usd, self.paces_usd) for j in range(len(order))]
         value, cheap, threshold = (torch.stack(part) for part in zip(*pairs, strict=True))
-        dear = value.cummax(dim=0).indices  # [K, X]: row n - 1 is for the n cheapest experts
-        self.cheap, self.dear = order[cheap.gather(0, dear)], order[dear]
-        self.threshold = threshold.gather(0, dear)
+        expensive = value.cummax(dim=0).indices  # [K, X]: row n - 1 is for the n cheapest experts
+        self.cheap, self.expensive = order[cheap.gather(0, expensive)], order[expensive]
+        self.threshold = threshold.gather(0, expensive)
 
     def choose(self, context: Context) -> Tensor:
         last = within_reserve(self.mean_cost_usd, context.remaining_usd, context.remaining_queries).sum(dim=1) - 1
         pace = context.usd_per_query
         place = (torch.searchsorted(self.paces_usd, pace, right=True) - 1).clamp(min=0)
-        cheap, dear = self.cheap[last, place][:, None], self.dear[last, place][:, None]
+        cheap, expensive = self.cheap[last, place][:, None], self.expensive[last, place][:, None]
         score, cost_usd = context.estimates.score, context.estimates.cost_usd
-        continues = score.gather(1, dear) - score.gather(1, cheap) > self.threshold[last, place][:, None]
-        continues &= cost_usd.gather(1, dear) <= context.remaining_usd[:, None]  # it would be refused
-        return torch.where(continues, dear, cheap).squeeze(1)
+        continues = score.gather(1, expensive) - score.gather(1, cheap) > self.threshold[last, place][:, None]
+        continues &= cost_usd.gather(1, expensive) <= context.remaining_usd[:, None]  # it would be refused
+        return torch.where(continues, expensive, cheap).squeeze(1)
 
 
 def _paces(mean_cost_usd: Tensor) -> Tensor:
-    """Dollars a query, from 0 over the cheapest's to the dearest's mean cost; [X] float64, rising."""
+    """Dollars a query, from 0 over the lowest to the highest mean cost; [X] float64, rising."""
     low, high = paid_range_usd(mean_cost_usd)
     steps = torch.linspace(0, 1, N_PACES - 1, dtype=torch.float64, device=mean_cost_usd.device)
     return torch.cat([steps.new_zeros(1), low * (1 + 1e-6) * (high / low) ** steps])
@@ -58,7 +58,7 @@ def _paces(mean_cost_usd: Tensor) -> Tensor:
 def _best_with(
     j: int, estimated: Tensor, score: Tensor, cost_usd: Tensor, paces_usd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best cheap partner for the dear expert j, from [K, n] each by rising mean cost.
+    """The best cheap partner for the expensive expert j, from [K, n] each by rising mean cost.
 
     Returns:
         For every pace [X]: the mean score, -inf where no pair costs as little; the partner; the gain above which a
