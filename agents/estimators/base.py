@@ -1,6 +1,6 @@
-"""What estimates are fitted to, and how they are read.
+"""Estimates of scores and costs, and what the estimators share: targets, samples, and choice by leave-one-out error.
 
-n training queries, K experts.
+N queries, n of them for training, K experts. Inside an estimator scores and costs are one tensor [n, 2K].
 """
 
 from __future__ import annotations
@@ -59,39 +59,39 @@ class Estimates:
 
 
 def targets_of(table: ExpertTable, rows: Tensor) -> Tensor:
-    """Scores, then costs_usd of `rows` [n]; [n, 2K] float64."""
+    """Scores and costs_usd of `rows` [n] side by side; [n, 2K] float64."""
     return torch.cat([table.scores[rows], table.costs_usd[rows]], dim=1).double()
 
 
 def mean_and_scale(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [2K] of targets [n, 2K]; the scale of what hardly varies is infinite.
+    """Mean and standard deviation [2K] of targets [n, 2K]; the latter is infinite for constants.
 
-    Dollars and scores differ by orders of magnitude; in units of the scale they do not, and constants become 0.
+    Dollars and scores differ by orders of magnitude; standardised they do not, and constants become 0.
     """
     mean, scale = targets.mean(dim=0), targets.std(dim=0, correction=0)
     return mean, scale.where(scale > 1e-6 * mean.abs(), torch.inf)
 
 
-def at_most(rows: Tensor, n: int, seed: int) -> Tensor:
-    """`rows` [m], or n of them drawn at random, ascending."""
+def sample_rows(rows: Tensor, n: int, seed: int) -> Tensor:
+    """`rows` [m], or n of them drawn at random where there are more, ascending."""
     if len(rows) <= n:
         return rows
     kept = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n].sort().values
     return rows[kept.to(rows.device)]
 
 
-def best_of(left_out: Sequence[Tensor], targets: Tensor) -> tuple[int, int]:
-    """Which of several left-out estimates, each [n, 2K], has the least squared error for scores, and which for costs.
+def least_error(leave_one_out: Sequence[Tensor], targets: Tensor) -> tuple[int, int]:
+    """Places of the leave-one-out estimates, each [n, 2K], with the least squared error of scores and of costs.
 
     Errors are in units of the targets' standard deviations.
     """
     _, scale = mean_and_scale(targets)
-    errors = torch.stack([((estimates - targets) / scale).square().mean(dim=0) for estimates in left_out])
+    errors = torch.stack([((estimates - targets) / scale).square().mean(dim=0) for estimates in leave_one_out])
     score, cost = errors.unflatten(1, (2, -1)).mean(dim=2).argmin(dim=0).tolist()
     return score, cost
 
 
-def take(estimates: Sequence[Tensor], best: tuple[int, int]) -> Tensor:
-    """Scores of one of several estimates, each [..., 2K], with costs of another, as `best_of` says."""
+def combine(estimates: Sequence[Tensor], best: tuple[int, int]) -> Tensor:
+    """Scores of one of several estimates, each [..., 2K], with costs of another: the two places of `least_error`."""
     k = estimates[0].shape[-1] // 2
     return torch.cat([estimates[best[0]][..., :k], estimates[best[1]][..., k:]], dim=-1)

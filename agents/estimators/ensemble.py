@@ -1,4 +1,4 @@
-"""What the agent expects each expert to score and cost on a query: a mixture of three kinds of estimates.
+"""The agent's own estimates: the mean of kernel ridge regression, nearest neighbours and small networks.
 
 n training queries, K experts, D embedding, B queries to estimate.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, at_most
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, sample_rows
 from agents.estimators.knn import Neighbours, fit_neighbours
 from agents.estimators.mlp import Networks, fit_networks
 from agents.estimators.ridge_pca import ComponentRidge, fit_components
@@ -27,16 +26,16 @@ CHUNK = 4_096
 
 @dataclass(frozen=True)
 class Predictor:
-    """Component ridge, nearest neighbours and small networks, averaged: each is off in its own way.
+    """A weighted mean of three estimators, whose errors differ.
 
     Attributes:
-        ridge: a half of the estimates.
-        neighbours: a quarter.
-        networks: a quarter.
-        turn: [2K', 2K], from estimates for the K' experts that it was fitted for to those for all; see `with_expert`.
+        ridge: has weight 1/2.
+        neighbours: has weight 1/4.
+        networks: has weight 1/4.
+        turn: [2K', 2K], maps estimates for the K' experts of the fit to all K experts; see `with_expert`.
         shift: [2K], added to that.
         rows: [n] int64, the table's rows of the training queries.
-        out_of_fold: estimates of the n training queries by models that did not see them; stored as [n, 2K].
+        out_of_fold: estimates of the n training queries by models that were not fitted to them; stored as [n, 2K].
     """
 
     ridge: ComponentRidge
@@ -48,7 +47,7 @@ class Predictor:
     out_of_fold: Estimates
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored with a run; embeddings, the largest part, in half precision and once."""
+        """The tensors to store; embeddings, the largest, in half precision and only once."""
         parts = {name: getattr(self, name) for name in ("ridge", "neighbours", "networks")}
         stored = {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
         del stored["neighbours.references"]
@@ -57,7 +56,7 @@ class Predictor:
 
     @classmethod
     def from_tensors(cls, stored: dict[str, Tensor]) -> Predictor:
-        """The predictor that `tensors` described. Raises KeyError."""
+        """The predictor from its `tensors`. Raises KeyError."""
 
         def part(kind: type, name: str, **given: Tensor) -> dict[str, Tensor]:
             return {f.name: given[f.name] if f.name in given else stored[f"{name}.{f.name}"] for f in fields(kind)}
@@ -85,18 +84,18 @@ class Predictor:
     def out_of_sample(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Estimates:
         """As `predict`, but with the out-of-fold estimates of queries that are among the training queries."""
         x = torch.nn.functional.normalize(embeddings.float(), dim=1)
-        likeness, nearest = (x @ self.neighbours.references.T).max(dim=1)
-        among = (likeness > 1 - 1e-4)[:, None]  # stored embeddings are in half precision
+        similarity, nearest = (x @ self.neighbours.references.T).max(dim=1)
+        known = (similarity > 1 - 1e-4)[:, None]  # stored embeddings are in half precision
         own, other = self.out_of_fold[nearest], self.predict(embeddings, texts)
-        return Estimates(torch.where(among, own.score, other.score), torch.where(among, own.cost_usd, other.cost_usd))
+        return Estimates(torch.where(known, own.score, other.score), torch.where(known, own.cost_usd, other.cost_usd))
 
     def with_expert(
         self, embeddings: Tensor, scores: Tensor, costs_usd: Tensor, texts: Sequence[str] | None = None
     ) -> Predictor:
-        """The predictor with one expert more, the last, from its scores [m] and costs [m] on queries [m, D].
+        """The predictor with one more expert, the last, from its scores [m] and costs_usd [m] on queries [m, D].
 
-        They are regressed on what the others are estimated to score and cost, so a few hundred queries are enough:
-        only its resemblance to the others has to be learnt.
+        These are regressed on the estimates for the other experts, so a few hundred queries are enough: only the
+        resemblance to the others has to be learnt.
         """
         known = self.out_of_sample(embeddings, texts).joint()
         k = known.shape[1] // 2
@@ -114,31 +113,31 @@ class Predictor:
 
 
 def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
-    """Fits scores and costs on the training split, on at most 6,000 queries of it. Raises InputError for one."""
+    """Fits to the training split, to at most 6,000 queries of it. Raises InputError if it has only one query."""
     return fit_predictors(table, [seed])[0]
 
 
 def fit_predictors(table: ExpertTable, seeds: Sequence[int]) -> list[Predictor]:
-    """`fit_predictor` for each of several seeds; what a seed does not change is fitted once."""
+    """`fit_predictor` for each of several seeds; parts that do not depend on the seed are fitted once."""
     if len(table.rows("train")) < 2:
         raise InputError(f"{table.name}: 1 query in the train split; estimates need 2 or more")
-    fitted: dict[Any, Any] = {}
-    predictors = []
+    fitted_rows, predictors = None, []
     for seed in seeds:
-        rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
-        key = tuple(rows.tolist())
-        if key not in fitted:
-            fitted = {key: (*fit_components(table, rows), *fit_neighbours(table, rows))}
-        ridge, left_out_ridge, neighbours, left_out_neighbours = fitted[key]
-        networks, left_out_networks = fit_networks(table, rows, seed)
+        rows = sample_rows(table.rows("train"), MAX_TRAINING_QUERIES, seed)
+        if fitted_rows is None or not torch.equal(rows, fitted_rows):
+            ridge, ridge_estimates = fit_components(table, rows)
+            neighbours, knn_estimates = fit_neighbours(table, rows)
+            fitted_rows = rows
+        networks, network_estimates = fit_networks(table, rows, seed)
+        out_of_fold = _mixed((ridge_estimates, knn_estimates, network_estimates))
         predictor = Predictor(
             ridge=ridge,
             neighbours=neighbours,
             networks=networks,
-            turn=torch.eye(left_out_ridge.shape[1], device=table.device),
-            shift=left_out_ridge.new_zeros(left_out_ridge.shape[1]),
+            turn=torch.eye(out_of_fold.shape[1], device=table.device),
+            shift=out_of_fold.new_zeros(out_of_fold.shape[1]),
             rows=rows,
-            out_of_fold=Estimates.from_joint(_mixed((left_out_ridge, left_out_neighbours, left_out_networks))),
+            out_of_fold=Estimates.from_joint(out_of_fold),
         )
         predictors.append(predictor)
     return predictors
@@ -165,7 +164,7 @@ def _mixed(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _regress(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Intercept and slopes [K] of ridge regression of y [m] on x [m, K], the ridge by leaving one out."""
+    """Intercept and slopes [K] of ridge regression of y [m] on x [m, K], at the ridge of least leave-one-out error."""
     x, y = x.double(), y.double()
     scale, mean = x.std(dim=0).clamp(min=1e-30), x.mean(dim=0)
     u, s, v = torch.linalg.svd((x - mean) / scale, full_matrices=False)

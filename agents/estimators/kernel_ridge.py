@@ -1,4 +1,4 @@
-"""Kernel ridge regression with a Gaussian kernel on the unit sphere."""
+"""Estimates by kernel ridge regression on embeddings, with a Gaussian kernel on the unit sphere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, at_most, mean_and_scale, targets_of
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, mean_and_scale, sample_rows, targets_of
 from leeroo_env.table import ExpertTable
 
 GAMMA = 2.0
@@ -17,10 +17,10 @@ CHUNK = 4_096
 def kernel_ridge_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
     """Estimates of kernel ridge regressions on embeddings, at most 6,000 training queries being centres.
 
-    The centres' own are those of leaving one out, which for ridge regression follow from one fit:
+    The centres' own are leave-one-out estimates, which for ridge regression follow from one fit:
     y_i - alpha_i / (K + ridge)^-1_ii (Rasmussen and Williams, 2006, section 5.4.2).
     """
-    rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
+    rows = sample_rows(table.rows("train"), MAX_TRAINING_QUERIES, seed)
     targets = targets_of(table, rows)
     mean, scale = mean_and_scale(targets)
     centres = normalize(table.embeddings[rows].float(), dim=1)

@@ -1,4 +1,4 @@
-"""What the nearest training queries scored and cost."""
+"""Estimates by nearest neighbours: mean scores and costs on the training queries with the most similar embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, at_most, best_of, take, targets_of
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, combine, least_error, sample_rows, targets_of
 from leeroo_env.table import ExpertTable
 
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
@@ -18,11 +18,11 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Means over the k training queries nearest by cosine, which weigh exp(10 cosine).
+    """Means over the k training queries nearest by cosine, weighted by exp(10 cosine).
 
     Attributes:
         references: [n, D], embeddings of length 1.
-        targets: [n, 2K], what the experts scored and cost there.
+        targets: [n, 2K], scores and costs_usd there.
         sizes: [2] int64, k for scores and for costs.
     """
 
@@ -34,34 +34,34 @@ class Neighbours:
         """[B, D] -> [B, 2K]."""
         sizes: list[int] = self.sizes.tolist()
         own = torch.full((len(embeddings),), -1, device=embeddings.device)
-        return take(_all_means(self.references, self.targets, embeddings, own, sizes), (0, 1))
+        return combine(_all_means(self.references, self.targets, embeddings, own, sizes), (0, 1))
 
 
 def fit_neighbours(table: ExpertTable, rows: Tensor) -> tuple[Neighbours, Tensor]:
-    """The estimator for the training queries `rows` [n], and what it says of each of them without itself, [n, 2K].
+    """The estimator for the training queries `rows` [n], and their leave-one-out estimates [n, 2K].
 
-    k, one for scores and one for costs, is the one with the least leave-one-out error.
+    k, one for scores and one for costs, is that of least leave-one-out error.
     """
     references, targets = normalize(table.embeddings[rows].float(), dim=1), targets_of(table, rows)
     sizes = [k for k in NEIGHBOURS if k < len(rows)] or [max(len(rows) - 1, 1)]
     own = torch.arange(len(rows), device=table.device)
-    left_out = _all_means(references, targets.float(), references, own, sizes)
-    best = best_of(left_out, targets)
+    leave_one_out = _all_means(references, targets.float(), references, own, sizes)
+    best = least_error(leave_one_out, targets)
     chosen = torch.tensor([sizes[i] for i in best], device=table.device)
-    return Neighbours(references, targets.float(), chosen), take(left_out, best)
+    return Neighbours(references, targets.float(), chosen), combine(leave_one_out, best)
 
 
 def knn_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
-    """Estimates from the nearest of at most 6,000 training queries, the query itself never among them."""
-    rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
-    neighbours, left_out = fit_neighbours(table, rows)
+    """Estimates from the nearest of at most 6,000 training queries, never from the query itself."""
+    rows = sample_rows(table.rows("train"), MAX_TRAINING_QUERIES, seed)
+    neighbours, leave_one_out = fit_neighbours(table, rows)
     estimates = neighbours.predict(table.embeddings)
-    estimates[rows] = left_out
+    estimates[rows] = leave_one_out
     return Estimates.from_joint(estimates)
 
 
 def _all_means(references: Tensor, targets: Tensor, embeddings: Tensor, own: Tensor, sizes: list[int]) -> list[Tensor]:
-    """The means for each k of `sizes`; `own` [B] is the reference that is the query itself, -1 where none is."""
+    """The means for each k of `sizes`; `own` [B] is the reference that is the query itself, -1 for none."""
     parts = [
         _means(normalize(part.float(), dim=1), references, targets, itself, sizes)
         for part, itself in zip(embeddings.split(CHUNK), own.split(CHUNK), strict=True)

@@ -1,4 +1,4 @@
-"""LinUCB with disjoint linear models (Li et al., 2010, arXiv 1003.0146, algorithm 1): it learns from bandit feedback.
+"""Estimates by LinUCB with disjoint linear models (Li et al., 2010, arXiv 1003.0146, algorithm 1), a contextual bandit.
 
 N queries in the table, K experts, B queries in a batch, d features. An answer is a pair of score and cost, the latter
 in units of the expert's mean cost.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from agents.estimators.base import Estimates, take
+from agents.estimators.base import Estimates, combine
 from leeroo_env.table import ExpertTable
 
 DIMENSIONS = 32
@@ -19,16 +19,15 @@ RIDGES = (3.0, 10.0, 30.0, 100.0, 300.0)
 LEARNING_RIDGE = 10.0
 PASSES = 3
 BATCH = 64
-EXPECTED = (0.5, 1.0)  # score and relative cost of an expert that was never asked
+EXPECTED = (0.5, 1.0)  # prior score and relative cost: those of an expert that was never asked
 
 
 def linucb_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
-    """Estimates of one ridge regression an expert, which sees nothing but the answers that it asked for.
+    """Estimates of one ridge regression for each expert, fitted only to the answers that were asked for.
 
-    It passes a few times over the training queries. Each time a query comes, at a random price, the expert with the
-    highest upper confidence bound on score minus price times cost is asked. The ridge, one for scores and one for
-    costs, is the one with the least leave-one-out error on these answers. A training query is estimated by models
-    without its own answers.
+    In a few passes over the training queries, each is given, at a random price, to the expert with the highest upper
+    confidence bound on score minus price times cost. The ridge, one for scores and one for costs, is that of least
+    leave-one-out error on these answers. A training query is estimated without its own answers.
     """
     x = _features(table)
     usd = table.mean_cost_usd().clamp(min=1e-30)
@@ -41,7 +40,7 @@ def linucb_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
         errors.append(((out - answers).square() * asked[..., None]).sum(dim=(0, 1)))
         estimates.append((out + torch.tensor(EXPECTED, device=x.device)).movedim(2, 1).flatten(1))
     score, cost = torch.stack(errors).argmin(dim=0).tolist()
-    return Estimates.from_joint(take(estimates, (score, cost)) * torch.cat([torch.ones_like(usd), usd]))
+    return Estimates.from_joint(combine(estimates, (score, cost)) * torch.cat([torch.ones_like(usd), usd]))
 
 
 def _features(table: ExpertTable) -> Tensor:
@@ -56,7 +55,7 @@ def _features(table: ExpertTable) -> Tensor:
 
 
 def _ask(x: Tensor, answers: Tensor, rows: Tensor, usd: Tensor, generator: torch.Generator) -> Tensor:
-    """Which experts are asked which queries; [N, K] bool."""
+    """Which expert is asked about which query; [N, K] bool."""
     asked = torch.zeros(answers.shape[:2], dtype=torch.bool, device=x.device)
     gram, moments = _sums(x[:0], answers[:0], asked[:0])
     low, high = 0.1 / usd.max(), 1.0 / usd.min()
@@ -89,7 +88,7 @@ def _inverse(gram: Tensor, ridge: float) -> Tensor:
 
 
 def _estimates(x: Tensor, answers: Tensor, asked: Tensor, gram: Tensor, moments: Tensor, ridge: float) -> Tensor:
-    """[N, K, 2]; where an expert was asked, without what it answered."""
+    """[N, K, 2]; leave-one-out where the expert was asked."""
     inverse = _inverse(gram, ridge)
     out = torch.einsum("nd,kdt->nkt", x, inverse @ moments)
     leverage = torch.einsum("nd,kde,ne->nk", x, inverse, x) * asked

@@ -1,4 +1,4 @@
-"""A small network on the embedding."""
+"""Estimates by small networks on the embedding: an ensemble of perceptrons over five folds, trained at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Networks:
         return self.by_fold(embeddings).mean(dim=0)
 
     def by_fold(self, embeddings: Tensor) -> Tensor:
-        """What the networks that have not seen a fold say, [5, B, 2K]."""
+        """The mean of the networks trained without each fold, [5, B, 2K]."""
         parameters = [self.hidden, self.bias, self.out, self.out_bias]
         x = (embeddings.float() - self.x_mean) / self.x_scale
         each = torch.cat([_forward(parameters, part.expand(FOLDS * MEMBERS, -1, -1)) for part in x.split(CHUNK)], dim=1)
@@ -53,14 +53,14 @@ class Networks:
 
 
 def fit_networks(table: ExpertTable, rows: Tensor, seed: int = 0) -> tuple[Networks, Tensor]:
-    """Ten networks, each without a fifth of the training queries `rows` [n], and what those two that have not seen a
-    query say of it, [n, 2K]. Sizes were chosen by what a price on cost makes of such estimates of training queries."""
+    """Ten networks, two for each fold of the training queries `rows` [n] that they are trained without, and the
+    out-of-fold estimates [n, 2K]. Sizes were selected by the score of priced routing with such estimates."""
     generator = torch.Generator(table.device).manual_seed(seed)
     targets = targets_of(table, rows)
     mean, scale = mean_and_scale(targets)
     x = table.embeddings[rows].float()
     x_mean, x_scale = x.mean(dim=0), x.std(dim=0, correction=0)
-    x_scale = x_scale.where(x_scale > 1e-6, torch.inf)  # what does not vary tells nothing
+    x_scale = x_scale.where(x_scale > 1e-6, torch.inf)
     fold = torch.randperm(len(rows), generator=generator, device=table.device) % FOLDS
     parameters = _train((x - x_mean) / x_scale, ((targets - mean) / scale).float(), fold, generator)
     hidden, bias, out, out_bias = parameters
@@ -70,26 +70,26 @@ def fit_networks(table: ExpertTable, rows: Tensor, seed: int = 0) -> tuple[Netwo
 
 
 def mlp_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
-    """Estimates of ten networks, those of a training query from the two that have not seen it."""
+    """Estimates of ten networks; those of a training query are of the two trained without its fold."""
     rows = table.rows("train")
-    networks, left_out = fit_networks(table, rows, seed)
+    networks, out_of_fold = fit_networks(table, rows, seed)
     estimates = networks.predict(table.embeddings)
-    estimates[rows] = left_out
+    estimates[rows] = out_of_fold
     return Estimates.from_joint(estimates)
 
 
 def _train(x: Tensor, y: Tensor, fold: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Fits all networks side by side to x [n, D] and y [n, 2K], number i without the queries of fold i % 5."""
+    """Fits all networks at once to x [n, D] and y [n, 2K], number i without the queries of fold i % 5."""
     smallest = len(fold) - int((fold == 0).sum())  # as many queries for each; fold 0 is the largest
-    seen = torch.stack([torch.nonzero(fold != i).squeeze(1)[:smallest] for i in range(FOLDS)]).repeat(MEMBERS, 1)
+    used = torch.stack([torch.nonzero(fold != i).squeeze(1)[:smallest] for i in range(FOLDS)]).repeat(MEMBERS, 1)
     parameters = _initial(x.shape[1], y.shape[1], generator)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    batches = -(-seen.shape[1] // BATCH)
+    batches = -(-used.shape[1] // BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, EPOCHS * batches)
     for _ in range(EPOCHS):
-        order = torch.rand(seen.shape, generator=generator, device=x.device).argsort(dim=1)
-        for rows in seen.gather(1, order).tensor_split(batches, dim=1):
-            loss = (_forward(parameters, x[rows], generator) - y[rows]).square().mean() * len(seen)
+        order = torch.rand(used.shape, generator=generator, device=x.device).argsort(dim=1)
+        for rows in used.gather(1, order).tensor_split(batches, dim=1):
+            loss = (_forward(parameters, x[rows], generator) - y[rows]).square().mean() * len(used)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -98,7 +98,7 @@ def _train(x: Tensor, y: Tensor, fold: Tensor, generator: torch.Generator) -> li
 
 
 def _initial(n_in: int, n_out: int, generator: torch.Generator) -> list[Tensor]:
-    """Weights and biases of all networks; the output begins at 0, the mean."""
+    """Weights and biases of all networks; the output starts at 0, the mean."""
     device = generator.device
     hidden = torch.randn(FOLDS * MEMBERS, n_in, HIDDEN, generator=generator, device=device) / n_in**0.5
     n = FOLDS * MEMBERS

@@ -1,4 +1,4 @@
-"""Kernel ridge regression on embeddings and the form of texts, shrunk component by component.
+"""Estimates by kernel ridge regression of principal components, on embeddings and the form of texts.
 
 n training queries, K experts, D embedding, F features of a text, B queries to estimate.
 """
@@ -12,11 +12,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, at_most
+from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, sample_rows
 from agents.estimators.text_features import text_features, texts_of
 from leeroo_env.table import ExpertTable
 
-WIDTHS = (3.5, 35.0)  # of the kernels on embeddings: gamma x median squared distance; the narrow one is for near-twins
+WIDTHS = (3.5, 35.0)  # of the kernels on embeddings: gamma x median squared distance; the second finds near duplicates
 WEIGHTS = (1.0, 0.3, 0.3)  # of the kernels on embeddings, and of that on text features
 RIDGES = (1.0, 4.0, 16.0, 64.0)
 CHUNK = 4_096
@@ -24,16 +24,17 @@ CHUNK = 4_096
 
 @dataclass(frozen=True)
 class ComponentRidge:
-    """Kernel ridge regression of all experts' scores and costs together, its shrinkage learnt by leaving one out.
+    """Kernel ridge regression of all experts' scores and costs together, with a ridge for each principal component.
 
-    Experts fail on the same queries, so their scores are first turned to their principal components: the difficulty
-    that all share, which an embedding tells well, then what sets experts apart, ever fainter. Each component is shrunk
-    as much as leaving one out says; one that cannot be foretold is left at its mean. Costs are treated alike.
+    Experts fail on the same queries, so scores are first rotated to their principal components: the first is the
+    difficulty of queries, which embeddings predict well; the later ones, which tell experts apart, they predict less
+    well. Each component has the ridge of least leave-one-out error; one that cannot be predicted stays at its mean.
+    Costs are treated likewise.
 
     Attributes:
         centres: [n, D + F], the training queries' embeddings, of length 1, and standardised text features.
         weights: [n, 2K], of the centres.
-        offset: [2K], the mean scores and costs that estimates shrink to.
+        offset: [2K], the mean scores and costs, to which estimates shrink.
         gammas: [2], of the two Gaussian kernels on embeddings.
         text_mean: [F], of the text features.
         text_scale: [F], their standard deviation, 0 for those that do not vary.
@@ -47,7 +48,7 @@ class ComponentRidge:
     text_scale: Tensor
 
     def predict(self, embeddings: Tensor, texts: Sequence[str] | pa.ChunkedArray | None = None) -> Tensor:
-        """[B, D] -> [B, 2K], costs in dollars. Without texts queries pass for average in form."""
+        """[B, D] -> [B, 2K], scores and costs_usd. Without texts their form is taken to be average."""
         if texts is None:
             form = self.text_mean.expand(len(embeddings), -1)
         else:
@@ -58,9 +59,9 @@ class ComponentRidge:
 
 
 def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Tensor]:
-    """The estimator for the training queries `rows` [n], and what it says of each of them without itself, [n, 2K].
+    """The estimator for the training queries `rows` [n], and their leave-one-out estimates [n, 2K].
 
-    Left-out estimates follow from one fit: y_i - alpha_i / (G + ridge)^-1_ii (Rasmussen and Williams, 2006, section
+    These follow from one fit: y_i - alpha_i / (G + ridge)^-1_ii (Rasmussen and Williams, 2006, section
     5.4.2).
     """
     embeddings = _unit(table.embeddings[rows])
@@ -72,7 +73,7 @@ def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Te
     targets = torch.cat([table.scores[rows], table.costs_usd[rows]], dim=1).double()
     offset = targets.mean(dim=0)
     directions, components = _principal(targets - offset)
-    weights, left_out = _ridge(gram, components)
+    weights, leave_one_out = _ridge(gram, components)
     model = ComponentRidge(
         centres=centres,
         weights=(weights @ directions).float(),
@@ -81,16 +82,16 @@ def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Te
         text_mean=text_mean,
         text_scale=text_scale,
     )
-    return model, (offset + left_out @ directions).float()
+    return model, (offset + leave_one_out @ directions).float()
 
 
 def ridge_pca_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
-    """Estimates from at most 6,000 training queries, left out where they are among them."""
-    rows = at_most(table.rows("train"), MAX_TRAINING_QUERIES, seed)
-    model, left_out = fit_components(table, rows)
+    """Estimates from at most 6,000 training queries, those of the latter leave-one-out."""
+    rows = sample_rows(table.rows("train"), MAX_TRAINING_QUERIES, seed)
+    model, leave_one_out = fit_components(table, rows)
     starts, texts = range(0, len(table), CHUNK), texts_of(table)
     estimates = torch.cat([model.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
-    estimates[rows] = left_out
+    estimates[rows] = leave_one_out
     return Estimates.from_joint(estimates)
 
 
@@ -114,16 +115,16 @@ def _kernel(x: Tensor, y: Tensor, gammas: list[float], d: int) -> Tensor:
 
 
 def _gammas(centres: Tensor) -> list[float]:
-    """Relative to how far apart queries are, which differs by encoder."""
+    """Widths of the kernels, relative to the median distance of queries, which differs by encoder."""
     some = centres[torch.linspace(0, len(centres) - 1, min(len(centres), 1000)).long()]
     median = float((2 - 2 * some @ some.T).median().clamp(min=1e-6))
     return [width / median for width in WIDTHS]
 
 
 def _principal(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Centred targets [n, 2K] -> directions [2K, 2K] and components [n, 2K], which give them back when multiplied.
+    """Centred targets [n, 2K] -> directions [2K, 2K] and components [n, 2K], whose product they are.
 
-    Scores and costs apart, costs in their standard deviations: dollars differ by orders of magnitude.
+    Scores and costs are rotated separately, costs in units of their standard deviations.
     """
     score, cost_usd = targets.chunk(2, dim=1)
     scale = cost_usd.std(dim=0).clamp(min=1e-30)
@@ -133,9 +134,9 @@ def _principal(targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ridge(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [n, 2K] and left-out estimates [n, 2K] of each target by the ridge that is best when leaving one out."""
+    """Weights [n, 2K] and leave-one-out estimates [n, 2K] of each target, at the ridge of least leave-one-out error."""
     least = targets.square().sum(dim=0)
-    weights, left_out = torch.zeros_like(targets), torch.zeros_like(targets)
+    weights, leave_one_out = torch.zeros_like(targets), torch.zeros_like(targets)
     for ridge in RIDGES:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), device=gram.device)))
         alpha = (inverse @ targets.float()).double()
@@ -144,5 +145,5 @@ def _ridge(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         better = squares < least
         least = torch.where(better, squares, least)
         weights = torch.where(better, alpha, weights)
-        left_out = torch.where(better, targets - error, left_out)
-    return weights, left_out
+        leave_one_out = torch.where(better, targets - error, leave_one_out)
+    return weights, leave_one_out

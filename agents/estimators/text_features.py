@@ -1,4 +1,4 @@
-"""What the form of a query tells beside its meaning: how long it is, how much of it is numbers, and the like."""
+"""Features of the form of a text: its length, and its counts of digits, line ends, punctuation and capitals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ N_FEATURES = len(COUNTED) + 2
 
 def text_features(texts: Sequence[str] | pa.ChunkedArray) -> Tensor:
     """[N, 7] float32: logarithms of the number of characters, words, digits, line ends, punctuation marks and capitals,
-    and of the mean length of a word. Embeddings know little of these, and costs and scores depend on them."""
+    and of the mean length of a word. Embeddings hardly hold these, and costs and scores depend on them."""
     column = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, pa.string())])
     counts = [pc.utf8_length(column), *(pc.count_substring_regex(column, pattern) for pattern in COUNTED)]
     x = np.stack([count.to_numpy().astype(np.float32) for count in counts], axis=1)
@@ -27,6 +27,6 @@ def text_features(texts: Sequence[str] | pa.ChunkedArray) -> Tensor:
 
 
 def texts_of(table: ExpertTable) -> pa.ChunkedArray:
-    """The texts of all queries of a table; empty where there are none but the queries' ids in their place."""
+    """The texts of all queries of a table, [N]; empty where the table has only ids in their place."""
     texts, ids = table.queries["text"], table.queries["query_id"]
     return pc.if_else(pc.equal(texts, ids).fill_null(True), "", texts)

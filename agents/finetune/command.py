@@ -24,7 +24,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from agents.estimators.base import at_most
+from agents.estimators.base import sample_rows
 from agents.finetune.config import Config, check_settings
 from agents.finetune.training import load_peft, tune
 from agents.finetune.tuned_table import write_tuned
@@ -69,7 +69,7 @@ def split_train(table: ExpertTable, share: float, seed: int) -> tuple[Tensor, Te
     train = table.rows("train")
     if len(train) < 2:
         raise InputError(f"{table.name}: the train split has {len(train)} queries; two parts need at least 2")
-    rows = at_most(train, min(max(1, round(share * len(train))), len(train) - 1), seed)
+    rows = sample_rows(train, min(max(1, round(share * len(train))), len(train) - 1), seed)
     return rows, torch.tensor(np.setdiff1d(np.arange(len(table)), rows.numpy()))
 
 

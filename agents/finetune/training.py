@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from agents.estimators.base import at_most
+from agents.estimators.base import sample_rows
 from agents.finetune.config import Config
 from experts.encoder import Encoder
 from leeroo_env import ExpertTable, InputError
@@ -72,7 +72,7 @@ class History:
 
 def tune(encoder: Encoder, table: ExpertTable, rows: Tensor, config: Config) -> History:
     """Trains the encoder in place on the table's `rows` [n] and restores the weights of the lowest val loss."""
-    val_rows = at_most(table.rows("val"), MAX_VAL_QUERIES, config.seed)
+    val_rows = sample_rows(table.rows("val"), MAX_VAL_QUERIES, config.seed)
     train, val = label(table, rows, encoder), label(table, val_rows, encoder)
     head = fit_head(torch.from_numpy(encoder.encode(query_texts(table, rows))), table.scores[rows]).to(encoder.device)
     adapted = add_lora(encoder.network, config.lora_rank) if config.lora_rank else None
