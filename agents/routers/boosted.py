@@ -31,10 +31,10 @@ SETTINGS = {
 class TwoStageTrees(SequenceRouter):
     """Asks all experts of a panel but the most expensive; then that one, if its gain exceeds the price of its cost.
 
-    The gain is predicted by gradient boosted trees (Friedman, 2001; Ke et al., LightGBM, 2017) averaged with a linear
-    model, the cost is estimated. The trees see the estimates of all experts and which answers agree; those that predict for a training query are
-    fitted without its fold. Of panels and prices it follows the best for what is left; panels asked as a whole, and
-    single experts, count as well.
+    The gain is predicted by gradient boosted trees (Friedman, 2001; Ke et al., LightGBM, 2017) averaged with a
+    linear model, the cost is estimated. The trees see the estimates of all experts and which answers agree; those
+    that predict for a training query are fitted without its fold. Of panels and prices it follows the best for what
+    is left; panels asked as a whole, and single experts, count as well.
     """
 
     def __init__(self, panels: Panels, gains: Gains, features: Estimates, max_calls: int, seed: int = 0):
