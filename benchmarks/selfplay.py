@@ -22,7 +22,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from agents.evaluation.metrics import interval
-from agents.selfplay.loop import Config, run, seed_queries
+from agents.selfplay.config import Config
+from agents.selfplay.context import seed_queries
+from agents.selfplay.loop import run
 from experts.collect.store import read_parts
 from leeroo_env.files import read_json, write_json
 

@@ -1,9 +1,9 @@
-"""What to ask next: answers that the agent's choices hang on, and of which least is known for the money.
+"""Values and draws the pairs of query and expert whose answers are worth most for their cost.
 
-An answer is worth asking for where the expert is neither sure to be chosen nor sure to be passed over, where its score
-is uncertain, and where it is cheap: queries and experts are drawn with probabilities in proportion to
-sqrt(choice_variance x variance / cost), the shape of Neyman's allocation (On the two different aspects of the
-representative method, 1934), whose sample sizes go with standard deviation over the root of cost.
+An answer is valuable where it is open whether the agent would choose the expert, where the expert's score is uncertain,
+and where it is cheap. Pairs are drawn with probability proportional to sqrt(choice variance x score variance / cost),
+as in Neyman's allocation (On the two different aspects of the representative method, 1934), whose sample sizes are
+proportional to the standard deviation over the root of the cost.
 
 B queries, K experts.
 """
@@ -17,69 +17,69 @@ from torch import Tensor
 from agents.estimators.base import Estimates
 from agents.policies.budget_value import MIN_COST_RATIO, BudgetValue
 
-BUDGETS = 6
-TEMPERATURE = 0.1  # how far estimated net values are off, roughly
-LEAST_CHANCE = 0.02  # no estimated score is believed to be nearer to 0 or 1
-EVEN = 0.5  # share of the new queries that is spread evenly over the domains
+N_BUDGETS = 6
+TEMPERATURE = 0.1  # typical error of estimated net values
+LEAST_PROBABILITY = 0.02  # estimated scores are clamped to this distance from 0 and 1
+UNIFORM_SHARE = 0.5  # of the new queries, spread uniformly over the domains
 
 
-def choice_variance(estimates: Estimates, plan: BudgetValue, queries: int) -> Tensor:
+def choice_variance(estimates: Estimates, value: BudgetValue, queries: int) -> Tensor:
     """How open it is whether each expert is chosen, [B, K] from 0 to 1/4: the mean of p (1 - p) over budgets.
 
-    p is the chance that an expert is the best choice in the middle of an episode, if net values are off a little.
+    p is the probability that the expert has the highest net value, given the typical error of these.
 
     Args:
         estimates: of B queries.
-        plan: what money is worth.
-        queries: left in the episode.
+        value: value of the remaining budget.
+        queries: number of queries left in the episode.
     """
-    score, cost_usd = estimates.score, estimates.cost_usd
-    scale = plan.cost_scale
+    score, scale = estimates.score, value.cost_scale
     low, high = scale.low_usd, scale.low_usd * np.exp(scale.log_range)
-    total = torch.zeros_like(score)
-    for budget in np.geomspace(low, high, BUDGETS):
-        usd = score.new_full((len(score), 1), float(budget) * queries)
-        answered, price = plan.call_terms(cost_usd, usd, torch.full_like(usd, queries))
-        chance = torch.softmax((score * answered - price) / TEMPERATURE, dim=1)
-        total += chance * (1 - chance) / BUDGETS
-    return total
+    variance = torch.zeros_like(score)
+    for budget in np.geomspace(low, high, N_BUDGETS):
+        remaining_usd = score.new_full((len(score), 1), float(budget) * queries)
+        affordable, price = value.call_terms(estimates.cost_usd, remaining_usd, torch.full_like(remaining_usd, queries))
+        probability = torch.softmax((score * affordable - price) / TEMPERATURE, dim=1)
+        variance += probability * (1 - probability) / N_BUDGETS
+    return variance
 
 
-def acquisition_value(estimates: Estimates, plan: BudgetValue, queries: int) -> Tensor:
-    """How much each answer is worth asking for, [B, K], up to a factor; arguments as of `choice_variance`."""
-    score, cost_usd = estimates.score, estimates.cost_usd
-    chance = score.clamp(LEAST_CHANCE, 1 - LEAST_CHANCE)
-    scale = plan.cost_scale
-    cost_usd = cost_usd.maximum(MIN_COST_RATIO * scale.mean_usd).clamp(min=1e-3 * scale.low_usd)  # some are free
-    return (choice_variance(estimates, plan, queries) * chance * (1 - chance) / cost_usd).sqrt()
+def acquisition_value(estimates: Estimates, value: BudgetValue, queries: int) -> Tensor:
+    """Value of each answer, [B, K], up to a factor; arguments as of `choice_variance`."""
+    score, scale = estimates.score.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY), value.cost_scale
+    least_usd = (MIN_COST_RATIO * scale.mean_usd).clamp(min=1e-3 * scale.low_usd)  # some experts are free
+    cost_usd = estimates.cost_usd.maximum(least_usd)
+    return (choice_variance(estimates, value, queries) * score * (1 - score) / cost_usd).sqrt()
 
 
-def draw_pairs(worth: Tensor, free: Tensor, rng: np.random.Generator) -> np.ndarray:
-    """Pairs of query and expert in the order in which to ask, [P, 2] int64: drawn without replacement by worth.
+def draw_pairs(values: Tensor, allowed: Tensor, rng: np.random.Generator) -> np.ndarray:
+    """Pairs of query and expert in the order in which to ask them, [P, 2] int64, drawn without replacement.
 
     Successive sampling by exponential keys (Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006).
 
     Args:
-        worth: [B, K], not negative.
-        free: [B, K], which may still be asked.
+        values: [B, K], not negative; probabilities are proportional to them.
+        allowed: [B, K] bool, the pairs to draw from.
     """
-    weight = np.where(free.cpu().numpy(), worth.double().cpu().numpy(), 0.0).ravel()
-    keys = rng.exponential(size=len(weight)) / np.maximum(weight, 1e-300)
-    order = np.argsort(keys, kind="stable")[: int((weight > 0).sum())]
-    return np.stack(np.unravel_index(order, worth.shape), axis=1)
+    weights = np.where(allowed.cpu().numpy(), values.double().cpu().numpy(), 0.0).ravel()
+    keys = rng.exponential(size=len(weights)) / np.maximum(weights, 1e-300)
+    order = np.argsort(keys, kind="stable")[: int((weights > 0).sum())]
+    return np.stack(np.unravel_index(order, values.shape), axis=1)
 
 
-def draw_domains(domains: tuple[str, ...], known: list[str], worth: Tensor, n: int, rng: np.random.Generator) -> dict:
-    """How many of n new queries to write for each domain: half evenly, half by what answers there are worth.
+def draw_domains(
+    domains: tuple[str, ...], known: list[str], values: Tensor, n: int, rng: np.random.Generator
+) -> dict[str, int]:
+    """Number of queries, n in all, to write for each domain: half uniform, half by the value of answers to known ones.
 
     Args:
-        domains: those that can be written for.
+        domains: the domains to write for.
         known: [B], domains of known queries.
-        worth: [B, K], of `acquisition_value` for these.
+        values: [B, K], their `acquisition_value`.
     """
-    each = worth.sum(dim=1).double().cpu().numpy()
-    of = np.array(known)
-    mean = np.array([each[of == name].mean() if (of == name).any() else 0.0 for name in domains])
+    by_query = values.sum(dim=1).double().cpu().numpy()
+    domain = np.array(known)
+    mean = np.array([by_query[domain == name].mean() if (domain == name).any() else 0.0 for name in domains])
     mean = mean / mean.sum() if mean.sum() > 0 else np.full(len(domains), 1 / len(domains))
-    share = EVEN / len(domains) + (1 - EVEN) * mean
+    share = UNIFORM_SHARE / len(domains) + (1 - UNIFORM_SHARE) * mean
     return dict(zip(domains, rng.multinomial(n, share / share.sum()).tolist(), strict=True))

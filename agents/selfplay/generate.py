@@ -1,4 +1,4 @@
-"""What a round of self-play writes and asks.
+"""Has a round's queries written, and chooses the experts to ask about them.
 
 n queries, K experts.
 """
@@ -7,56 +7,58 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from agents.policies.bid_price import BidPricePolicy
+from agents.policies.budget_value import BudgetValue
 from agents.selfplay.acquisition import acquisition_value, draw_domains, draw_pairs
-from agents.selfplay.context import SelfPlay, predict, read_queries, training_queries, usable_queries
+from agents.selfplay.context import SelfPlay
 from agents.selfplay.labelling import unanswered_usd
+from agents.selfplay.records import ChosenPairs, Writing
 from agents.serving.orchestrator import Orchestrator
 from experts.generation.model_writer import ModelWriter
 from experts.generation.novelty import NoveltyFilter
 from experts.generation.writers import Writer, Written
 from experts.types import Query
-from leeroo_env.files import read_json, write_json, write_text
+from leeroo_env.files import write_text
 
-WRITTEN_AT_ONCE = 20  # by a model: the replies to these are all that a kill can lose
-WRITING_SHARE = 0.3  # of a round's money: the rest is for answers
-MAX_WRITING = 3  # times that the writer is asked for what the novelty filter leaves too few of
+WRITTEN_AT_ONCE = 20  # questions by a model: the most that a kill can lose
+WRITING_SHARE = 0.3  # of a round's money
+MAX_WRITING = 3  # attempts to write as many queries as are missing after the novelty filter
 
 
-def load_or_write_queries(selfplay: SelfPlay, number: int) -> tuple[list[Query], dict[str, Any]]:
-    """The queries of a round, and what became of those written: kept, dropped by reason, dollars."""
-    directory = selfplay.directory(number)
-    if (directory / "queries.jsonl").exists():
-        return read_queries(selfplay, number), read_json(directory / "written.json")
+def load_or_write_queries(selfplay: SelfPlay, number: int) -> tuple[list[Query], Writing]:
+    """The queries of a round, with and without a reference, and what writing them cost."""
+    path, record_path = (selfplay.directory(number) / name for name in ("queries.jsonl", "written.json"))
+    if path.exists():
+        return selfplay.queries(number), Writing.read(record_path)
     queries, written = (selfplay.start, Written()) if number == 0 else write_queries(selfplay, number)
-    told = {"kept": len(queries), "dropped": dict(written.dropped), "cost_usd": written.cost_usd}
-    write_json(directory / "written.json", told)
+    record = Writing(kept=len(queries), dropped=dict(written.dropped), cost_usd=written.cost_usd)
+    record.write(record_path)
     lines = [json.dumps(asdict(query), ensure_ascii=False) for query in queries]
-    write_text(directory / "queries.jsonl", "".join(f"{line}\n" for line in lines))
-    return queries, told
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    return queries, record
 
 
 def write_queries(selfplay: SelfPlay, number: int) -> tuple[list[Query], Written]:
-    """Has queries written, more for domains whose answers are worth asking for, until enough of each are new.
+    """Has the writers write queries, each the same number, more for domains whose answers have more value.
 
-    Writers share the number evenly. What any round has written counts as seen, also where experts did not agree on it.
+    Queries must be new: other than all held-out queries and all that were written in earlier rounds, also those that
+    got no reference.
     """
-    rng, total = selfplay.rng(number, 1), Written()
-    known = training_queries(selfplay, number)
-    seen = [query.text for earlier in range(number) for query in read_queries(selfplay, earlier)]
-    novelty = NoveltyFilter(selfplay.encoder, [query.text for query in selfplay.held_out], seen)
-    worth = torch.ones(len(known), 1)
-    if selfplay.config.ask == "aimed":
-        agent = Orchestrator.load(selfplay.directory(number - 1))
-        worth = acquisition_value(predict(selfplay, agent, known), plan_of(agent), mid_episode(selfplay))
-    shares = np.array_split(np.arange(selfplay.config.queries_per_round), len(selfplay.writers))
+    config, rng, total = selfplay.config, selfplay.rng(number, 1), Written()
+    known = selfplay.training_queries(number)
+    earlier = [query.text for before in range(number) for query in selfplay.queries(before)]
+    novelty = NoveltyFilter(selfplay.encoder, [query.text for query in selfplay.held_out], earlier)
+    values = torch.ones(len(known), 1)
+    if config.ask == "aimed":
+        agent = selfplay.agent(number - 1)
+        values = acquisition_value(selfplay.predict(agent, known), budget_value(agent), mid_episode(selfplay))
+    shares = np.array_split(np.arange(config.queries_per_round), len(selfplay.writers))
     for writer, share in zip(selfplay.writers, shares, strict=True):
-        missing = draw_domains(writer.domains, [q.domain for q in known], worth, len(share), rng)
+        missing = draw_domains(writer.domains, [query.domain for query in known], values, len(share), rng)
         for _ in range(MAX_WRITING):
             for domain, n in missing.items():
                 batch = WRITTEN_AT_ONCE if isinstance(writer, ModelWriter) else max(n, 1)
@@ -74,7 +76,7 @@ def write_batch(
     total: Written,
     rng: np.random.Generator,
 ) -> int:
-    """Adds up to n new queries of a domain to `total`, as far as the money for writing goes; returns how many."""
+    """Adds up to n new queries of a domain to `total`, within the dollars for writing; returns how many."""
     spend_cap = selfplay.asker.spend_cap
     before_usd = spend_cap.spent_usd
     spend_cap.max_usd = before_usd + WRITING_SHARE * selfplay.config.usd_per_round - total.cost_usd
@@ -86,54 +88,67 @@ def write_batch(
     return len(filtered.queries)
 
 
-def load_or_choose_pairs(selfplay: SelfPlay, number: int, limit_usd: float) -> dict[str, list[list[str]]]:
-    """Whom to ask what, in order, by query_id and name: where the agent explores, and where answers are worth it."""
+def load_or_choose_pairs(selfplay: SelfPlay, number: int, limit_usd: float) -> ChosenPairs:
+    """The pairs to ask in a round, in order; written to `asks.json` before any is asked."""
     path = selfplay.directory(number) / "asks.json"
     if not path.exists():
-        write_json(path, choose_pairs(selfplay, number, usable_queries(selfplay, number), limit_usd))
-    return read_json(path)
+        choose_pairs(selfplay, number, selfplay.usable_queries(number), limit_usd).write(path)
+    return ChosenPairs.read(path)
 
 
-def choose_pairs(selfplay: SelfPlay, number: int, queries: list[Query], limit_usd: float) -> dict[str, list[list[str]]]:
-    rng, names = selfplay.rng(number, 2), list(selfplay.asker.specs)
-    if number == 0:
-        return {"explore": [], "aim": [[query.query_id, name] for query in queries for name in names]}
-    if selfplay.config.ask == "all":
-        order = rng.permutation(len(queries))
-        return {"explore": [], "aim": [[queries[i].query_id, name] for i in order for name in names]}
-    agent = Orchestrator.load(selfplay.directory(number - 1))
-    known = training_queries(selfplay, number)
+def choose_pairs(selfplay: SelfPlay, number: int, queries: list[Query], limit_usd: float) -> ChosenPairs:
+    """The agent's own choices on new queries, then pairs of all queries that are not answered yet, by their value.
+
+    Args:
+        queries: the new ones.
+        limit_usd: what the round has left; a share `explore` of it is for the agent's own choices.
+    """
+    config, rng, names = selfplay.config, selfplay.rng(number, 2), list(selfplay.asker.specs)
+    if number == 0 or config.ask == "all":
+        order = rng.permutation(len(queries)).tolist() if number else range(len(queries))
+        return ChosenPairs(explore=[], aim=[(queries[i].query_id, name) for i in order for name in names])
+    agent = selfplay.agent(number - 1)
+    known = selfplay.training_queries(number)
     candidates = known + queries
-    estimates = predict(selfplay, agent, candidates)
+    estimates = selfplay.predict(agent, candidates)
     costs_usd = estimates.cost_usd.numpy()
-    free = torch.tensor([[selfplay.asker.found((query, name)) is None for name in names] for query in candidates])
+    unanswered = torch.tensor([[selfplay.asker.found((query, name)) is None for name in names] for query in candidates])
     row, choice = explore(selfplay, agent, queries, rng)
-    spend = np.cumsum(np.where(free[len(known) + row, choice], costs_usd[len(known) + row, choice], 0.0))
-    explored = [(len(known) + int(i), int(k)) for i, k in zip(row, choice, strict=True)]
-    explored = explored[: int((spend < selfplay.config.explore * limit_usd).sum())]
-    free[tuple(np.array(explored, dtype=np.int64).reshape(-1, 2).T)] = False
-    aimed = draw_pairs(acquisition_value(estimates, plan_of(agent), mid_episode(selfplay)), free, rng)
-    told = ([[candidates[i].query_id, names[k]] for i, k in pairs] for pairs in (explored, aimed))
-    return dict(zip(("explore", "aim"), told, strict=True))
+    row = row + len(known)
+    total_usd = np.cumsum(np.where(unanswered[row, choice], costs_usd[row, choice], 0.0))
+    n_explored = int((total_usd < config.explore * limit_usd).sum())
+    row, choice = row[:n_explored], choice[:n_explored]
+    unanswered[row, choice] = False
+    aimed = draw_pairs(acquisition_value(estimates, budget_value(agent), mid_episode(selfplay)), unanswered, rng)
+    return ChosenPairs(
+        explore=[(candidates[i].query_id, names[k]) for i, k in zip(row.tolist(), choice.tolist(), strict=True)],
+        aim=[(candidates[i].query_id, names[k]) for i, k in aimed.tolist()],
+    )
 
 
-def explore(selfplay: SelfPlay, agent: Orchestrator, queries: list[Query], rng: np.random.Generator) -> tuple[Any, Any]:
-    """Queries in random order and whom the agent would ask, [n] and [n] int64, in mid-episode at budgets drawn
-    log-uniformly; now and then someone else."""
+def explore(
+    selfplay: SelfPlay, agent: Orchestrator, queries: list[Query], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The n queries in random order and the agent's choice for each, [n] and [n] int64, epsilon of them random.
+
+    Each query is at a random place of an episode, at a budget per query that is log-uniform.
+    """
     row, n = rng.permutation(len(queries)), len(queries)
     low, high = agent.description.price_range_usd
     budget = low * (high / low) ** rng.random(n)
-    left = rng.integers(1, selfplay.config.horizon + 1, size=n)
+    remaining = rng.integers(1, selfplay.config.horizon + 1, size=n)
     texts = [queries[i].text for i in row]
-    choice = agent.choose(selfplay.encoder.encode(texts), budget * left, left, texts)
-    other = rng.random(n) < selfplay.config.epsilon
-    return row, np.where(other, rng.integers(len(agent.experts), size=n), choice)
+    choice = agent.choose(selfplay.encoder.encode(texts), budget * remaining, remaining, texts)
+    is_random = rng.random(n) < selfplay.config.epsilon
+    return row, np.where(is_random, rng.integers(len(agent.experts), size=n), choice)
 
 
-def plan_of(agent: Orchestrator) -> Any:
+def budget_value(agent: Orchestrator) -> BudgetValue:
+    """The agent's value of the remaining budget."""
     assert isinstance(agent.policy, BidPricePolicy)
     return agent.policy.network.budget_value
 
 
 def mid_episode(selfplay: SelfPlay) -> int:
+    """Number of queries left in the middle of an episode."""
     return max(1, selfplay.config.horizon // 2)

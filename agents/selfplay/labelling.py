@@ -1,34 +1,31 @@
-"""Asks chosen experts chosen queries live, within a limit, and makes a table of all answers so far.
+"""Asks experts about chosen queries within a limit of dollars, and keeps their answers.
 
-A pair is a query and the name of an expert. K experts, P pairs.
+A pair is a query and the name of an expert.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import pyarrow as pa
-
+from agents.selfplay.records import LiveScore
 from experts.collect.scheduler import ask_all, queue_for
 from experts.collect.store import Store, StoredExpert
-from experts.collect.table import GradedAnswer, answer_rows, expert_info, query_rows
+from experts.collect.table import GradedAnswer
 from experts.grading import GRADERS
 from experts.pool import keys_for, make_experts
 from experts.specs import ExpertSpec, Pool
 from experts.spending import SpendCap
-from experts.types import Answer, Expert, Query, TextEncoder
-from leeroo_env.table import TableInfo
+from experts.types import Answer, Expert, Query
 
 Pair = tuple[Query, str]
-ROUNDING_USD = 1e-12
+ROUNDING_USD = 1e-12  # of sums of dollars
 
 
 @dataclass
 class Asker:
-    """A pool's experts, the spend cap that they pay from and the store that keeps their answers.
+    """A pool's experts, the spend cap that they share, and the store that keeps their answers.
 
     Attributes:
         versions: expert -> the round in which a change of it was noticed; answers of different versions are kept apart.
@@ -45,26 +42,26 @@ class Asker:
         self._keys = {name: keys_for(spec) for name, spec in self.specs.items()}
 
     def key(self, expert: str) -> Callable[[Query], str]:
-        """What answers of an expert are kept under: with those of before it changed nothing is found."""
+        """The store's key of an expert's answers; another one after the expert has changed."""
         version, key = self.versions.get(expert, 0), self._keys[expert]
         return (lambda query: f"{key(query)}-{version}") if version else key
 
     def found(self, pair: Pair) -> Answer | None:
-        """The answer that there is, if there is one."""
+        """The stored answer; None if there is none."""
         query, expert = pair
         return self.store.found.get(self.key(expert)(query))
 
     def worst_usd(self, pair: Pair) -> float:
-        """The most that a call can cost, every retry billed."""
+        """The most that a call can cost, with every retry billed."""
         query, expert = pair
         spec = self.specs[expert]
         return spec.attempts * spec.worst_usd(query)
 
     def ask(self, pairs: Sequence[Pair], max_usd: float) -> float:
-        """Asks the pairs in order as far as the money goes, and returns what their answers cost, in dollars.
+        """Asks the pairs in order until `max_usd` does not cover the next, and returns what their answers cost.
 
-        In waves: each takes as many as could be paid for at their worst. What an answer in the store has cost counts as
-        if it were paid now, so a run that was killed asks the same pairs when it goes on, and pays for none twice.
+        In waves, each of as many pairs as the remaining dollars cover in the worst case. Stored answers are not asked
+        again, but count at their cost: a killed run asks the same pairs when it is resumed, and pays for none twice.
         """
         spent_usd, rest = 0.0, list(pairs)
         while rest:
@@ -85,7 +82,7 @@ class Asker:
         return math.fsum(answer.cost_usd for pair in pairs if (answer := self.found(pair)))
 
     def _affordable(self, pairs: Iterable[Pair], usd: float) -> int:
-        """How many of the first pairs `usd` pays for, if each costs the most that it can."""
+        """The number of first pairs whose worst-case costs `usd` covers."""
         count = 0
         for pair in pairs:
             usd -= self.worst_usd(pair)
@@ -104,38 +101,22 @@ class Asker:
 
 
 def unanswered_usd(billed_usd: float, answered_usd: float) -> float:
-    """What was billed though no answer came, without what adding up leaves over."""
+    """The cost of failed calls: billed dollars above those of answers, without rounding errors."""
     rest_usd = billed_usd - answered_usd
     return rest_usd if rest_usd > ROUNDING_USD else 0.0
 
 
-def build_table(
-    name: str,
-    pool: Pool,
-    queries: Sequence[Query],
-    answers: dict[tuple[str, str], Answer],
-    grader: str,
-    encoder: TextEncoder,
-    agreement: Mapping[str, float],
-) -> tuple[TableInfo, pa.Table, pa.Table, np.ndarray]:
-    """What the files of a table directory hold.
+def graded_answers(asker: Asker, pairs: Iterable[Pair], grader: str) -> list[GradedAnswer]:
+    """The stored answers to these pairs, graded; pairs without an answer are left out."""
+    answered = [(query, name, answer) for query, name in pairs if (answer := asker.found((query, name)))]
+    return [GradedAnswer(name, query, a, GRADERS[grader](a.text, query)) for query, name, a in answered]
 
-    Args:
-        answers: by query_id and expert; some may be missing.
-        agreement: by query_id, of references that experts gave, the share that agrees: the column `agreement`.
-    """
-    by_id = {query.query_id: query for query in queries}
-    rows = [
-        GradedAnswer(expert, by_id[query_id], answer, GRADERS[grader](answer.text, by_id[query_id]))
-        for (query_id, expert), answer in answers.items()
-    ]
-    embeddings = np.asarray(encoder.encode([query.text for query in queries])).astype(np.float16)
-    info = TableInfo(
-        format=1,
-        name=name,
-        description=f"{len(queries)} queries, {len(rows)} answers of {len(pool.experts)} experts, graded by {grader}",
-        encoder=encoder.info,
-        experts=tuple(expert_info(spec) for spec in pool.experts),
+
+def live_score(graded: Sequence[GradedAnswer]) -> LiveScore:
+    """Number of answers, mean score and mean cost."""
+    n = max(len(graded), 1)
+    return LiveScore(
+        answers=len(graded),
+        score=sum(one.grade.score for one in graded) / n,
+        cost_usd=sum(one.answer.cost_usd for one in graded) / n,
     )
-    shares = pa.array([agreement.get(query.query_id) for query in queries], pa.float64())
-    return info, query_rows(queries).append_column("agreement", shares), answer_rows(rows), embeddings

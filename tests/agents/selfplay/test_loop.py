@@ -19,9 +19,10 @@ from agents.estimators.base import Estimates
 from agents.estimators.ensemble import fit_predictor, predict_all
 from agents.estimators.impute import fill_missing
 from agents.selfplay.acquisition import draw_pairs
+from agents.selfplay.config import Config
 from agents.selfplay.context import seed_queries
 from agents.selfplay.drift import detect_drift
-from agents.selfplay.loop import Config, main, run
+from agents.selfplay.loop import main, run
 from agents.selfplay.voting import rank_voters
 from experts.collect.store import read_parts
 from leeroo_env import ExpertTable, InputError
@@ -114,15 +115,15 @@ def test_two_rounds(server, tmp_path):
     config = made(tmp_path, timesteps=1)
     rounds = run(config, Encoder())
     for one in rounds[1:]:
-        assert 0 < one["spent_usd"] <= USD and one["answered"] > 40
-        assert one["written"]["kept"] > 30 and one["writing_usd"] > 0
-        assert not one["changed"]
+        assert 0 < one.spent_usd <= USD and one.answered > 40
+        assert one.written.kept > 30 and one.writing_usd > 0
+        assert not one.changed
     stored = read_parts(config.run_dir / "store")
     assert max(server.requests.values()) == 1
-    paid = sum(one["spent_usd"] + one["measured_usd"] for one in rounds)
+    paid = sum(one.spent_usd + one.measured_usd for one in rounds)
     paid += read_json(config.run_dir / "test.json")["measured_usd"]
     assert paid == pytest.approx(sum(stored["cost_usd"].to_pylist()))
-    assert rounds[-1]["answers"]["poor"] >= rounds[-1]["answers"]["good"] > 50
+    assert rounds[-1].answers["poor"] >= rounds[-1].answers["good"] > 50
     for number in range(3):
         directory = config.run_dir / "rounds" / f"{number:03d}"
         agent = Orchestrator.load(directory)
@@ -178,8 +179,8 @@ def test_killed_anywhere_it_goes_on(server, tmp_path):
 
 def test_everyone_is_asked_for_the_same_money(server, tmp_path):
     rounds = run(made(tmp_path, ask="all", rounds=1), Encoder())
-    assert 0 < rounds[1]["spent_usd"] <= USD
-    gained = {name: rounds[1]["answers"][name] - rounds[0]["answers"][name] for name in ("poor", "good")}
+    assert 0 < rounds[1].spent_usd <= USD
+    gained = {name: rounds[1].answers[name] - rounds[0].answers[name] for name in ("poor", "good")}
     assert gained["poor"] == gained["good"] > 10
 
 
@@ -189,9 +190,9 @@ def test_an_expert_that_changes_is_noticed(server, tmp_path):
     old = Orchestrator.load(config.run_dir / "rounds/001")
     server.reply = lambda prompt: "no idea at all" if prompt.startswith("good") else reply(prompt)
     rounds = run(config, Encoder())
-    assert rounds[2]["changed"] == ["good"] and not before[1]["changed"]
-    assert rounds[2]["drift"]["good"]["score"] < -0.5 and rounds[2]["drift"]["good"]["cost"] < -0.3
-    assert rounds[2]["measured_usd"] > 0  # what it does on val is measured anew
+    assert rounds[2].changed == ["good"] and not before[1].changed
+    assert rounds[2].drift["good"].score < -0.5 and rounds[2].drift["good"].cost < -0.3
+    assert rounds[2].measured_usd > 0  # what it does on val is measured anew
     new = Orchestrator.load(config.run_dir / "rounds/002")
     texts = [text_of("west", str(i)) for i in range(40)]
     told = [
@@ -297,13 +298,13 @@ def test_experts_agree_on_references(server, tmp_path):
     written = [json.loads(line) for line in (directory / "queries.jsonl").read_text().splitlines()]
     known = {text_of(("east", "west")[i % 2], f"seed {i}") for i in range(100)}
     assert not any(row["text"].lower() in known or row["reference"] for row in written)
-    dropped = one["written"]["dropped"]
+    dropped = one.written.dropped
     assert min(dropped[reason] for reason in ("no JSON list", "not the form", "reserved")) > 0
     assert dropped.get("tie", 0) + dropped["low agreement"] > 0
-    assert one["written"]["kept"] + sum(dropped.get(r, 0) for r in NOT_SETTLED) == len(written)
+    assert one.written.kept + sum(dropped.get(r, 0) for r in NOT_SETTLED) == len(written)
     settled = read_json(directory / "references.json")
     used = queries_of(directory)
-    assert set(used) == set(settled["references"]) and len(used) == one["agreement"]["settled"] > 10
+    assert set(used) == set(settled["references"]) and len(used) == one.agreement.settled > 10
     for query_id, row in used.items():
         assert (
             not row["text"].endswith("hard") and row["agreement"] == settled["references"][query_id]["agreement"] >= 0.6
@@ -315,7 +316,7 @@ def test_experts_agree_on_references(server, tmp_path):
             assert row["score"] == (row["output"].lower() == used[row["query_id"]]["reference"])
     voters = {query_id: [n for i, n in settled["votes"] if i == query_id] for query_id in used}
     assert min(map(len, voters.values())) >= 3
-    assert 0 < one["votes_usd"] < one["spent_usd"] <= USD and max(server.requests.values()) == 1
+    assert 0 < one.votes_usd < one.spent_usd <= USD and max(server.requests.values()) == 1
     report = (config.run_dir / "report.md").read_text()
     assert "dropped: low agreement" in report and "mean agreement" in report
     assert "TEST_KEY" not in report and not any(b"Bearer" in p.read_bytes() for p in config.run_dir.rglob("*.json"))
@@ -329,7 +330,7 @@ def test_a_teacher_decides(server, tmp_path):
     config = made(tmp_path, rounds=1, teacher="good")
     one = run(config, Encoder())[1]
     used = queries_of(config.run_dir / "rounds" / "001")
-    assert one["written"]["kept"] == len(used) > 10 and "tie" not in one["written"]["dropped"]
+    assert one.written.kept == len(used) > 10 and "tie" not in one.written.dropped
     for row in used.values():
         assert row["reference"] == ("i am good" if row["text"].endswith("hard") else row["text"][::-1].lower())
     alone = [row["agreement"] for row in used.values() if row["text"].endswith(("hard", "fool"))]
@@ -341,10 +342,10 @@ def test_an_expert_that_is_down_is_replaced_and_asked_again_later(server, tmp_pa
     server.behaviour = lambda prompt, times: 500 if prompt.startswith("fair: ") else "ok"
     one = run(made(tmp_path, rounds=1), Encoder())[1]
     votes = read_json(tmp_path / "run" / "rounds" / "001" / "references.json")["votes"]
-    assert one["agreement"]["settled"] > 5 and {name for _, name in votes} == {"poor", "good", "west"}
-    assert one["spent_usd"] <= USD
+    assert one.agreement.settled > 5 and {name for _, name in votes} == {"poor", "good", "west"}
+    assert one.spent_usd <= USD
     server.behaviour = lambda prompt, times: "ok"
-    assert run(made(tmp_path, rounds=2), Encoder())[2]["answers"]["fair"] > one["answers"]["fair"]
+    assert run(made(tmp_path, rounds=2), Encoder())[2].answers["fair"] > one.answers["fair"]
 
 
 def test_programs_and_models_write(server, tmp_path, monkeypatch):
@@ -353,7 +354,7 @@ def test_programs_and_models_write(server, tmp_path, monkeypatch):
     lines = config.pool.read_text().splitlines()
     other.write_text("\n".join(lines[:4]).replace("poor", "scribe").replace("TEST_URL", "WRITER_URL"))
     monkeypatch.setenv("WRITER_URL", server.url)
-    assert run(config, Encoder())[1]["agreement"]["settled"] > 5
+    assert run(config, Encoder())[1].agreement.settled > 5
     rows = queries_of(config.run_dir / "rounds" / "001").values()
     assert {row["agreement"] is None for row in rows} == {True, False}
     assert {row["domain"] for row in rows if row["agreement"]} == {"east", "west"}
@@ -365,7 +366,7 @@ def test_a_pool_of_one_and_no_domains(server, tmp_path):
     seeds = Path(config.seed_queries)
     seeds.write_text(re.sub(r'"domain": "\w+", ', "", seeds.read_text()))
     one = run(config, Encoder())[1]
-    assert one["answered"] == one["answers"]["poor"] > 0 and one["changed"] == ["poor"]  # knows none of the tasks
+    assert one.answered == one.answers["poor"] > 0 and one.changed == ["poor"]  # knows none of the tasks
 
 
 def test_voters_are_chosen_by_score_and_cost():
@@ -381,7 +382,7 @@ def test_a_writer_that_is_down_costs_the_new_questions_alone(server, tmp_path):
     config = made(tmp_path, rounds=1)
     server.behaviour = lambda prompt, times: 400 if prompt.startswith("Write") else "ok"
     one = run(config, Encoder())[1]
-    assert one["written"]["kept"] == 0 and one["written"]["dropped"]["call failed"] > 0 and one["spent_usd"] == 0
+    assert one.written.kept == 0 and one.written.dropped["call failed"] > 0 and one.spent_usd == 0
 
 
 def test_an_expert_that_is_down_at_first_is_asked_again(server, tmp_path):

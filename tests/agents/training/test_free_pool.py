@@ -58,5 +58,5 @@ def test_train_on_free_experts(free: ExpertTable, tmp_path: Path, max_calls: int
 def test_selfplay_learns_from_free_experts(free: ExpertTable, tmp_path: Path):
     config = SimpleNamespace(horizon=8, seed=0, timesteps=0)
     selfplay: Any = SimpleNamespace(config=config, directory=lambda number: tmp_path / f"round-{number}")
-    record = learn(selfplay, 0, free)
-    assert np.isfinite(record["val"]["score"]).all() and not np.any(record["val"]["cost_usd"])
+    learned = learn(selfplay, 0, free)
+    assert np.isfinite(learned.val.score).all() and not np.any(learned.val.cost_usd)
