@@ -283,6 +283,7 @@ def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answer_
 
 def calls_from_table(asked: Tensor, answer_ids: Tensor) -> Calls:
     """The calls to `asked` [B, C], -1 where there is none, all answered with the table's `answer_ids` [B, K]."""
+    asked = asked if asked.shape[1] else asked.new_full((len(asked), 1), -1)
     made = asked >= 0
     given = answer_ids.gather(1, asked.clamp(min=0)).masked_fill(~made, -1)
     return Calls(asked, group_answers(given), made.sum(dim=1))

@@ -18,7 +18,7 @@ from agents.routers.cascade import Gains, cheapest_first, described_calls, with_
 from agents.routers.panels import FOLDS, Panels
 from agents.routers.sequences import SequenceRouter, best_at_prices
 
-PANELS = 6  # that get trees: those which a linear model of the gain finds best at the most prices
+PANELS = 6  # with trees: those that are best at the most prices by the linear model
 SETTINGS = {
     "max_iter": 60,
     "learning_rate": 0.06,
@@ -31,23 +31,23 @@ SETTINGS = {
 class TwoStageTrees(SequenceRouter):
     """Asks all experts of a panel but the most expensive; then that one, if its gain exceeds the price of its cost.
 
-    The gain is predicted by gradient boosted trees (Friedman, 2001; Ke et al., LightGBM, 2017) averaged with a
-    linear model, the cost is estimated. The trees see the estimates of all experts and which answers agree; those
-    that predict for a training query are fitted without its fold. Of panels and prices it follows the best for what
-    is left; panels asked as a whole, and single experts, count as well.
+    The gain is the mean of two predictions: by gradient boosted trees (Friedman, 2001; Ke et al., LightGBM, 2017) and
+    by a linear model. The trees use the estimates of all experts and which answers agree; training queries are
+    predicted out of fold. Of all panels and prices the router follows the best at the budget per query; panels that are
+    always asked as a whole, and single experts, are among them.
     """
 
     def __init__(self, panels: Panels, gains: Gains, features: Estimates, max_calls: int, seed: int = 0):
-        """Args: `gains`, what a linear model expects of each panel's last expert."""
+        """Args: `gains`, the linear predictions of the gain of each panel's last expert."""
         self.linear = gains.weights
         self.calls_made = (panels.members >= 0).sum(dim=1)
         fixed = torch.tensor(cheapest_first(panels), device=features.device)
         prices = panels.prices
         tried = [(fixed, panels.score[fixed].mean(dim=1), panels.cost_usd[fixed].mean(dim=1), 0.0 * fixed.float())]
         self.trees: dict[int, Any] = {}
-        for number in self._promising(panels, gains.told):
-            told, self.trees[number] = _fit(panels, number, seed)
-            score, cost_usd = played(panels, number, (told + gains.told[number]) / 2, prices)
+        for number in self._promising(panels, gains.predicted):
+            predicted, self.trees[number] = _fit(panels, number, seed)
+            score, cost_usd = second_stage(panels, number, (predicted + gains.predicted[number]) / 2, prices)
             tried.append((torch.full_like(prices, number).long(), score, cost_usd, prices))
         panel, score, cost_usd, price = (torch.cat(part) for part in zip(*tried, strict=True))
         policies = best_at_prices(panels.members[panel], score, cost_usd, prices, panels.mean_cost_usd)
@@ -57,52 +57,52 @@ class TwoStageTrees(SequenceRouter):
         self.size = self.calls_made[self.panel]
 
     def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
-        """Trees are asked about nothing but the last expert of their panels."""
+        """Trees decide only about the last expert of their panels."""
         continues = torch.ones_like(policy, dtype=torch.bool)
-        asks_trees = self.by_trees[policy] & (calls.made == self.size[policy] - 1) & (calls.made > 0)
-        panel = torch.where(asks_trees, self.panel[policy], -1)
+        last_call = self.by_trees[policy] & (calls.made == self.size[policy] - 1) & (calls.made > 0)
+        panel = torch.where(last_call, self.panel[policy], -1)
         for number in panel.unique().tolist():
             if number < 0:
                 continue
             at = (panel == number).nonzero().squeeze(1)
             order = self.policies.order[policy[at]]
-            of_them = Calls(calls.asked[at], calls.group[at], calls.made[at])
-            described = described_calls(estimates[at], of_them, order)
-            told = _predict(self.trees[number], _inputs(described, estimates[at]), panel.device)
-            last = order.gather(1, of_them.made[:, None])
+            these = Calls(calls.asked[at], calls.group[at], calls.made[at])
+            described = described_calls(estimates[at], these, order)
+            predicted = _predict(self.trees[number], _inputs(described, estimates[at]), panel.device)
+            last = order.gather(1, these.made[:, None])
             chance, cost_usd = (part[at].gather(1, last) for part in (estimates.score, estimates.cost_usd))
             linear = with_chance(described, chance) @ self.linear[number]
-            told, cost_usd = (told + linear) / 2, cost_usd.squeeze(1)
-            continues[at] = told > self.price[policy[at]] * cost_usd
+            predicted, cost_usd = (predicted + linear) / 2, cost_usd.squeeze(1)
+            continues[at] = predicted > self.price[policy[at]] * cost_usd
         return continues
 
     def _promising(self, panels: Panels, gains: Tensor) -> list[int]:
-        """The panels that are best at the most prices by the linear model, and at some alone."""
+        """The panels that are best at the most prices by the linear model."""
         several = (self.calls_made > 1).nonzero().squeeze(1).tolist()
-        worth = []
+        net = []
         for number in several:
-            score, cost_usd = played(panels, number, gains[number], panels.prices)
-            worth.append(score - panels.prices * cost_usd)
-        best = Counter(several[place] for place in torch.stack(worth).argmax(dim=0).tolist()) if several else Counter()
+            score, cost_usd = second_stage(panels, number, gains[number], panels.prices)
+            net.append(score - panels.prices * cost_usd)
+        best = Counter(several[place] for place in torch.stack(net).argmax(dim=0).tolist()) if several else Counter()
         return [number for number, _ in best.most_common(PANELS)]
 
 
-def played(panels: Panels, number: int, told: Tensor, prices: Tensor) -> tuple[Tensor, Tensor]:
+def second_stage(panels: Panels, number: int, predicted: Tensor, prices: Tensor) -> tuple[Tensor, Tensor]:
     """Mean score and cost at each price [X] on the training queries, if the last expert of the panel `number` is asked
-    where the gain `told` [n] exceeds the price of its estimated cost."""
+    where the `predicted` gain [n] exceeds the price of its estimated cost."""
     members = [k for k in panels.members[number].tolist() if k >= 0]
     before = panels.index[tuple(members[:-1])]
     cost_usd = panels.estimates.cost_usd[:, members[-1]]
-    asks = (told > prices[:, None] * cost_usd).float()
+    asks = (predicted > prices[:, None] * cost_usd).float()
     score, paid = (
-        of[before].mean() + asks @ (of[number] - of[before]) / len(told) for of in (panels.score, panels.cost_usd)
+        x[before].mean() + asks @ (x[number] - x[before]) / len(predicted) for x in (panels.score, panels.cost_usd)
     )
     return score, paid
 
 
-def _inputs(described: Tensor, seen: Estimates) -> np.ndarray:
-    """What trees see: `describe` [B, F] and the estimated chances of all experts."""
-    return torch.cat([described[:, 1:], seen.score], dim=1).cpu().numpy()
+def _inputs(described: Tensor, estimates: Estimates) -> np.ndarray:
+    """Inputs of the trees: `describe` [B, F] without its constant, and the estimated scores of all experts."""
+    return torch.cat([described[:, 1:], estimates.score], dim=1).cpu().numpy()
 
 
 def _predict(trees: Any, inputs: np.ndarray, device: Any) -> Tensor:
@@ -110,8 +110,7 @@ def _predict(trees: Any, inputs: np.ndarray, device: Any) -> Tensor:
 
 
 def _fit(panels: Panels, number: int, seed: int) -> tuple[Tensor, Any]:
-    """The gain of a panel's last expert over the others, as trees without each query's fold tell it [n]; and the trees
-    fitted to all."""
+    """Out-of-fold predictions of the gain of a panel's last expert over the others [n], and the trees fitted to all."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     before = panels.parts(number)[int((panels.members[number] >= 0).sum()) - 2]
@@ -119,7 +118,7 @@ def _fit(panels: Panels, number: int, seed: int) -> tuple[Tensor, Any]:
     inputs = _inputs(described, panels.estimates)
     gain = (panels.score[number] - panels.score[before]).cpu().numpy()
     fold = panels.fold.cpu().numpy()
-    told = np.zeros(len(gain))
+    predicted = np.zeros(len(gain))
 
     def fitted(rows: np.ndarray) -> Any:
         return HistGradientBoostingRegressor(**SETTINGS, early_stopping=False, random_state=seed).fit(
@@ -128,5 +127,5 @@ def _fit(panels: Panels, number: int, seed: int) -> tuple[Tensor, Any]:
 
     for part in range(FOLDS):
         if (fold == part).any() and (fold != part).any():
-            told[fold == part] = fitted(fold != part).predict(inputs[fold == part])
-    return torch.from_numpy(told).float().to(panels.score.device), fitted(fold >= 0)
+            predicted[fold == part] = fitted(fold != part).predict(inputs[fold == part])
+    return torch.from_numpy(predicted).float().to(panels.score.device), fitted(fold >= 0)

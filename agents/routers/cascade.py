@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agents.estimators import Estimates
 from agents.policies.answer_model import Calls
-from agents.routers.panels import Panels, describe, fit_logistic, fit_ridge, seen_answers
+from agents.routers.panels import Panels, answers_in_order, describe, fit_logistic, fit_ridge
 from agents.routers.sequences import SequenceRouter, best_at_prices
 from leeroo_env.dynamics import count_votes, vote_weight
 
@@ -19,7 +19,7 @@ CHUNK = 40  # panels at a time in fitting
 
 
 class Majority(SequenceRouter):
-    """A panel that is always asked as a whole, and the vote of it: the best at the pace on the training queries."""
+    """A panel that is always asked as a whole and votes: the best on the training queries at the budget per query."""
 
     def __init__(self, panels: Panels, features: Estimates, max_calls: int, seed: int = 0):
         score, cost_usd = panels.score.mean(dim=1), panels.cost_usd.double().mean(dim=1)
@@ -34,20 +34,20 @@ class Majority(SequenceRouter):
 
 
 class Scorer:
-    """How likely the leading answer of a panel is right: a logistic regression a panel, on `describe`.
+    """The chance that the leading answer of a panel is right: a logistic regression for each panel, on `describe`.
 
     Attributes:
         weights: [Q, F]; 0 for the longest panels, after which no expert is asked.
-        told: [Q, n], log-odds, each query's from a regression without it.
+        log_odds: [Q, n], out of fold.
     """
 
     def __init__(self, panels: Panels):
         short = (panels.size < panels.longest).nonzero().squeeze(1)
-        self.told = torch.zeros_like(panels.score)
+        self.log_odds = torch.zeros_like(panels.score)
         self.weights = torch.zeros(0)
         for part in short.split(CHUNK):
             features = panels.described(part)
-            weights, self.told[part] = fit_logistic(features, panels.score[part], panels.fold)
+            weights, self.log_odds[part] = fit_logistic(features, panels.score[part], panels.fold)
             if len(self.weights) == 0:
                 self.weights = weights.new_zeros(len(panels.members), weights.shape[1])
             self.weights[part] = weights
@@ -57,8 +57,8 @@ class Cascade(SequenceRouter):
     """FrugalGPT (Chen, Zaharia and Zou, arXiv:2305.05176): experts in a fixed order of rising cost, until the
     answer is reliable enough.
 
-    Reliable is what a logistic regression on the answers so far says, one for every first part of an order. Of all
-    orders of the experts considered, and thresholds a step, it follows the best for what is left.
+    Reliability is predicted by a logistic regression on the answers so far, one for every prefix of an order. Of all
+    orders of the experts considered and thresholds at each step, it follows the best at the budget per query.
     """
 
     def __init__(self, panels: Panels, scorer: Scorer, features: Estimates, max_calls: int, seed: int = 0):
@@ -74,42 +74,42 @@ class Cascade(SequenceRouter):
     def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
         order = self.policies.order[policy]
         step = (calls.made - 1).clamp(0, order.shape[1] - 1)
-        told = (described_calls(estimates, calls, order) * self.weights[policy, step]).sum(dim=1)
-        return told < self.threshold[policy].gather(1, step[:, None]).squeeze(1)
+        log_odds = (described_calls(estimates, calls, order) * self.weights[policy, step]).sum(dim=1)
+        return log_odds < self.threshold[policy].gather(1, step[:, None]).squeeze(1)
 
 
 def cheapest_first(panels: Panels) -> list[int]:
-    """The panels, with the cheapest expert alone before all others."""
+    """The numbers of the panels, first that of the cheapest expert alone."""
     cheapest = panels.index[(int(panels.mean_cost_usd.argmin()),)]
     return [cheapest, *(i for i in range(len(panels.members)) if i != cheapest)]
 
 
-def described_calls(seen: Estimates, calls: Calls, order: Tensor) -> Tensor:
+def described_calls(estimates: Estimates, calls: Calls, order: Tensor) -> Tensor:
     """`describe` of the calls made to the experts `order` [B, C]; [B, F]."""
-    chance = seen.reliability()
-    made, answers = seen_answers(calls, order, chance.shape[1])
+    chance = estimates.reliability()
+    made, answers = answers_in_order(calls, order, chance.shape[1])
     chance = chance.gather(1, order.clamp(min=0))
     return describe(count_votes(order, made, answers, vote_weight(chance)), chance, made, made & (answers >= 0))
 
 
 def _best_thresholds(panels: Panels, scorer: Scorer, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The thresholds that are best at each price for asking the experts of the panel `number` one by one.
+    """The best thresholds at each price for asking the experts of the panel `number` one by one.
 
     Returns:
-        The panel's number [X], mean score [X] and cost [X], and thresholds [X, C]: on goes what is below.
+        The panel's number [X], mean score [X] and cost [X], and thresholds [X, C]: log-odds below them continue.
     """
     parts = panels.parts(number)
     size = int(panels.size[number])
     n, x = panels.score.shape[1], len(panels.prices)
     score, cost_usd = panels.score[parts[0]].mean()[None], panels.cost_usd[parts[0]].mean()[None]
-    reaches = torch.ones(1, n, device=score.device)  # [combinations of thresholds, n], 1 where it goes on till here
+    reaches = torch.ones(1, n, device=score.device)  # [combinations of thresholds, n], 1 where this step is reached
     grids = []
     for step in range(size - 1):
-        told = scorer.told[parts[step]]
-        grid = quantiles(told)
+        log_odds = scorer.log_odds[parts[step]]
+        grid = quantiles(log_odds)
         grids.append(grid)
-        continues = (told < grid[:, None]).float()
-        gains = [(of[parts[step + 1]] - of[parts[step]]) for of in (panels.score, panels.cost_usd)]
+        continues = (log_odds < grid[:, None]).float()
+        gains = [x[parts[step + 1]] - x[parts[step]] for x in (panels.score, panels.cost_usd)]
         gained, paid = ((reaches @ (continues * gain).T / n).flatten() for gain in gains)
         score = score.repeat_interleave(len(grid)) + gained
         cost_usd = cost_usd.repeat_interleave(len(grid)) + paid
@@ -124,23 +124,23 @@ def _best_thresholds(panels: Panels, scorer: Scorer, number: int) -> tuple[Tenso
     return torch.full_like(best, number), score[best], cost_usd[best], threshold
 
 
-def quantiles(told: Tensor) -> Tensor:
-    """Thresholds [T] at even quantiles of `told` [n], and one above all."""
-    at = torch.linspace(0, 1, N_THRESHOLDS + 1, device=told.device)[1:-1]
-    return torch.cat([told.quantile(at), told.new_full((1,), torch.inf)])
+def quantiles(log_odds: Tensor) -> Tensor:
+    """Thresholds [T] at even quantiles of `log_odds` [n], and infinity."""
+    at = torch.linspace(0, 1, N_THRESHOLDS + 1, device=log_odds.device)[1:-1]
+    return torch.cat([log_odds.quantile(at), log_odds.new_full((1,), torch.inf)])
 
 
 class Gains:
-    """What the last expert of a panel adds to the others: a ridge regression a panel, on `describe` of the others'
-    answers and the last one's estimated chance.
+    """The gain in score from the last expert of a panel: a ridge regression for each panel, on `describe` of the
+    others' answers and the last one's estimated score.
 
     Attributes:
         weights: [Q, F + 2]; 0 for single experts.
-        told: [Q, n], each query's from a regression without it.
+        predicted: [Q, n], gains out of fold.
     """
 
     def __init__(self, panels: Panels):
-        self.told = torch.zeros_like(panels.score)
+        self.predicted = torch.zeros_like(panels.score)
         self.weights = torch.zeros(0)
         for part in (panels.size > 1).nonzero().squeeze(1).split(CHUNK):
             before = torch.tensor([panels.parts(i)[panels.size[i] - 2] for i in part.tolist()], device=part.device)
@@ -148,12 +148,12 @@ class Gains:
             chance = panels.estimates.score.T[last, :, None]
             features = with_chance(panels.described(before), chance)
             gain = panels.score[part] - panels.score[before]
-            weights, self.told[part] = fit_ridge(features, gain, panels.fold)
+            weights, self.predicted[part] = fit_ridge(features, gain, panels.fold)
             if len(self.weights) == 0:
                 self.weights = weights.new_zeros(len(panels.members), weights.shape[1])
             self.weights[part] = weights
 
 
 def with_chance(described: Tensor, chance: Tensor) -> Tensor:
-    """`describe` [..., F] and the estimated chance [..., 1] of the next one, twice; [..., F + 2]."""
+    """`describe` [..., F], then the estimated score [..., 1] of the next expert and its logit; [..., F + 2]."""
     return torch.cat([described, chance, chance.clamp(0.02, 0.98).logit()], dim=-1)

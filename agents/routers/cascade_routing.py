@@ -1,5 +1,6 @@
-"""Cascade routing (Dekoninck, Baader and Vechev, A Unified Approach to Routing and Cascading for LLMs,
-arXiv:2410.10347): before every call, the set of experts that is worth most, be it of those asked or with more.
+"""Cascade routing: before every call it finds the set of experts, asked or not, with the highest net value.
+
+Dekoninck, Baader and Vechev, A Unified Approach to Routing and Cascading for LLMs, arXiv:2410.10347.
 
 B queries at hand, n training queries, K experts, L of them considered, M: max_calls, S samples, W sets kept, P prices.
 """
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates
-from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, group_answers
+from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model
+from agents.policies.call_value import calls_from_table
 from agents.routers.base import Context, Router, experts_by_cost, price_grid, usd_per_query, within_reserve
 from agents.routers.panels import PRICE_ENDS
 from agents.routers.sequences import ask_or_deliver, can_pay, spent_usd
@@ -27,17 +29,17 @@ VARIANTS = ((1.0, 1.0), (1.0, 0.5), (1.0, 0.25), (0.5, 0.25), (2.0, 0.25), (0.5,
 ROWS = 500
 CHUNK = 8_192
 DRAWS = 2
-MANY = 8  # answers, after which estimates count as settled
+MANY = 8  # answers, after which estimates count as final
 FORBIDDEN = -1e4
 
 
 class CascadeRouting(Router):
-    """What a set of experts is worth is the expected best of their qualities, less a price on what they cost.
+    """Asks the cheapest expert, not asked yet, of the best set; delivers where the set has none.
 
-    Qualities are estimates with normal errors: how far estimates move, on the training queries, from a number of calls
-    on until all have answered; they move together, so the errors have a covariance. With the answers estimates become
-    those of `answer_model`. Of the best set the cheapest expert not yet asked is asked next; if none is left of
-    it, that is all. The price is that at which the training queries cost what is left per query.
+    The value of a set of experts is the expectation of the best of their qualities, less a price times their costs.
+    Qualities are estimates with normal errors, whose covariance is that of the changes of the estimates on the training
+    queries, from a number of calls until all experts have answered. Answers update the estimates by `answer_model`. The
+    price is that at which the training queries cost the budget per query.
     """
 
     features: Estimates
@@ -66,60 +68,62 @@ class CascadeRouting(Router):
         before_usd = context.remaining_usd + spent_usd(context.estimates, calls)
         n = within_reserve(self.mean_cost_usd, before_usd, context.remaining_queries).sum(dim=1) - 1
         price, later, scale = self._setting(usd_per_query(before_usd, context.remaining_queries), n)
-        everybody = torch.arange(len(self.mean_cost_usd), device=n.device).expand(len(n), -1)
-        allowed = torch.stack([can_pay(self.mean_cost_usd, context, k) for k in everybody.T], dim=1)
-        expert, asks = self.next_of(context.estimates, torch.where(calls.made > 0, later, price), scale, calls, allowed)
+        all_experts = torch.arange(len(self.mean_cost_usd), device=n.device).expand(len(n), -1)
+        allowed = torch.stack([can_pay(self.mean_cost_usd, context, k) for k in all_experts.T], dim=1)
+        expert, asks = self.next_expert(
+            context.estimates, torch.where(calls.made > 0, later, price), scale, calls, allowed
+        )
         return ask_or_deliver(self.mean_cost_usd, expert, asks, calls)
 
-    def qualities(self, seen: Estimates, calls: Calls) -> Tensor:
-        """[B, K], estimated chances to be right, given what was answered."""
-        chance = seen.reliability()
-        belief = self.answer_model.posterior(chance, vote_weight(chance), calls)
-        right = belief.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
+    def qualities(self, estimates: Estimates, calls: Calls) -> Tensor:
+        """[B, K], estimated chances that experts are right, given the answers so far."""
+        chance = estimates.reliability()
+        posterior = self.answer_model.posterior(chance, vote_weight(chance), calls)
+        right = posterior.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
         k = chance.shape[1]
-        told = torch.cat([belief.expert_chance(), right.new_zeros(len(seen), 1)], dim=1)
-        return told.scatter(1, calls.asked.where(calls.asked >= 0, k), right)[:, :k]
+        quality = torch.cat([posterior.expert_chance(), right.new_zeros(len(estimates), 1)], dim=1)
+        return quality.scatter(1, calls.asked.where(calls.asked >= 0, k), right)[:, :k]
 
-    def next_of(
-        self, seen: Estimates, price: Tensor, scale: Tensor, calls: Calls, allowed: Tensor
+    def next_expert(
+        self, estimates: Estimates, price: Tensor, scale: Tensor, calls: Calls, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The expert to ask next [B], and whether to ask [B] bool: of the `allowed` [B, K], at a `price` [B], errors
         taken times `scale` [B]."""
-        quality, k = self.qualities(seen, calls), len(self.mean_cost_usd)
-        price_usd = price[:, None] * seen.cost_usd
+        quality, k = self.qualities(estimates, calls), len(self.mean_cost_usd)
+        price_usd = price[:, None] * estimates.cost_usd
         asked = one_hot(calls.asked.where(calls.asked >= 0, k), k + 1).sum(dim=1)[:, :k] > 0
         allowed = allowed & ~asked
         noise = self.noise[calls.made.clamp(max=len(self.noise) - 1)] * scale[:, None, None]  # [B, K, S]
         drawn = torch.where(asked[..., None], quality[..., None], quality[..., None] + noise)
         best = torch.where(asked[..., None], drawn, FORBIDDEN).amax(dim=1)  # [B, S]
         alone = drawn.maximum(best[:, None]).mean(dim=2) - price_usd
-        who = alone.masked_fill(~allowed, FORBIDDEN).topk(min(CONSIDERED, k), dim=1).indices  # [B, L]
+        experts = alone.masked_fill(~allowed, FORBIDDEN).topk(min(CONSIDERED, k), dim=1).indices  # [B, L]
         rank = experts_by_cost(self.mean_cost_usd).argsort()
-        who = who.gather(1, rank[who].argsort(dim=1))  # by rising cost: the first of a set is its cheapest
-        drawn, open_ = drawn.gather(1, who[..., None].expand(-1, -1, drawn.shape[2])), allowed.gather(1, who)
-        price_usd = price_usd.gather(1, who)
-        worth, first = self._search(best, drawn, price_usd, open_, calls.made)
+        experts = experts.gather(1, rank[experts].argsort(dim=1))  # by rising cost: the first of a set is its cheapest
+        drawn, open_ = drawn.gather(1, experts[..., None].expand(-1, -1, drawn.shape[2])), allowed.gather(1, experts)
+        price_usd = price_usd.gather(1, experts)
+        net, first = self._search(best, drawn, price_usd, open_, calls.made)
         stays = torch.where(calls.made > 0, best.mean(dim=1), FORBIDDEN)
-        return who.gather(1, first[:, None]).squeeze(1), (worth > stays) & (worth > FORBIDDEN / 2)
+        return experts.gather(1, first[:, None]).squeeze(1), (net > stays) & (net > FORBIDDEN / 2)
 
     def _search(
         self, best: Tensor, drawn: Tensor, price_usd: Tensor, open_: Tensor, made: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The worth of the best set that goes on [B], and the place of its cheapest new expert [B]: a beam search that
-        adds experts in order of cost.
+        """The net value of the best set with a new expert [B], and the place of its cheapest new expert [B], by a beam
+        search that adds experts in order of cost.
 
         Args:
             best: [B, S], the best quality of those asked.
             drawn: [B, L, S], qualities, by rising cost.
             price_usd: [B, L], what they cost, in score.
-            open_: [B, L] bool, who may be asked.
+            open_: [B, L] bool, the experts that may be asked.
             made: [B], calls so far.
         """
         n, samples = drawn.shape[1:]
         place = torch.arange(n, device=best.device)
         tops, paid = best[:, None], torch.zeros_like(best[:, :1])  # of the sets kept, [B, W, S] and [B, W]
         last, first = torch.full_like(paid, -1, dtype=torch.int64), torch.zeros_like(paid, dtype=torch.int64)
-        worth, answer = torch.full_like(paid[:, 0], 2 * FORBIDDEN), first[:, 0]
+        net, answer = torch.full_like(paid[:, 0], 2 * FORBIDDEN), first[:, 0]
         for depth in range(self.max_calls):
             fits = open_[:, None] & (place > last[..., None]) & (depth + made < self.max_calls)[:, None, None]
             if not bool(fits.any()):
@@ -132,23 +136,23 @@ class CascadeRouting(Router):
             paid = paid.gather(1, parent) + price_usd.gather(1, last)
             first = last if depth == 0 else first.gather(1, parent)
             last = last.masked_fill(value <= FORBIDDEN, n)
-            better = value[:, 0] > worth
-            worth, answer = torch.where(better, value[:, 0], worth), torch.where(better, first[:, 0], answer)
-        return worth, answer
+            better = value[:, 0] > net
+            net, answer = torch.where(better, value[:, 0], net), torch.where(better, first[:, 0], answer)
+        return net, answer
 
     def _noise(self, table: ExpertTable, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Samples of how far the estimates of experts move from 0 to M - 1 calls on until they, and others, have
+        """Samples of the changes of experts' estimates from after 0 to M - 1 calls until they, and others, have
         answered; [M, K, S]."""
         k, m = len(self.mean_cost_usd), self.max_calls
         rows = rows.repeat(DRAWS)
-        seen, answer_ids = self.features[rows], table.answer_ids[rows].long()
+        estimates, answer_ids = self.features[rows], table.answer_ids[rows].long()
         order = torch.rand(len(rows), k, generator=generator, device=table.device).argsort(dim=1)[:, :MANY]
-        after = self.qualities(seen, calls_of(order, answer_ids))
+        after = self.qualities(estimates, calls_from_table(order, answer_ids))
         half = torch.randn(k, SAMPLES // 2, generator=generator, device=table.device)
         normal = torch.cat([half, -half], dim=1)
         noise = []
         for made in range(min(m, k)):
-            moved = after - self.qualities(seen, calls_of(order[:, :made], answer_ids))
+            moved = after - self.qualities(estimates, calls_from_table(order[:, :made], answer_ids))
             new = torch.zeros_like(moved).scatter(1, order[:, made:], 1.0)
             moved = moved * new
             cov = moved.T @ moved / (new.T @ new).clamp(min=1)
@@ -161,19 +165,19 @@ class CascadeRouting(Router):
         first call, scale of errors; and what they cost [2, X]. Row 0 is for all but the most expensive expert."""
         k, device = len(self.mean_cost_usd), self.features.device
         prices = price_grid(self.mean_cost_usd, N_PRICES, *PRICE_ENDS)
-        everybody = torch.ones(k, dtype=torch.bool, device=device)
-        others = everybody.clone()
+        all_experts = torch.ones(k, dtype=torch.bool, device=device)
+        others = all_experts.clone()
         others[self.mean_cost_usd.argmax()] = k == 1
-        settings, paces = [], []
-        for allowed, variants in ((others, VARIANTS[:1]), (everybody, VARIANTS)):
+        settings, spent = [], []
+        for allowed, variants in ((others, VARIANTS[:1]), (all_experts, VARIANTS)):
             tried = torch.cat(
                 [torch.stack([prices, later * prices, scale + 0 * prices]) for later, scale in variants], 1
             )
             score, cost_usd = self._play(table, rows, tried, allowed)
             best = (score - prices[:, None] * cost_usd).argmax(dim=1)
             settings.append(tried[:, best])
-            paces.append(cost_usd[best].double())
-        return torch.stack(settings), torch.stack(paces).cummax(dim=1).values
+            spent.append(cost_usd[best].double())
+        return torch.stack(settings), torch.stack(spent).cummax(dim=1).values
 
     def _play(self, table: ExpertTable, rows: Tensor, settings: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Mean score and cost [P] on queries `rows` [n] with `settings` [3, P]."""
@@ -184,35 +188,27 @@ class CascadeRouting(Router):
         playing = torch.arange(len(rows), device=rows.device)
         for made in range(self.max_calls):
             for part in playing.split(CHUNK):
-                calls = calls_of(asked[part, :made], table.answer_ids[rows[part]].long())
-                seen = self.features[rows[part]]
-                expert, asks = self.next_of(
-                    seen, (later if made else price)[part], scale[part], calls, allowed.expand(len(part), k)
+                calls = calls_from_table(asked[part, :made], table.answer_ids[rows[part]].long())
+                estimates = self.features[rows[part]]
+                expert, asks = self.next_expert(
+                    estimates, (later if made else price)[part], scale[part], calls, allowed.expand(len(part), k)
                 )
                 asked[part, made] = torch.where(asks, expert, -1)
             playing = playing[asked[playing, made] >= 0]
-        who, made_at = asked.clamp(min=0), asked >= 0
-        votes = vote_weight(self.features.reliability()[rows].gather(1, who))
-        polled = count_votes(asked, made_at, table.answer_ids[rows].long().gather(1, who), votes)
-        led = polled.leader >= 0
-        score = table.scores[rows].gather(1, polled.leader.clamp(min=0)[:, None]).squeeze(1) * led
-        cost_usd = (table.costs_usd[rows].gather(1, who) * made_at).sum(dim=1)
+        experts, made_at = asked.clamp(min=0), asked >= 0
+        votes = vote_weight(self.features.reliability()[rows].gather(1, experts))
+        count = count_votes(asked, made_at, table.answer_ids[rows].long().gather(1, experts), votes)
+        led = count.leader >= 0
+        score = table.scores[rows].gather(1, count.leader.clamp(min=0)[:, None]).squeeze(1) * led
+        cost_usd = (table.costs_usd[rows].gather(1, experts) * made_at).sum(dim=1)
         return score.view(-1, n).mean(dim=1), cost_usd.view(-1, n).mean(dim=1)
 
     def _setting(self, pace: Tensor, n: Tensor) -> tuple[Tensor, ...]:
-        """The settings, [B] each, at paces [B], where none but the n + 1 [B] cheapest may be asked."""
+        """The settings, [B] each, at budgets per query [B], where only the n + 1 [B] cheapest experts may be asked."""
         row = (n == len(self.mean_cost_usd) - 1).long()
         spent, settings = self.spent_usd[row], self.settings[row].log()
         above = torch.searchsorted(spent, pace[:, None]).clamp(1, spent.shape[1] - 1)
         low, high = spent.gather(1, above - 1), spent.gather(1, above)
-        way = ((pace[:, None] - low) / (high - low).clamp(min=1e-30)).clamp(0, 1).float()
+        weight = ((pace[:, None] - low) / (high - low).clamp(min=1e-30)).clamp(0, 1).float()
         ends = [settings.gather(2, at[:, None].expand(-1, 3, -1)).squeeze(2) for at in (above - 1, above)]
-        return torch.lerp(ends[0], ends[1], way).exp().unbind(1)
-
-
-def calls_of(asked: Tensor, answer_ids: Tensor) -> Calls:
-    """The calls to `asked` [B, C], -1 where there is none, all answered as `answer_ids` [B, K] say."""
-    asked = asked if asked.shape[1] else asked.new_full((len(asked), 1), -1)
-    made = asked >= 0
-    given = answer_ids.gather(1, asked.clamp(min=0)).masked_fill(~made, -1)
-    return Calls(asked, group_answers(given), made.sum(dim=1))
+        return torch.lerp(ends[0], ends[1], weight).exp().unbind(1)

@@ -1,8 +1,7 @@
-"""What panels of experts would have delivered on the training queries, and how surely: what the routers that ask
-several experts are tuned on.
+"""Scores and costs of panels of experts on the training queries, to which the routers of several calls are fitted.
 
-A panel is a few experts by rising mean cost; asked about a query, all of them vote, as the rules have it. Of a long
-list of experts only some are considered, those that a simple rule with two of them and one to fall back on could use.
+A panel is a set of experts in order of mean cost, which all vote on a query by the rules of an episode. Of many experts
+only the most useful are considered (`shortlist`).
 
 n training queries, K experts, Q panels, C: the most experts of a panel, F features, X prices.
 """
@@ -17,19 +16,20 @@ from torch import Tensor
 from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates
 from agents.policies.answer_model import Calls
 from agents.routers.base import experts_by_cost, price_grid
-from leeroo_env.dynamics import VoteCount, count_votes, vote_weight
+from leeroo_env import dynamics
+from leeroo_env.dynamics import VoteCount, vote_weight
 from leeroo_env.table import ExpertTable
 
-LONGEST = 4  # calls that are planned for; a panel of five adds little and there are many of them
+LONGEST = 4  # experts of a panel: five add little, and there are many such panels
 CONSIDERED = 10
-SELDOM = 0.02
+RARELY = 0.02
 N_PRICES = 80
-PRICE_ENDS = (3.0, 0.01)  # see `price_grid`: from where hardly anything but cost counts to where it hardly does
+PRICE_ENDS = (3.0, 0.01)  # of `price_grid`: from where cost outweighs score to where it hardly counts
 CHUNK = 200_000
 FOLDS = 5
 RIDGE = 3.0
 NEWTON_STEPS = 6
-FOLD_STEPS = 2  # from there; enough, and that start tells a fold nothing to speak of
+FOLD_STEPS = 2  # more for each fold, from the weights fitted to all
 
 
 class Panels:
@@ -40,10 +40,10 @@ class Panels:
         estimates: of these, out of fold.
         prices: [X], score a dollar, falling.
         members: [Q, C] int64, each panel's experts by rising mean cost; -1 after the last.
-        index: where a panel is, by its experts.
-        size: [Q] int64, how many they are.
-        score: [Q, n], what it would deliver.
-        cost_usd: [Q, n], what it costs.
+        index: a panel's number by its experts.
+        size: [Q] int64, its number of experts.
+        score: [Q, n], of the answer it delivers.
+        cost_usd: [Q, n], of its calls.
         fold: [n] int64, the folds for models fitted on panels.
     """
 
@@ -71,8 +71,8 @@ class Panels:
         step = max(1, CHUNK // len(rows))
         for start in range(0, len(panels), step):
             part = slice(start, start + step)
-            polled, *_ = self.polled(self.members[part])
-            self.score[part] = scores.gather(1, polled.leader.view(-1, len(rows)).T).T
+            votes, *_ = self.count_votes(self.members[part])
+            self.score[part] = scores.gather(1, votes.leader.view(-1, len(rows)).T).T
             asked = self.members[part]
             paid = cost_usd.T[asked.clamp(min=0)] * (asked >= 0)[..., None]
             self.cost_usd[part] = paid.sum(dim=1)
@@ -85,29 +85,29 @@ class Panels:
         members = tuple(k for k in self.members[number].tolist() if k >= 0)
         return [self.index[members[: m + 1]] for m in range(self.longest)]
 
-    def polled(self, members: Tensor) -> tuple[VoteCount, Tensor, Tensor]:
-        """How the panels [q, C] vote on all queries, [q * n]; their estimated chances and answers [q * n, C]."""
+    def count_votes(self, members: Tensor) -> tuple[VoteCount, Tensor, Tensor]:
+        """The votes of panels [q, C] on all queries, [q * n], and their estimated chances and answers [q * n, C]."""
         q, c = members.shape
-        who = members.clamp(min=0).T.reshape(-1)  # [C * q]
+        experts = members.clamp(min=0).T.reshape(-1)  # [C * q]
         made = (members >= 0)[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
-        chance, answers = (x.T[who].view(c, q * len(self.rows)).T for x in (self.estimates.score, self.answer_ids))
+        chance, answers = (x.T[experts].view(c, q * len(self.rows)).T for x in (self.estimates.score, self.answer_ids))
         chance = chance.clamp(0, 1)
         asked = members[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
-        return count_votes(asked, made, answers, vote_weight(chance)), chance, answers
+        return dynamics.count_votes(asked, made, answers, vote_weight(chance)), chance, answers
 
     def described(self, panels: Tensor) -> Tensor:
-        """What `describe` says of the panels of these numbers [q] on all queries, [q, n, F]."""
+        """`describe` of the panels of these numbers [q] on all queries, [q, n, F]."""
         members = self.members[panels]
-        polled, chance, answers = self.polled(members)
+        votes, chance, answers = self.count_votes(members)
         made = (members >= 0)[:, None].expand(-1, len(self.rows), -1).reshape(chance.shape)
-        return describe(polled, chance, made, made & (answers >= 0)).view(len(panels), len(self.rows), -1)
+        return describe(votes, chance, made, made & (answers >= 0)).view(len(panels), len(self.rows), -1)
 
 
 def shortlist(scores: Tensor, cost_usd: Tensor, answer_ids: Tensor, prices: Tensor, n: int) -> Tensor:
-    """The `n` experts of most use to this rule: ask two; where they differ, ask a third and take its word. [K] bool.
+    """The `n` most useful experts for a simple rule: ask two; where they differ, deliver a third's answer. [K] bool.
 
-    An expert's use is how near the best rule with it comes to the best of all, at the price that suits it most. The
-    cheapest and the best expert are always among them.
+    An expert's usefulness is the net score of the best rule with it, less that of the best rule of all, at the price
+    where this difference is smallest. The cheapest and the best expert are always included.
     """
     k = scores.shape[1]
     first, second = torch.triu_indices(k, k, device=scores.device)  # a pair of one expert with itself: that one alone
@@ -121,11 +121,11 @@ def shortlist(scores: Tensor, cost_usd: Tensor, answer_ids: Tensor, prices: Tens
     start = cost_usd.mean(dim=0)[first] + cost_usd.mean(dim=0)[second] * twice
     cost = start[:, None] + asks @ cost_usd / mean
     alone, paid = scores.mean(dim=0), cost_usd.mean(dim=0)
-    worth = score - prices[:, None, None] * cost  # [X, pairs, K]
-    seldom = differ.float().mean(dim=0) < SELDOM  # a third who is hardly ever asked does no harm, and has no use
-    third = worth.masked_fill(seldom[:, None], -torch.inf).amax(dim=1)
+    net = score - prices[:, None, None] * cost  # [X, pairs, K]
+    rarely = differ.float().mean(dim=0) < RARELY  # a third expert that is hardly ever asked shows no use
+    third = net.masked_fill(rarely[:, None], -torch.inf).amax(dim=1)
     best = (alone - prices[:, None] * paid).maximum(third)  # [X, K]
-    in_pair = worth.amax(dim=2)
+    in_pair = net.amax(dim=2)
     best = best.scatter_reduce(1, first.expand(len(prices), -1), in_pair, "amax")
     best = best.scatter_reduce(1, second.expand(len(prices), -1), in_pair, "amax")
     use = (best - best.amax(dim=1, keepdim=True)).amax(dim=0)
@@ -135,19 +135,19 @@ def shortlist(scores: Tensor, cost_usd: Tensor, answer_ids: Tensor, prices: Tens
     return useful
 
 
-def describe(polled: VoteCount, chance: Tensor, made: Tensor, given: Tensor) -> Tensor:
-    """What answers say of the leading one, [B, F]: estimates of those asked, who agrees with it, and by how much.
+def describe(votes: VoteCount, chance: Tensor, made: Tensor, given: Tensor) -> Tensor:
+    """Features of the answers so far, [B, F]: estimated chances, agreement with the leading answer, and its support.
 
     Args:
-        polled: the votes.
+        votes: the vote count.
         chance: [B, C] in [0, 1], estimated, of those asked.
         made: [B, C] bool, whether there is such a call.
         given: [B, C] bool, whether it brought an answer.
     """
     logit = torch.logit(chance.clamp(0.02, 0.98)) * made
-    agrees = polled.agrees.float()
+    agrees = votes.agrees.float()
     leads = torch.where(agrees.bool(), logit, -9.0).amax(dim=1, keepdim=True).clamp(min=-4)
-    summary = [torch.ones_like(leads), leads, polled.share.float()[:, None], (polled.different == 1).float()[:, None]]
+    summary = [torch.ones_like(leads), leads, votes.share.float()[:, None], (votes.different == 1).float()[:, None]]
     return torch.cat([*summary, logit, agrees, agrees * logit, given.float()], dim=1)
 
 
@@ -160,12 +160,12 @@ def fit_logistic(features: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor
         fold: [n].
 
     Returns:
-        Weights [q, F] fitted to all, and what those fitted without its fold say of each query [q, n], in log-odds.
+        Weights [q, F] fitted to all, and out-of-fold predictions [q, n], in log-odds.
     """
     q, f = len(features), features.shape[2]
     ridge = RIDGE * torch.eye(f, device=features.device)
     ridge[0, 0] = 1e-3
-    told = torch.empty_like(target)
+    predicted = torch.empty_like(target)
 
     def newton(weights: Tensor, use: Tensor, steps: int) -> Tensor:
         for _ in range(steps):
@@ -179,15 +179,15 @@ def fit_logistic(features: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor
     weights = newton(torch.zeros(q, f, device=features.device), torch.ones_like(target[0]), NEWTON_STEPS)
     for part in range(FOLDS):
         without = newton(weights, (fold != part).float(), FOLD_STEPS)
-        told[:, fold == part] = torch.einsum("qnf,qf->qn", features[:, fold == part], without)
-    return weights, told
+        predicted[:, fold == part] = torch.einsum("qnf,qf->qn", features[:, fold == part], without)
+    return weights, predicted
 
 
 def fit_ridge(features: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
     """Ridge regressions, many at once; as `fit_logistic`."""
     ridge = RIDGE * torch.eye(features.shape[2], device=features.device)
     ridge[0, 0] = 1e-3
-    gram, moment, told = [], [], torch.empty_like(target)
+    gram, moment, predicted = [], [], torch.empty_like(target)
     for part in range(FOLDS):
         x, y = features[:, fold == part], target[:, fold == part]
         gram.append(x.transpose(1, 2) @ x)
@@ -195,12 +195,12 @@ def fit_ridge(features: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor, T
     all_gram, all_moment = sum(gram) + ridge, sum(moment)
     for part in range(FOLDS):
         without = torch.linalg.solve(all_gram - gram[part], all_moment - moment[part])
-        told[:, fold == part] = torch.einsum("qnf,qf->qn", features[:, fold == part], without)
-    return torch.linalg.solve(all_gram, all_moment), told
+        predicted[:, fold == part] = torch.einsum("qnf,qf->qn", features[:, fold == part], without)
+    return torch.linalg.solve(all_gram, all_moment), predicted
 
 
-def seen_answers(calls: Calls, order: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Whether the experts `order` [B, C] were asked and answered, and which answer they gave; -1 for none."""
+def answers_in_order(calls: Calls, order: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Whether the experts `order` [B, C] were asked, and the groups of their answers, -1 for none; both [B, C]."""
     group = torch.full((len(order), k + 1), -2, device=order.device)
     group.scatter_(1, calls.asked.where(calls.asked >= 0, k), calls.group.clamp(min=-1))
     group[:, k] = -2

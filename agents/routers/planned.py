@@ -1,4 +1,4 @@
-"""The plan of `budget_value` as a router: with the agent's own estimates, the rule that its training starts from."""
+"""A router by the budget value; with the agent's own estimates it is the policy that training starts from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leeroo_env.table import ExpertTable
 
 
 class Planned(Router):
-    """The expert with the most estimated score less what its cost would buy later."""
+    """The expert with the highest estimated score less the opportunity cost of its estimated cost."""
 
     def __init__(self, table: ExpertTable, estimates: Estimates, seed: int = 0):
         """Args: the table, estimates of all its rows, and the seed of the sample."""

@@ -13,7 +13,7 @@ from agents.routers.base import Context, Router, experts_by_cost, price_grid, wi
 from leeroo_env import dynamics
 from leeroo_env.table import ExpertTable
 
-CAUTION = 0.95  # of what is left per query is planned with: refusals cost more than a little left over; chosen on val
+CAUTION = 0.95  # share of the budget per query to spend: refused calls cost more than unspent money; selected on val
 N_PRICES = 256
 MAX_ROWS = 4_000
 N_CANDIDATES = 40
@@ -35,14 +35,14 @@ def best_at_price(estimates: Estimates, price: Tensor, allowed: Tensor, remainin
         [B] int64.
     """
     score, cost_usd = estimates.score, estimates.cost_usd
-    worth = torch.where(cost_usd <= remaining_usd[:, None], score, 0.0) - price[:, None] * cost_usd
-    return worth.masked_fill(~allowed, -torch.inf).argmax(dim=1)
+    net = torch.where(cost_usd <= remaining_usd[:, None], score, 0.0) - price[:, None] * cost_usd
+    return net.masked_fill(~allowed, -torch.inf).argmax(dim=1)
 
 
 class PriceTable:
-    """What the training queries cost at each price, if only the n cheapest experts were to be had, for every n.
+    """The mean cost of the training queries at each price, with only the n cheapest experts, for every n.
 
-    The experts that the reserve allows are always the cheapest few.
+    The experts that the reserve allows are always the n cheapest for some n.
 
     Attributes:
         prices: [P], score a dollar, falling to 0.
@@ -65,7 +65,7 @@ class PriceTable:
 
         Args:
             usd_per_query: [B].
-            n_allowed: [B] int64, how many of the cheapest experts may be asked; all where None.
+            n_allowed: [B] int64, how many of the cheapest experts may be asked; None: all.
 
         Returns:
             [B] float32, score a dollar.
@@ -76,8 +76,8 @@ class PriceTable:
         pace = usd_per_query.double()[:, None]
         above = torch.searchsorted(spent, pace).clamp(1, p - 1)
         low, high = spent.gather(1, above - 1), spent.gather(1, above)
-        way = ((pace - low) / (high - low).clamp(min=1e-30)).clamp(0, 1).float()
-        return torch.lerp(self.prices[above - 1], self.prices[above], way).squeeze(1)
+        weight = ((pace - low) / (high - low).clamp(min=1e-30)).clamp(0, 1).float()
+        return torch.lerp(self.prices[above - 1], self.prices[above], weight).squeeze(1)
 
 
 def _spent(score: Tensor, cost_usd: Tensor, true_cost_usd: Tensor, prices: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ def _spent(score: Tensor, cost_usd: Tensor, true_cost_usd: Tensor, prices: Tenso
 class PacedPrice(Router):
     """Estimated score minus a price on estimated cost, the price re-solved at every step.
 
-    It is the price at which the training queries, by their left-out estimates, would cost on average 95 % of what is
-    left per remaining query, with only the experts that leave the reserve untouched.
+    It is the price at which the training queries, by their out-of-fold estimates, would cost on average 95 % of
+    the budget per query, with only the experts that leave the reserve untouched.
     """
 
     def __init__(self, table: ExpertTable, estimates: Estimates):
@@ -113,9 +113,9 @@ class PacedPrice(Router):
 
 
 class FixedPrice(Router):
-    """Estimated score minus a price on estimated cost, one price for all of an episode.
+    """Estimated score minus a price on estimated cost, with one price for the whole episode.
 
-    For every budget it is the price that scores best in episodes on the val split, played by the real rules.
+    For every budget it is the price that scores best in episodes on the val split.
     """
 
     features: Estimates
@@ -142,7 +142,7 @@ class FixedPrice(Router):
         return best_at_price(context.estimates, self.price, allowed, context.remaining_usd)
 
     def _tune(self, budget_usd: float) -> float:
-        """The best price for a budget, dollars a query, among those that would spend a quarter to eight times of it."""
+        """The best price for a budget, dollars a query, among those that spend a quarter to eight times as much."""
         device = self.features.device
         powers = torch.linspace(-2, 3, N_CANDIDATES, dtype=torch.float64, device=device)
         candidates = self.price_table.price(budget_usd * 2**powers)

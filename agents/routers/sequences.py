@@ -1,9 +1,9 @@
-"""Routers that follow a list of experts through a query, which list being looked up by what is left per query.
+"""Routers that ask the experts of a list one after another; the list is chosen by the budget per query.
 
 Many policies are tried on the training queries; those that are best at some price make up the upper convex hull of mean
-score over mean cost. What is left per remaining query lies between two neighbours on it, and a lottery between them
-costs just that: no policy, nor mixture of policies, does better on the training queries (the constrained optimum of
-Lagrange relaxation, Everett, 1963). Of one query only the list is kept, by what was asked already.
+score over mean cost. The budget per query lies between two neighbours on it, and a lottery between them costs just
+that: no policy, and no mixture of policies, does better on the training queries (the constrained optimum of Lagrange
+relaxation, Everett, 1963). The state of a query is the calls made: later calls follow the list that these began.
 
 B episodes, K experts, P policies, C experts a list at most, X prices.
 """
@@ -28,8 +28,8 @@ class Policies:
     Attributes:
         order: [P, C] int64, the experts to ask, in order; -1 after the last.
         cost_usd: [P] float64, mean cost on the training queries.
-        tried: [P] int64, which they are of those tried.
-        hull: [K, X] int64, the best at each price, by rising cost; row n - 1 of those with none but the n cheapest.
+        tried: [P] int64, their places among the policies tried.
+        hull: [K, X] int64, the best at each price, by rising cost; row n - 1 of those with only the n cheapest experts.
     """
 
     order: Tensor
@@ -41,11 +41,11 @@ class Policies:
 def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tensor, mean_cost_usd: Tensor) -> Policies:
     """`Policies` of all that were tried: `order` [P, C], mean `score` [P] and `cost_usd` [P]; `prices` [X] fall.
 
-    The first has to be the cheapest expert alone.
+    The first must be the cheapest expert alone.
     """
     rank = experts_by_cost(mean_cost_usd).argsort()[order.clamp(min=0)].masked_fill(order < 0, 0).amax(dim=1)
-    worth = score.double() - prices.double()[:, None] * cost_usd.double()  # [X, P]
-    hulls = [worth.masked_fill(rank > n, -torch.inf).argmax(dim=1) for n in range(len(mean_cost_usd))]
+    net = score.double() - prices.double()[:, None] * cost_usd.double()  # [X, P]
+    hulls = [net.masked_fill(rank > n, -torch.inf).argmax(dim=1) for n in range(len(mean_cost_usd))]
     hull = torch.stack(hulls)
     hull[:, 0] = 0
     used, hull = hull.unique(return_inverse=True)
@@ -53,7 +53,7 @@ def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tenso
 
 
 class SequenceRouter(LotteryRouter):
-    """Looks the list up; those who inherit say whether to go on in it."""
+    """Chooses the list and asks its experts in order; subclasses decide whether to continue after each answer."""
 
     features: Estimates
 
@@ -64,24 +64,24 @@ class SequenceRouter(LotteryRouter):
 
     @abstractmethod
     def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
-        """[B] bool, whether the `policy` [B] asks the next expert of its list; not looked at before the first call."""
+        """[B] bool, whether the `policy` [B] asks the next expert of its list; ignored before the first call."""
 
     def choose(self, context: Context) -> Tensor:
         estimates, calls = context.estimates, context.calls
         assert calls is not None
-        policy, known = self._policy(context, calls)
+        policy, found = self._policy(context, calls)
         order = self.policies.order[policy]
         last = order.shape[1] - 1
-        follow = order.gather(1, calls.made.clamp(max=last)[:, None]).squeeze(1)
-        follow = follow.masked_fill(calls.made > last, -1)
+        following = order.gather(1, calls.made.clamp(max=last)[:, None]).squeeze(1)
+        following = following.masked_fill(calls.made > last, -1)
         first = calls.made == 0
-        asks = known & (follow >= 0) & (first | self.continues(policy, estimates, calls))
-        asks &= can_pay(self.mean_cost_usd, context, follow.clamp(min=0))
-        return ask_or_deliver(self.mean_cost_usd, follow, asks, calls)
+        asks = found & (following >= 0) & (first | self.continues(policy, estimates, calls))
+        asks &= can_pay(self.mean_cost_usd, context, following.clamp(min=0))
+        return ask_or_deliver(self.mean_cost_usd, following, asks, calls)
 
     def _policy(self, context: Context, calls: Calls) -> tuple[Tensor, Tensor]:
-        """The policy that each query is in [B], and whether there is one [B]: the nearest on the hull to the one drawn
-        of those that would have asked the same experts."""
+        """The policy of each query [B], and whether there is one [B]: the nearest on the hull to the one drawn
+        among those that would have asked the same experts."""
         before_usd = context.remaining_usd + spent_usd(context.estimates, calls)
         n = within_reserve(self.mean_cost_usd, before_usd, context.remaining_queries).sum(dim=1) - 1
         hull = self.policies.hull[n]  # [B, X]
@@ -95,20 +95,19 @@ class SequenceRouter(LotteryRouter):
         same = asked.gather(1, order.where(order >= 0, k).flatten(1)).view(order.shape)
         same = (same | (place >= calls.made[:, None, None])).all(dim=2)
         same &= (asked.sum(dim=1) == calls.made)[:, None]
-        far = (torch.arange(hull.shape[1], device=hull.device) - drawn[:, None]).abs()
-        nearest = far.masked_fill(~same, hull.shape[1]).argmin(dim=1, keepdim=True)
+        distance = (torch.arange(hull.shape[1], device=hull.device) - drawn[:, None]).abs()
+        nearest = distance.masked_fill(~same, hull.shape[1]).argmin(dim=1, keepdim=True)
         return hull.gather(1, nearest).squeeze(1), same.gather(1, nearest).squeeze(1)
 
 
 def spent_usd(estimates: Estimates, calls: Calls) -> Tensor:
-    """About what the answered calls of this query have cost, by the estimates; [B]."""
+    """Estimated cost of the answered calls about each query, [B]."""
     cost_usd = estimates.cost_usd
     return (cost_usd.gather(1, calls.asked.clamp(min=0)) * (calls.asked >= 0)).sum(dim=1)
 
 
 def can_pay(mean_cost_usd: Tensor, context: Context, expert: Tensor) -> Tensor:
-    """[B] bool, whether asking `expert` [B] leaves what the queries to come need at the cheapest's, and would not be
-    refused, by its estimated cost."""
+    """[B] bool, whether asking `expert` [B] leaves the reserve, and is not refused if its estimated cost is right."""
     cheapest = mean_cost_usd.double().min()
     free_usd = context.remaining_usd - (context.remaining_queries - 1) * cheapest
     estimated = context.estimates.cost_usd.gather(1, expert[:, None]).squeeze(1)
@@ -117,6 +116,6 @@ def can_pay(mean_cost_usd: Tensor, context: Context, expert: Tensor) -> Tensor:
 
 def ask_or_deliver(mean_cost_usd: Tensor, expert: Tensor, asks: Tensor, calls: Calls) -> Tensor:
     """`expert` [B] where it `asks` [B], else K; where there is no answer yet, the cheapest. [B] int64."""
-    nothing = (calls.asked < 0).all(dim=1)
-    otherwise = torch.where(nothing, mean_cost_usd.argmin(), len(mean_cost_usd))
+    unanswered = (calls.asked < 0).all(dim=1)
+    otherwise = torch.where(unanswered, mean_cost_usd.argmin(), len(mean_cost_usd))
     return torch.where(asks, expert, otherwise)

@@ -1,4 +1,4 @@
-"""Routers that do not look at the query.
+"""Routers that ignore the query: fixed experts and lotteries.
 
 B episodes, K experts.
 """
@@ -37,7 +37,7 @@ class Random(LotteryRouter):
 
 
 class BestSingle(Router):
-    """The expert with the best mean score of those that fit what is left per query: one at a time, re-chosen always."""
+    """The expert with the best mean score among those whose mean cost is at most the budget per query."""
 
     def __init__(self, table: ExpertTable):
         self.mean_cost_usd, self.mean_score = table.mean_cost_usd(), table.mean_score()
@@ -49,10 +49,10 @@ class BestSingle(Router):
 
 
 class FixedMixture(LotteryRouter):
-    """The best that can be done without looking at the query: a lottery between two experts.
+    """The best router that ignores the query: a lottery between two experts.
 
-    These are neighbours on the upper convex hull of mean score over mean cost, mixed so that the expected cost is what
-    is left per query. The odds follow what is left. Where the reserve forbids experts, the hull is that of the others.
+    These are neighbours on the upper convex hull of mean score over mean cost, mixed so that the expected cost is the
+    current budget per query. Where the reserve forbids experts, the hull is that of the others.
     """
 
     def __init__(self, table: ExpertTable, seed: int = 0):
