@@ -1,1 +1,1 @@
-"""Policies: what they decide by, how they start, and how they are stored."""
+"""Policies: what they compute choices from, how they are initialised before training, and how they are stored."""

@@ -83,8 +83,8 @@ class Updater:
         outputs = evaluate_inputs(self.policy, batch.inputs)
         logits, values = (output.detach() for output in outputs)
         by_outputs, statistics = loss_gradients(logits, values, batch, self.weights)
-        learnt = [(o, g) for o, g in zip(outputs, by_outputs, strict=True) if o.requires_grad]
-        gradients = torch.autograd.grad([o for o, _ in learnt], self.parameters, [g for _, g in learnt])
+        trainable = [(o, g) for o, g in zip(outputs, by_outputs, strict=True) if o.requires_grad]
+        gradients = torch.autograd.grad([o for o, _ in trainable], self.parameters, [g for _, g in trainable])
         self.clip(gradients)
         return gradients, statistics
 

@@ -140,13 +140,13 @@ def test_calls_are_read_back_from_the_call_features(max_calls: int):
                 for e, a in zip(state.asked[i], answer_ids[i], strict=True)
                 if e >= 0 and state.call_features[i, 2 * K + e] != 0
             }
-            seen = {int(e): int(g) for e, g in zip(calls.asked[i], calls.group[i], strict=True) if e >= 0}
-            assert seen.keys() == answered.keys() and int(calls.made[i]) == int((state.asked[i] >= 0).sum())
+            group = {int(e): int(g) for e, g in zip(calls.asked[i], calls.group[i], strict=True) if e >= 0}
+            assert group.keys() == answered.keys() and int(calls.made[i]) == int((state.asked[i] >= 0).sum())
             for one in answered:
-                assert (seen[one] < 0) == (answered[one] < 0)
+                assert (group[one] < 0) == (answered[one] < 0)
                 for other in answered:
                     alike = answered[one] == answered[other] >= 0
-                    assert (seen[one] == seen[other] >= 0) == alike
+                    assert (group[one] == group[other] >= 0) == alike
 
 
 def test_fitting_finds_that_experts_fail_together():

@@ -83,8 +83,8 @@ def test_the_environment_continues_by_steps(make: Make, policy: str):
         learn(model)
         envs.append(model.env)
     for actions in np.random.default_rng(0).integers(4, size=(3 * H, B)):
-        (seen, rewards, ended, infos), other = (env.step(actions) for env in envs)
-        assert np.array_equal(seen, other[0]) and np.array_equal(rewards, other[1]) and np.array_equal(ended, other[2])
+        (observations, rewards, ended, infos), other = (env.step(actions) for env in envs)
+        assert all(map(np.array_equal, (observations, rewards, ended), other))
         same_episodes([i["episode"] for i in infos if i], [i["episode"] for i in other[3] if i])
 
 
@@ -139,8 +139,9 @@ def test_saves_and_loads(make: Make, tmp_path: Path):
     model.save(tmp_path / "model.zip")
     loaded = DevicePPO.load(tmp_path / "model.zip", device="cpu")
     same_bits(model, loaded)
-    seen = model.env.reset()
-    assert np.array_equal(loaded.predict(seen, deterministic=True)[0], model.predict(seen, deterministic=True)[0])
+    observations = model.env.reset()
+    before, after = (m.predict(observations, deterministic=True)[0] for m in (model, loaded))
+    assert np.array_equal(before, after)
     loaded.set_env(make(DevicePPO, "bid price").env)
     before = learned(loaded)
     learn(loaded, reset_num_timesteps=False)
