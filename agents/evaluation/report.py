@@ -71,12 +71,12 @@ def write_report(
     }
     more = [usd for share in SHARES if (usd := share * rules.cost_scale.high_usd) > budgets[0]]
     reach = _joined(results[AGENT], evaluate(routers[AGENT], rules, more, seed=seed) if more else None)
-    text = _markdown(rules, split, budgets, results, bounds, reach)
+    numbers = {name: _metrics(rules, split, result) for name, result in results.items()}
+    text = _markdown(rules, split, budgets, results, bounds, numbers, reach)
     text += [*_horizons(rules, split, seed, routers), "", notes]
     figure = draw_curve(rules, split, results, bounds)
     write_atomically(run_dir / "curve.png", lambda path: figure.savefig(path, dpi=150, format="png"))
     write_text(run_dir / "report.md", "\n".join(text) + "\n")
-    numbers = {name: _metrics(rules, split, result) for name, result in results.items()}
     write_json(
         run_dir / "evaluation.json",
         {**summary(rules, split, seed, budgets, {**results, **bounds}), "metrics": _without_nan(numbers)},
@@ -89,6 +89,7 @@ def _markdown(
     budgets: list[float],
     results: dict[str, Result],
     bounds: dict[str, Result],
+    numbers: dict[str, dict[str, float]],
     reach: tuple[np.ndarray, np.ndarray],
 ) -> list[str]:
     table, usd = rules.table, [f"{b:.3g}" for b in budgets]
@@ -118,7 +119,7 @@ def _markdown(
         "",
         "## One number for a curve",
         "",
-        *_one_number(rules, split, results),
+        *_one_number(numbers),
         "",
         "## Spend per query by budget, in dollars",
         "",
@@ -240,9 +241,8 @@ def _regrets(usd: list[str], agent: Result, bounds: dict[str, Result]) -> list[s
     ]
 
 
-def _one_number(rules: Rules, split: str, results: dict[str, Result]) -> list[str]:
-    names = list(_metrics(rules, split, results[AGENT]))
-    cells = {name: [_number(x) for x in _metrics(rules, split, r).values()] for name, r in results.items()}
+def _one_number(numbers: dict[str, dict[str, float]]) -> list[str]:
+    cells = {name: [_number(x) for x in row.values()] for name, row in numbers.items()}
     return [
         "AIQ is the mean height of the curve's convex hull between the lowest and the highest mean cost of an expert "
         "(RouterBench). APGR is the mean share of the gap between the cheapest and the best expert that is recovered, "
@@ -250,7 +250,7 @@ def _one_number(rules: Rules, split: str, results: dict[str, Result]) -> list[st
         "reached). The collapse index, averaged over budgets, is 1 where the choice does not depend on the "
         "query and 0 where it depends on nothing else.",
         "",
-        _rows(["", *names], cells, lambda row: row),
+        _rows(["", *numbers[AGENT]], cells, lambda row: row),
     ]
 
 
