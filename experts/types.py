@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+
+EMPTY = "empty reply"  # how the error of an answer without text begins
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,24 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of one call. If `error` is set the call failed: the text is empty and the cost is zero."""
+    """The result of one call.
+
+    Attributes:
+        text: what the expert answered, without its reasoning; empty if the call failed.
+        prompt_tokens: all tokens of the prompt, those from and into a cache included.
+        completion_tokens: all tokens written, reasoning included.
+        cost_usd: what the answer cost, in dollars; 0 if the call failed.
+        latency_s: how long the call took, with all of its attempts.
+        error: why the call failed; None if it did not.
+        finish_reason: why the expert stopped, as its server says, such as "stop", "length" or "content_filter".
+        reasoning: what it thought before it answered; never graded.
+        lost_usd: what attempts that brought no answer were, or may have been, billed, in dollars.
+        cached_tokens: of `prompt_tokens`, those read from a cache.
+        cache_write_tokens: of `prompt_tokens`, those written to a cache.
+        reasoning_tokens: of `completion_tokens`, those of the reasoning.
+        usage: where the counts come from: the server "reported" them, a tokenizer "counted" them, or the most that
+            the call could take is "assumed".
+    """
 
     text: str
     prompt_tokens: int
@@ -30,6 +49,23 @@ class Answer:
     cost_usd: float
     latency_s: float
     error: str | None = None
+    finish_reason: str | None = None
+    reasoning: str = ""
+    lost_usd: float = 0.0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    usage: Literal["reported", "counted", "assumed"] = "reported"
+
+    @property
+    def billed_usd(self) -> float:
+        """All that the call was, or may have been, billed, in dollars."""
+        return self.cost_usd + self.lost_usd
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the expert replied, but without a text: it was cut off while it reasoned, or filtered."""
+        return self.error is not None and self.error.startswith(EMPTY)
 
 
 class Expert(Protocol):
