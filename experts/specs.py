@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import pydantic
 
@@ -14,6 +16,7 @@ from leeroo_env.errors import InputError
 
 LIMITS = {"max_tokens", "max_completion_tokens", "max_new_tokens", "max_length", "n", "best_of", "num_return_sequences"}
 SET_ELSEWHERE = LIMITS | {"num_beams", "use_beam_search", "stream", "messages", "prompt", "model"}
+SECRET_PARAMETER = re.compile(r"key|token|secret|passw|sig(nature)?$|auth|code$|cred", re.IGNORECASE)  # of an address
 TEMPLATE_TOKENS = 256  # the most that a chat template adds to a prompt
 Dollars = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 VariableName = Annotated[str, pydantic.Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
@@ -102,19 +105,48 @@ class ExpertSpec(StrictModel):
 
 
 class OpenAISpec(ExpertSpec):
-    """A model on a server with OpenAI's API. Address and key are read from environment variables named here."""
+    """A model on a server with OpenAI's API. Its key is read from an environment variable that is named here."""
 
     backend: Literal["openai"]
-    base_url_env: VariableName | None = None  # null: OPENAI_BASE_URL if that is set, else OpenAI's own address
+    base_url: str | None = None  # such as http://localhost:8000/v1
+    base_url_env: VariableName | None = None  # the variable that holds the address
+    # without both: OPENAI_BASE_URL if that is set, else OpenAI's own address
     api_key_env: VariableName | None = "OPENAI_API_KEY"  # null: the server needs no key
     chat: bool = True  # false: /completions instead of /chat/completions
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     concurrency: int = pydantic.Field(default=8, gt=0)
     max_retries: int = pydantic.Field(default=5, ge=0)
 
+    @pydantic.field_validator("base_url")
+    @classmethod
+    def _is_an_address_without_secrets(cls, url: str | None) -> str | None:
+        if url is not None and (problem := _address_problem(url)):
+            raise ValueError(problem)
+        return url
+
+    @pydantic.model_validator(mode="after")
+    def _has_one_address(self) -> OpenAISpec:
+        if self.base_url is not None and self.base_url_env is not None:
+            raise ValueError("give base_url or base_url_env, not both")
+        return self
+
     @property
     def attempts(self) -> int:
         return 1 + self.max_retries
+
+
+def _address_problem(url: str) -> str | None:
+    """What is wrong with a server's address, in words that hold no secret of it."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "is no address such as http://localhost:8000/v1"
+    if parts.username is not None or any(SECRET_PARAMETER.search(name) for name, _ in parse_qsl(parts.query, True)):
+        return "holds a password or a key (not shown); put the address into a variable and name that with base_url_env"
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"[\s\x00-\x1f]", url):
+        return f"{url!r} is no address such as http://localhost:8000/v1"
+    return None
 
 
 class LocalSpec(ExpertSpec):

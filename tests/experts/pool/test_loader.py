@@ -124,3 +124,33 @@ def test_selecting_experts(tmp_path):
     assert [spec.name for spec in pool.select(["other", "big"])] == ["other", "big"]
     with pytest.raises(InputError, match=r"no expert named 'bog'; there are big, other"):
         pool.select(["bog"])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8000/v1", "https://api.example.com", "https://x.com/v1?api-version=2"]
+)
+def test_an_address_may_stand_in_the_file(tmp_path, url):
+    (spec,) = load_pool(write(tmp_path, REMOTE + f"    base_url: {url}\n")).experts
+    assert isinstance(spec, OpenAISpec) and spec.base_url == url
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("base_url: http://me:hunter2secret@localhost/v1", "base_url: holds a password or a key"),
+        ("base_url: https://hunter2secret@localhost/v1", "base_url: holds a password or a key"),
+        ("base_url: https://x.com/v1?api_key=hunter2secret", "base_url: holds a password or a key"),
+        ("base_url: https://x.com/v1?sig=hunter2secret", "base_url: holds a password or a key"),
+        ("base_url: localhost:8000/v1", "base_url: 'localhost:8000/v1' is no address"),
+        ("base_url: 'http://'", "base_url: 'http://' is no address"),
+        ("base_url: 'http://host:port/v1'", "base_url: is no address"),
+        ("base_url: ftp://x.com", "is no address"),
+        ("base_url: 'http://a b'", "is no address"),
+        ("base_url: 8000", "base_url: .* not 8000"),
+        ("base_url: http://x\n    base_url_env: X_URL", "give base_url or base_url_env, not both"),
+    ],
+)
+def test_an_address_that_is_refused(tmp_path, lines, message):
+    with pytest.raises(InputError, match=r"pool\.yaml: experts\.0.*" + message) as error:
+        load_pool(write(tmp_path, REMOTE + f"    {lines}\n"))
+    assert "hunter2secret" not in str(error.value) and "\n" not in str(error.value)
