@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pydantic
 
-from experts.spending import Price
 from experts.types import Query
+from experts.usage import Limits, Price
 from leeroo_env.errors import InputError
 
 LIMITS = {"max_tokens", "max_completion_tokens", "max_new_tokens", "max_length", "n", "best_of", "num_return_sequences"}
@@ -54,6 +54,9 @@ class ExpertSpec(StrictModel):
     parameters_b: float | None = pydantic.Field(default=None, gt=0)
     usd_per_mtok_in: Dollars | None = None
     usd_per_mtok_out: Dollars | None = None
+    usd_per_mtok_cached: Dollars | None = None  # of prompt tokens read from a cache; null: half of usd_per_mtok_in
+    usd_per_mtok_cache_write: Dollars | None = None  # of prompt tokens written to a cache; null: usd_per_mtok_in
+    usd_per_mtok_reasoning: Dollars | None = None  # null: usd_per_mtok_out
     usd_per_second: Dollars | None = None
     max_tokens: int = pydantic.Field(default=1024, gt=0)
     prompt: str = "{text}"
@@ -74,12 +77,22 @@ class ExpertSpec(StrictModel):
         by_token = self.usd_per_mtok_in is not None, self.usd_per_mtok_out is not None
         if any(by_token) != all(by_token) or any(by_token) == (self.usd_per_second is not None):
             raise ValueError("give either usd_per_mtok_in and usd_per_mtok_out, or usd_per_second")
+        for name in ("usd_per_mtok_cached", "usd_per_mtok_cache_write", "usd_per_mtok_reasoning"):
+            if getattr(self, name) is not None and self.usd_per_second is not None:
+                raise ValueError(f"{name} goes with usd_per_mtok_in, not with usd_per_second")
         return self
 
     @property
     def price(self) -> Price:
-        by_token = self.usd_per_mtok_in or 0.0, self.usd_per_mtok_out or 0.0
-        return Price(*by_token, self.usd_per_second or 0.0, self.timeout_s)
+        return Price(
+            self.usd_per_mtok_in or 0.0,
+            self.usd_per_mtok_out or 0.0,
+            self.usd_per_second or 0.0,
+            self.timeout_s,
+            self.usd_per_mtok_cached,
+            self.usd_per_mtok_cache_write,
+            self.usd_per_mtok_reasoning,
+        )
 
     @property
     def model_path(self) -> str:
@@ -97,7 +110,12 @@ class ExpertSpec(StrictModel):
 
     def most_prompt_tokens(self, query: Query) -> int:
         """An upper bound of the prompt's tokens: a token has at least one byte, and a chat template adds a few."""
-        return len(self.render(query).encode()) + len((self.system or "").encode()) + TEMPLATE_TOKENS
+        return len(self.render(query).encode("utf-8", "replace")) + len((self.system or "").encode()) + TEMPLATE_TOKENS
+
+    def limits(self, query: Query) -> Limits:
+        """The most tokens that a call can take."""
+        tokenizer = getattr(self, "tokenizer", None)
+        return Limits(self.name, self.most_prompt_tokens(query), self.max_tokens, tokenizer)
 
     def worst_usd(self, query: Query) -> float:
         """The most that one attempt of a call can cost, in dollars."""
@@ -116,6 +134,7 @@ class OpenAISpec(ExpertSpec):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     concurrency: int = pydantic.Field(default=8, gt=0)
     max_retries: int = pydantic.Field(default=5, ge=0)
+    tokenizer: str | None = None  # name or directory; counts tokens where the server reports none
 
     @pydantic.field_validator("base_url")
     @classmethod

@@ -1,12 +1,12 @@
-"""Computes the cost of calls and caps what the experts of a run spend together."""
+"""Caps what the experts of a run spend together."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from experts.types import Answer
@@ -14,25 +14,6 @@ from experts.types import Answer
 NOT_ASKED = "not asked: the spend cap is reached"
 WAIT_S = 0.02
 CHARS_PER_TOKEN = 4  # of English text, for estimates
-
-
-@dataclass(frozen=True)
-class Price:
-    """Dollars per million tokens in and out, or dollars per second; seconds beyond `timeout_s` are not billed."""
-
-    usd_per_mtok_in: float = 0.0
-    usd_per_mtok_out: float = 0.0
-    usd_per_second: float = 0.0
-    timeout_s: float = 0.0
-
-    def cost_usd(self, prompt_tokens: int, completion_tokens: int, seconds: float) -> float:
-        """The cost of one call, in dollars."""
-        tokens = prompt_tokens * self.usd_per_mtok_in + completion_tokens * self.usd_per_mtok_out
-        return tokens / 1e6 + min(seconds, self.timeout_s) * self.usd_per_second
-
-    def worst_usd(self, prompt_tokens: int, max_tokens: int) -> float:
-        """The most that a call with this prompt can cost, in dollars."""
-        return self.cost_usd(prompt_tokens, max_tokens, self.timeout_s)
 
 
 class SpendCap:
@@ -59,11 +40,12 @@ class SpendCap:
             return "wait" if self._calls and self.spent_usd + usd <= self.max_usd else "refused"
 
     def settle(self, reserved_usd: float, spent_usd: float) -> None:
-        """Replaces a granted reservation by the actual cost."""
+        """Replaces a granted reservation by the actual cost; one that is no amount counts as the whole reservation."""
+        known = math.isfinite(spent_usd) and spent_usd >= 0
         with self._lock:
             self._calls -= 1
             self.reserved_usd = self.reserved_usd - reserved_usd if self._calls else 0.0
-            self.spent_usd += spent_usd
+            self.spent_usd += spent_usd if known else reserved_usd
 
     def reserve(self, usd: float) -> bool:
         """Reserves dollars, after waiting for calls in flight if they may release enough. False if refused."""
@@ -104,7 +86,7 @@ def ask_affordable(
         try:
             batch = ask(slice(start, end))
         finally:
-            costs = [answer.cost_usd for answer in batch] or [0.0] * (end - start)
+            costs = [answer.billed_usd for answer in batch] or [0.0] * (end - start)
             for reserved, cost in zip(worst_usd[start:end], costs, strict=True):
                 spend_cap.settle(reserved, cost)
         answers += batch

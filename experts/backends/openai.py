@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import dataclasses
 import functools
-import logging
 import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
+from experts.backends.http import Call, current_call, make_client, reply_bytes
+from experts.backends.reply import Reply, printable, read_reply
+from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
 from experts.specs import OpenAISpec
 from experts.spending import SpendCap, not_asked
-from experts.types import Answer, Query
+from experts.types import EMPTY, Answer, Query
+from experts.usage import Usage, count_tokens, normalise_usage
 from leeroo_env.errors import InputError
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
-GATEWAY_ERRORS = {502, 504}  # the model behind the gateway may have answered, and the answer may be billed
 ERROR_CHARS = 300
+RETRY_IF_EMPTY = (None, "stop")  # with other reasons the same prompt would end alike
 
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Attempts:
-    """The attempts of one call that may be billed."""
-
-    billable: int = 0  # sent and not refused, whether or not an answer arrived
-
-
-_attempts: contextvars.ContextVar[Attempts] = contextvars.ContextVar("attempts")
 _starting = threading.Lock()
 
 
@@ -46,16 +32,19 @@ class OpenAIExpert:
     def __init__(self, spec: OpenAISpec, spend_cap: SpendCap) -> None:
         """
         Raises:
-            InputError: an environment variable that the spec names is not set.
+            InputError: an environment variable that the spec names is not set, or its tokenizer cannot be loaded.
         """
         key = _variable("api_key_env", spec.api_key_env) if spec.api_key_env else "unused"
-        url = _variable("base_url_env", spec.base_url_env) if spec.base_url_env else None
+        url = _variable("base_url_env", spec.base_url_env) if spec.base_url_env else spec.base_url
+        if spec.tokenizer is not None:
+            count_tokens(spec.tokenizer, "")
         self.name = spec.name
         self.spec = spec
         self._spend_cap = spend_cap
-        self._secrets = tuple(s for s in (spec.api_key_env and key, _url_password(url)) if s)
-        self._client = _client(key, url, spec.timeout_s, spec.max_retries)
+        self._secrets = secret_forms([*([key] if spec.api_key_env else []), *secrets_of_url(url)])
+        self._client = make_client(key, url, spec.timeout_s, spec.max_retries)
         self._slots = asyncio.Semaphore(spec.concurrency)
+        self._overrun = 1.0  # the largest factor by which a call has cost more than its worst case
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Sends every query, with the client library's retries; a failed call gives an answer with `error`."""
@@ -65,56 +54,93 @@ class OpenAIExpert:
         return await asyncio.gather(*(self._ask(query) for query in queries))
 
     async def _ask(self, query: Query) -> Answer:
-        """One call: reserves the worst cost of all attempts, then settles what was or may have been billed."""
-        worst_usd = self.spec.worst_usd(query)
+        """One call. A reply without a text is asked for once more."""
         async with self._slots:
-            reserved_usd = worst_usd * self.spec.attempts
-            if not await self._spend_cap.reserve_async(reserved_usd):
-                return not_asked()
-            attempts = Attempts()
-            spent_usd = reserved_usd
+            worst_usd = self.spec.worst_usd(query) * self._overrun
+            call = Call(self._spend_cap, worst_usd, self.spec.timeout_s, reply_bytes(self.spec.max_tokens))
+            current_call.set(call)
+            started = time.perf_counter()
             try:
-                answer = await self._call(query, attempts)
-                lost = attempts.billable - (answer.error is None)
-                spent_usd = answer.cost_usd + lost * worst_usd
-                return answer
+                answer = await self._attempt(query, call, started)
+                if answer.is_empty and answer.finish_reason in RETRY_IF_EMPTY and call.sent < self.spec.attempts:
+                    again = await self._attempt(query, call, started)
+                    answer = answer if again.error is not None and not again.is_empty else again
+                return dataclasses.replace(answer, lost_usd=call.lost_usd)
             finally:
-                self._spend_cap.settle(reserved_usd, spent_usd)
+                call.settle(worst_usd)  # only where this was cancelled before its cost was known
 
-    async def _call(self, query: Query, attempts: Attempts) -> Answer:
-        _attempts.set(attempts)
-        started = time.perf_counter()
+    async def _attempt(self, query: Query, call: Call, started: float) -> Answer:
+        """The answer of one request with its retries; `call` has what was lost on the way."""
         try:
-            text, prompt_tokens, completion_tokens = await self._complete(query)
+            reply = await self._complete(query, self.spec.attempts - call.sent - 1)
         except Exception as error:  # of any kind: the other calls of the batch must get their answers
+            call.lose(may_be_billed=True) if call.is_reserved else None
+            if call.sent == 0 and type(error).__name__ == "SpendCapReached":
+                return not_asked()
             return Answer("", 0, 0, 0.0, time.perf_counter() - started, error=self._describe(error))
-        seconds = time.perf_counter() - started
-        cost_usd = self.spec.price.cost_usd(prompt_tokens, completion_tokens, seconds)
-        return Answer(text, prompt_tokens, completion_tokens, cost_usd, seconds)
+        return self._settled(reply, query, call, time.perf_counter() - started)
 
-    async def _complete(self, query: Query) -> tuple[str, int, int]:
-        """The text, prompt tokens and completion tokens of one call."""
+    def _settled(self, reply: Reply, query: Query, call: Call, seconds: float) -> Answer:
+        """The answer in a reply, whose cost replaces its reservation."""
+        spec = self.spec
+        written = reply.reasoning + reply.text
+        usage = normalise_usage(reply.usage, spec.limits(query), (spec.system or "") + spec.render(query), written)
+        cost_usd = spec.price.usage_usd(usage, seconds)
+        if call.worst_usd > 0:
+            self._overrun = max(self._overrun, self._overrun * cost_usd / call.worst_usd)
+        call.settle(cost_usd)
+        answer = Answer(
+            text=redact(reply.text, self._secrets, LEAST_CHARS),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cost_usd=cost_usd,
+            latency_s=seconds,
+            finish_reason=reply.finish_reason,
+            reasoning=redact(reply.reasoning, self._secrets, LEAST_CHARS),
+            cached_tokens=usage.cached,
+            cache_write_tokens=usage.cache_write,
+            reasoning_tokens=usage.reasoning,
+            usage=usage.source,
+        )
+        if reply.text:
+            return answer
+        call.lost_usd += cost_usd
+        return dataclasses.replace(answer, cost_usd=0.0, error=self._why_empty(reply, usage))
+
+    def _why_empty(self, reply: Reply, usage: Usage) -> str:
+        words = f"{EMPTY} (finish_reason {reply.finish_reason or 'not given'})"
+        if reply.refusal:
+            words += f": the model refused: {reply.refusal}"
+        elif reply.finish_reason == "length":
+            where = " on reasoning" if reply.reasoning or usage.reasoning else ""
+            words += f": {usage.completion_tokens} tokens were spent{where}; raise max_tokens"
+        return self._cleaned(words)
+
+    async def _complete(self, query: Query, retries: int) -> Reply:
+        """The reply to one request."""
         prompt, settings = self.spec.render(query), _settings(self.spec)
+        client = self._client.with_options(max_retries=max(0, retries))
         if self.spec.chat:
             system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
             messages: Any = [*system, {"role": "user", "content": prompt}]
-            reply = await self._client.chat.completions.create(messages=messages, **settings)
-            text = reply.choices[0].message.content
+            response = await client.chat.completions.with_raw_response.create(messages=messages, **settings)
         else:
             prompt = f"{self.spec.system}\n\n{prompt}" if self.spec.system else prompt
-            reply = await self._client.completions.create(prompt=prompt, **settings)
-            text = reply.choices[0].text
-        if reply.usage is None:
-            _warn_no_usage(self.name)
-            return text or "", self.spec.most_prompt_tokens(query), self.spec.max_tokens
-        return text or "", reply.usage.prompt_tokens, reply.usage.completion_tokens
+            response = await client.completions.with_raw_response.create(prompt=prompt, **settings)
+        return read_reply(response.http_response.content)
 
     def _describe(self, error: Exception) -> str:
-        """One short line without secrets."""
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        for secret in self._secrets:
-            text = text.replace(secret, "[redacted]")
-        return text[:ERROR_CHARS]
+        """One short line without secrets; where a server refused or was not found, its address."""
+        words = f"{type(error).__name__}: {error}"
+        request = getattr(error, "request", None)
+        if request is not None and type(error).__name__ != "APITimeoutError":
+            words = f"{words[: ERROR_CHARS - 100]} ({shown_url(str(request.url))})"
+        if getattr(error, "status_code", 0) // 100 == 3:
+            words = f"{type(error).__name__}: the server redirects, which is not followed; correct its address: {words}"
+        return self._cleaned(words)
+
+    def _cleaned(self, words: str) -> str:
+        return redact(printable(words), self._secrets)[:ERROR_CHARS]
 
 
 def _settings(spec: OpenAISpec) -> dict[str, Any]:
@@ -130,27 +156,6 @@ def _settings(spec: OpenAISpec) -> dict[str, Any]:
     return {"model": spec.model, field: spec.max_tokens, **settings}
 
 
-def _client(key: str, url: str | None, timeout_s: float, max_retries: int) -> AsyncOpenAI:
-    import openai
-
-    class CountingClient(openai.DefaultAsyncHttpxClient):
-        """Counts the attempts that may be billed, including the library's own retries."""
-
-        async def send(self, request: Any, **kwargs: Any) -> Any:
-            attempts = _attempts.get()
-            attempts.billable += 1
-            try:
-                response = await super().send(request, **kwargs)
-            except Exception as error:
-                attempts.billable -= type(error).__name__ in NEVER_SENT
-                raise
-            attempts.billable -= response.status_code >= 400 and response.status_code not in GATEWAY_ERRORS
-            return response
-
-    client = CountingClient(timeout=timeout_s)
-    return openai.AsyncOpenAI(api_key=key, base_url=url, timeout=timeout_s, max_retries=max_retries, http_client=client)
-
-
 def _event_loop() -> asyncio.AbstractEventLoop:
     """The event loop of all calls, on a thread of its own, so that `answer` works from any thread."""
     with _starting:  # the cache alone would let two threads start two loops
@@ -164,17 +169,8 @@ def _started_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-@functools.cache
-def _warn_no_usage(name: str) -> None:
-    log.warning("%s: the server reports no token usage; an upper bound is recorded", name)
-
-
 def _variable(field: str, name: str) -> str:
     value = os.environ.get(name, "").strip()
     if not value:
         raise InputError(f"{field}: environment variable {name} is not set")
     return value
-
-
-def _url_password(url: str | None) -> str | None:
-    return urlsplit(url).password if url else None

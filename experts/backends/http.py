@@ -1,0 +1,134 @@
+"""Sends requests for openai's library: reserves each attempt's cost, and stops replies that are too long or slow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from experts.backends.reply import error_in
+from experts.spending import SpendCap
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"}
+MAY_BE_BILLED = {408, *range(500, 600)} - {503, 529}  # with other errors the model was not asked
+LEAST_REPLY_BYTES = 1 << 20
+REPLY_BYTES_PER_TOKEN = 1 << 10  # with what servers add to each token, such as log-probabilities
+CONNECT_S = 10.0
+ENCODINGS = ("gzip", "deflate")
+
+
+@dataclass
+class Call:
+    """The attempts of one call: what each may cost, and what the failed ones may have been billed.
+
+    Attributes:
+        spend_cap: each attempt is reserved here before it is sent.
+        worst_usd: the most that one attempt can cost.
+        timeout_s: of one attempt, from its first byte to its last.
+        most_bytes: of a reply.
+        sent: attempts so far.
+        lost_usd: the cost of attempts that failed and may be billed nevertheless.
+        is_reserved: whether there is an attempt that is not settled.
+    """
+
+    spend_cap: SpendCap
+    worst_usd: float
+    timeout_s: float
+    most_bytes: int
+    sent: int = 0
+    lost_usd: float = 0.0
+    is_reserved: bool = False
+
+    async def reserve(self) -> bool:
+        """Reserves the next attempt; False if the spend cap refuses."""
+        self.is_reserved = await self.spend_cap.reserve_async(self.worst_usd)
+        self.sent += self.is_reserved
+        return self.is_reserved
+
+    def settle(self, usd: float) -> None:
+        """Replaces the reservation of the attempt by its cost."""
+        if self.is_reserved:
+            self.is_reserved = False
+            self.spend_cap.settle(self.worst_usd, usd)
+
+    def lose(self, may_be_billed: bool) -> None:
+        """Settles an attempt that failed."""
+        usd = self.worst_usd if may_be_billed else 0.0
+        self.lost_usd += usd
+        self.settle(usd)
+
+
+current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("current_call")
+
+
+def reply_bytes(max_tokens: int) -> int:
+    """The most bytes that a reply of so many tokens takes."""
+    return LEAST_REPLY_BYTES + REPLY_BYTES_PER_TOKEN * max_tokens
+
+
+def make_client(key: str, url: str | None, timeout_s: float, max_retries: int) -> AsyncOpenAI:
+    """The library's client, which retries when `Retry-After` says; `current_call` must be set for each call."""
+    import openai
+
+    base = openai.DefaultAsyncHttpxClient
+    httpx: Any = sys.modules[base.__mro__[1].__module__.partition(".")[0]]  # httpx or httpx2, as the library has it
+    timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, 0.9 * timeout_s))
+
+    class PaidClient(base):  # type: ignore[misc, valid-type]
+        async def send(self, request: Any, *, stream: bool = False, **kwargs: Any) -> Any:
+            call = current_call.get()
+            if not await call.reserve():
+                raise SpendCapReached
+            try:
+                response = await asyncio.wait_for(self._receive(request, call.most_bytes, kwargs), call.timeout_s)
+            except asyncio.TimeoutError:
+                call.lose(may_be_billed=True)
+                raise httpx.ReadTimeout(f"no whole reply within {call.timeout_s:g} s", request=request) from None
+            except BaseException as error:
+                call.lose(may_be_billed=type(error).__name__ not in NEVER_SENT)
+                raise
+            if response.status_code >= 300:
+                call.lose(response.status_code in MAY_BE_BILLED)
+            return response
+
+        async def _receive(self, request: Any, most_bytes: int, kwargs: dict[str, Any]) -> Any:
+            """The whole response; an error inside a 200 gets the status that it should have had."""
+            response = await super().send(request, stream=True, **kwargs)
+            try:
+                encoding = response.headers.get("content-encoding", "").strip().lower()
+                if encoding not in ("", "identity", *ENCODINGS):
+                    raise UnreadableReply(f"the reply comes as {encoding[:20]!r}, which was not asked for")
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > most_bytes:
+                        raise UnreadableReply(f"the reply is longer than {most_bytes:,} bytes, stopped reading")
+            finally:
+                await response.aclose()
+            status, content = response.status_code, bytes(body)
+            if status == 200 and (error := error_in(content)) is not None:
+                status, content = error[0], json.dumps({"error": {"message": error[1]}}).encode()
+            names = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
+            headers = {name: response.headers[name] for name in names if name in response.headers}
+            return httpx.Response(status, headers=headers, content=content, request=request)
+
+    class SpendCapReached(openai.OpenAIError):
+        """The library neither retries nor wraps its own errors."""
+
+    class UnreadableReply(openai.OpenAIError):
+        pass
+
+    return openai.AsyncOpenAI(
+        api_key=key,
+        base_url=url,
+        timeout=timeout,
+        max_retries=max_retries,
+        http_client=PaidClient(timeout=timeout, follow_redirects=False),  # a redirect would send the prompt elsewhere
+        default_headers={"Accept-Encoding": ", ".join(ENCODINGS)},
+    )

@@ -1,0 +1,174 @@
+"""Reads a server's reply: whatever its body holds becomes one checked `Reply`, or one error that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+
+from experts.reasoning import split_reasoning
+
+FINISH_REASONS = {  # what servers call them, in OpenAI's words
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "max_length": "length",
+    "token_limit": "length",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "content-filter": "content_filter",
+    "contentfilter": "content_filter",
+    "filtered": "content_filter",
+    "end_turn": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "complete": "stop",
+    "completed": "stop",
+}
+PART_TEXTS = ("text", "thinking", "reasoning", "content", "summary", "value")  # where a part has its text
+REASONING_PARTS = ("thinking", "reasoning", "thought", "summary_text")
+SHOWN_CHARS = 120
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered.
+
+    Attributes:
+        text: the answer, without reasoning; "" if there is none.
+        reasoning: what came before it.
+        finish_reason: in OpenAI's words where they are known; None if the server does not say.
+        refusal: why the model would not answer, if it says so in a field of its own.
+        usage: the field `usage`, unchecked: `experts.usage.normalise_usage` reads it.
+    """
+
+    text: str
+    reasoning: str
+    finish_reason: str | None
+    refusal: str
+    usage: Any
+
+
+class NoCompletion(ValueError):
+    """The body is no completion: HTML, another API, an unknown shape."""
+
+
+class _Message(pydantic.BaseModel):
+    content: Any = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    thinking: Any = None
+
+
+class _Choice(pydantic.BaseModel):
+    message: _Message | None = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class _Completion(pydantic.BaseModel):
+    choices: list[_Choice] = pydantic.Field(min_length=1)
+    usage: Any = None
+
+
+def read_reply(body: bytes) -> Reply:
+    """The reply in a body of a chat completion or a completion. Raises NoCompletion."""
+    value = read_json(body)
+    if value is None:
+        raise NoCompletion(f"the server's reply is no chat completion: {_shown(body)}")
+    try:
+        completion = _Completion.model_validate(value)
+    except pydantic.ValidationError:
+        raise NoCompletion(f"the server's reply is no chat completion: {_shown(body)}") from None
+    choice = completion.choices[0]
+    message = choice.message or _Message(content=choice.text)
+    text, parts_reasoning = _text_of(message.content)
+    tagged_reasoning, answer = split_reasoning(text)
+    own = next((r for r in (message.reasoning_content, message.reasoning, message.thinking) if r), None)
+    reasoning = "\n".join(part for part in (_text_of(own)[0], parts_reasoning, tagged_reasoning) if part)
+    reason = choice.finish_reason
+    return Reply(
+        text=answer if answer.strip() else "",
+        reasoning=reasoning,
+        finish_reason=_finish_reason(reason) if isinstance(reason, str) and reason else None,
+        refusal=_text_of(message.refusal)[0],
+        usage=completion.usage,
+    )
+
+
+def read_json(body: bytes) -> Any:
+    """The JSON object in a body; None if there is no such thing."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def error_in(body: bytes) -> tuple[int, str] | None:
+    """Status and message of an error that a gateway put into a body with status 200; None if there is none."""
+    value = read_json(body)
+    if value is None or value.get("choices"):
+        return None
+    error = value.get("error") or value.get("errors")
+    if not error:
+        if value.get("object") != "error" and value.get("type") != "error":
+            return None
+        error = value
+    fields = error if isinstance(error, dict) else {"message": error}
+    message = fields.get("message") or fields.get("detail") or error
+    words = message if isinstance(message, str) else json.dumps(message)[:500]
+    for name in ("code", "status", "status_code"):
+        for owner in (fields, value):
+            if (status := _status(owner.get(name))) is not None:
+                return status, words
+    kind = f"{words} {fields.get('type')} {fields.get('code')}".lower()
+    return 429 if re.search(r"rate.?limit|too many requests", kind) else 502, words
+
+
+def clean_text(text: str) -> str:
+    """The text with every half of a surrogate pair replaced, so that it can be written anywhere."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def printable(text: str) -> str:
+    """One line that no terminal takes for commands."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _status(value: Any) -> int | None:
+    if isinstance(value, str) and value.isdecimal() and len(value) == 3:
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599 else None
+
+
+def _finish_reason(reason: str) -> str:
+    reason = printable(clean_text(reason))[:40].lower()
+    return FINISH_REASONS.get(reason, reason)
+
+
+def _text_of(content: Any) -> tuple[str, str]:
+    """Text and reasoning of a message's content: a string, a number, a part, or a list of these."""
+    if content is None:
+        return "", ""
+    if isinstance(content, str):
+        return clean_text(content), ""
+    if isinstance(content, list):
+        texts, reasonings = zip(*map(_text_of, content), strict=True) if content else ((), ())
+        return "".join(texts), "".join(reasonings)
+    if isinstance(content, dict):
+        text, reasoning = _text_of(next((content[name] for name in PART_TEXTS if name in content), None))
+        return ("", text + reasoning) if content.get("type") in REASONING_PARTS else (text, reasoning)
+    return json.dumps(content), ""
+
+
+def _shown(body: bytes) -> str:
+    text = printable(clean_text(body[: 4 * SHOWN_CHARS].decode("utf-8", "replace")))
+    return f"{text[:SHOWN_CHARS]}{'...' if len(text) > SHOWN_CHARS else ''}" if text else "it is empty"
