@@ -1,72 +1,82 @@
-"""Stores answers durably in parquet parts, so that none is paid for twice.
+"""Stores answers durably, so that none that was stored is paid for again.
 
 A part is written under a temporary name, synced and renamed, so that it is complete or absent. Answers are found by
-their keys (`experts.pool.keys_for`); failed calls are stored with their error but never found.
+their keys (`experts.pool.keys_for`); failed calls are stored with their error and their bill, but never found.
 """
 
 from __future__ import annotations
 
 import fcntl
 import itertools
-import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from experts.collect.parts import (
+    Row,
+    part_files,
+    part_of,
+    parts_directory,
+    read_parts,
+    storable,
+    stored_answers,
+    write_part,
+)
 from experts.spending import NOT_ASKED
 from experts.types import Answer, Expert, Query
 from leeroo_env.errors import InputError
-from leeroo_env.files import write_atomically
 
-SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "query_id": pa.string(),
-        "expert": pa.string(),
-        "output": pa.string(),
-        "prompt_tokens": pa.int64(),
-        "completion_tokens": pa.int64(),
-        "cost_usd": pa.float64(),
-        "latency_s": pa.float64(),
-        "error": pa.string(),
-        "time": pa.timestamp("us", tz="UTC"),
-    }
-)
+__all__ = ["Store", "StoredExpert", "missing_queries", "open_store", "parts_directory", "read_parts", "successes"]
+
 MERGE_ABOVE = 256  # parts
 
 
-def parts_directory(out: Path) -> Path:
-    """The directory of the stored answers of a table."""
-    return out.with_name(out.name + ".parts")
-
-
+@dataclass
 class Store:
-    """The answers in one directory: `found` by key, extended by `append`. Safe to use from several threads."""
+    """The answers in one directory, extended by `append`. Safe to use from several threads.
 
-    def __init__(self, directory: Path, found: dict[str, Answer], next_part: int) -> None:
-        self.directory = directory
-        self.found = found
-        self._numbers = itertools.count(next_part)
+    Attributes:
+        found: the answers by key.
+        failed: the last failed call by key, of keys without an answer.
+        lost_usd: what attempts without an answer were or may have been billed, by the label of their calls.
+        label: what the calls that are made from now on are for; stored with them.
+    """
+
+    directory: Path
+    next_part: int = 0
+    found: dict[str, Answer] = field(default_factory=dict)
+    failed: dict[str, Answer] = field(default_factory=dict)
+    lost_usd: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count(self.next_part)
         self._lock = threading.Lock()
 
-    def append(self, expert: str, rows: Sequence[tuple[str, Query, Answer]]) -> None:
-        """Stores answers with their keys, on disk when this returns. Calls that were not made are left out."""
+    def append(self, expert: str, rows: Sequence[Row]) -> None:
+        """Stores storable answers, on disk when this returns. Calls that were not made are left out."""
         made = [row for row in rows if row[2].error != NOT_ASKED]
         if not made:
             return
-        table = _rows(expert, made)
         with self._lock:
-            _write(table, self.directory / f"{next(self._numbers):06d}.parquet")
+            table = part_of(expert, made, self.label)
+            write_part(table, self.directory / f"{next(self._numbers):06d}.parquet")
             for key, _, answer in made:
-                if answer.error is None:
-                    self.found.setdefault(key, answer)
+                self.remember(key, answer, self.label)
+
+    def remember(self, key: str, answer: Answer, label: str) -> None:
+        """Takes in an answer that is on disk. The first answer of a key stays."""
+        self.lost_usd[label] += answer.lost_usd
+        if answer.error is None:
+            self.found.setdefault(key, answer)
+            self.failed.pop(key, None)
+        elif key not in self.found:
+            self.failed[key] = answer
 
 
 @contextmanager
@@ -89,35 +99,29 @@ def open_store(directory: Path) -> Iterator[Store]:
         for unfinished in directory.glob(".*.tmp"):
             unfinished.unlink()
         table = read_parts(directory)
-        parts = _parts(directory)
+        parts = part_files(directory)
         number = int(parts[-1].stem) + 1 if parts else 0
         if len(parts) > MERGE_ABOVE:
-            _write(table, directory / f"{number:06d}.parquet")
+            write_part(table, directory / f"{number:06d}.parquet")
             for part in parts:
                 part.unlink()
             number += 1
-        yield Store(directory, successes(table), number)
-
-
-def read_parts(directory: Path) -> pa.Table:
-    """All rows of all parts, oldest first, including failed calls; no rows if there is no directory."""
-    tables = [pa.Table.from_batches([], SCHEMA)]
-    for part in _parts(directory):
-        try:
-            tables.append(pq.ParquetFile(part).read().cast(SCHEMA))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"{part}: not a readable part: {str(error).splitlines()[0]}") from None
-    return pa.concat_tables(tables)
+        store = Store(directory, number)
+        times, labels = table["time"].to_pylist(), table["label"].to_pylist()
+        seen = set()  # an interrupted merge leaves rows twice
+        for (key, answer), time, label in zip(stored_answers(table), times, labels, strict=True):
+            if (key, time) not in seen:
+                seen.add((key, time))
+                store.remember(key, answer, label)
+        yield store
 
 
 def successes(table: pa.Table) -> dict[str, Answer]:
     """The answers by key. An interrupted merge may leave rows twice, with equal answers."""
-    table = table.filter(pc.is_null(table["error"]))
-    columns = ("output", "prompt_tokens", "completion_tokens", "cost_usd", "latency_s")
-    values = zip(*(table[name].to_pylist() for name in columns), strict=True)
     found: dict[str, Answer] = {}
-    for key, value in zip(table["key"].to_pylist(), values, strict=True):
-        found.setdefault(key, Answer(*value))
+    for key, answer in stored_answers(table):
+        if answer.error is None:
+            found.setdefault(key, answer)
     return found
 
 
@@ -127,71 +131,44 @@ def missing_queries(key: Callable[[Query], str], queries: Sequence[Query], found
 
 
 class StoredExpert:
-    """An expert that looks up each answer in a store before asking, and stores new answers."""
+    """An expert that looks up each answer in a store before asking, and stores new answers.
 
-    def __init__(self, expert: Expert, key: Callable[[Query], str], store: Store) -> None:
+    Args:
+        key: the key of a query's answer.
+        accept_empty: whether a reply without a text counts as an answer, at its cost, instead of being asked again.
+    """
+
+    def __init__(self, expert: Expert, key: Callable[[Query], str], store: Store, accept_empty: bool = False) -> None:
         self.name = expert.name
-        self._expert, self._key, self._store = expert, key, store
+        self._expert, self._key, self._store, self._accept_empty = expert, key, store, accept_empty
 
     def found(self, query: Query) -> Answer | None:
         """The stored answer, if there is one."""
-        return self._store.found.get(self._key(query))
+        key = self._key(query)
+        if (answer := self._store.found.get(key)) is not None:
+            return answer
+        failed = self.failed(query)
+        return self._accepted(failed) if failed and self._accept_empty and failed.is_empty else None
+
+    def failed(self, query: Query) -> Answer | None:
+        """The last failed call, if there is no answer."""
+        return self._store.failed.get(self._key(query))
 
     def missing(self, queries: Sequence[Query]) -> list[Query]:
-        """See `missing_queries`."""
-        return missing_queries(self._key, queries, self._store.found)
+        """The queries without a stored answer; one of those with equal prompts."""
+        return list({self._key(query): query for query in queries if self.found(query) is None}.values())
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """The stored or new answers; new ones are on disk when this returns."""
         keys = [self._key(query) for query in queries]
-        missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in self._store.found}
-        new = dict(zip(missing, self._expert.answer(list(missing.values())), strict=True)) if missing else {}
+        known = {key: self.found(query) for key, query in zip(keys, queries, strict=True)}
+        missing = {key: query for key, query in zip(keys, queries, strict=True) if known[key] is None}
+        replies = self._expert.answer(list(missing.values())) if missing else []
+        new = dict(zip(missing, map(storable, replies), strict=True))
         self._store.append(self.name, [(key, missing[key], answer) for key, answer in new.items()])
-        return [new.get(key) or self._store.found[key] for key in keys]
+        return [known[key] or self._accepted(new[key]) for key in keys]
 
-
-def _parts(directory: Path) -> list[Path]:
-    return sorted((p for p in directory.glob("*.parquet") if p.stem.isdecimal()), key=lambda part: int(part.stem))
-
-
-def _rows(expert: str, rows: Sequence[tuple[str, Query, Answer]]) -> pa.Table:
-    now = datetime.now(timezone.utc)
-    values: list[dict[str, Any]] = []
-    for key, query, answer in rows:
-        values.append(
-            {
-                "key": key,
-                "query_id": query.query_id,
-                "expert": expert,
-                "output": answer.text,
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-                "cost_usd": answer.cost_usd,
-                "latency_s": answer.latency_s,
-                "error": answer.error,
-                "time": now,
-            }
-        )
-    return pa.Table.from_pylist(values, schema=SCHEMA)
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
-            pq.write_table(table, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    try:
-        write_atomically(path, write)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _accepted(self, answer: Answer) -> Answer:
+        if not (self._accept_empty and answer.is_empty):
+            return answer
+        return replace(answer, error=None, cost_usd=answer.billed_usd, lost_usd=0.0)

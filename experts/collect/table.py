@@ -86,5 +86,7 @@ def answer_rows(graded: Sequence[GradedAnswer]) -> pa.Table:
         "answer": (pa.string(), [row.grade.answer for row in graded]),
         "output": (pa.string(), [row.answer.text for row in graded]),
         "latency_s": (pa.float64(), [row.answer.latency_s for row in graded]),
+        "finish_reason": (pa.string(), [row.answer.finish_reason for row in graded]),
+        "reasoning_tokens": (pa.int64(), [row.answer.reasoning_tokens for row in graded]),
     }
     return pa.table({name: pa.array(values, dtype) for name, (dtype, values) in columns.items()})
