@@ -11,6 +11,7 @@ from experts.grading.exact import normal_text
 from experts.types import Expert, Query
 
 JUDGE_MAX_CHARS = 12_000
+VERDICT_CHARS = 4_000  # at the end of a reply, where the verdict stands
 _JUDGE_PROMPT = """\
 You grade an answer to a question. Decide whether the answer is right.
 
@@ -45,6 +46,7 @@ def _judge_query(output: str, query: Query) -> tuple[Query, str]:
 
 def _verdict(reply: str, code: str) -> tuple[bool, str | None] | None:
     """Whether the verdict is CORRECT, and the answer; None without a verdict in the last line, or if two differ."""
+    reply = reply[-VERDICT_CHARS:]
     verdicts = re.findall(rf"^[^\w\n]*VERDICT-{code}\W*:\W*(CORRECT|INCORRECT)[^\w\n]*$", reply, re.MULTILINE)
     last_line = reply.strip().split("\n")[-1]
     if len(set(verdicts)) != 1 or f"VERDICT-{code}" not in last_line:
@@ -66,9 +68,9 @@ def judge_batch(expert: Expert, outputs: Sequence[str], queries: Sequence[Query]
         verdict = None if reply.error else _verdict(reply.text, code)
         if verdict is None:
             error = reply.error or "the judge gave no clear verdict"
-            grades[i] = Grade(0.0, None, reply.cost_usd, f"judge {expert.name}: {error}")
+            grades[i] = Grade(0.0, None, reply.billed_usd, f"judge {expert.name}: {error}")
         else:
-            grades[i] = Grade(float(verdict[0]), verdict[1], reply.cost_usd)
+            grades[i] = Grade(float(verdict[0]), verdict[1], reply.billed_usd)
     return grades
 
 

@@ -11,6 +11,7 @@ from experts.types import Query
 from leeroo_env.errors import InputError
 from tests.conftest import KEY
 from tests.experts.openai_server import OpenAIServer, reply_to, tokens
+from tests.experts.raw_server import completion, raw_server
 
 
 def make_spec(**fields) -> OpenAISpec:
@@ -164,3 +165,86 @@ def test_a_variable_that_is_not_set(server, monkeypatch):
     with pytest.raises(InputError, match="api_key_env: environment variable TEST_KEY is not set"):
         OpenAIExpert(make_spec(), SpendCap())
     OpenAIExpert(make_spec(api_key_env=None), SpendCap())
+
+
+@pytest.fixture
+def odd(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with raw_server() as server:
+        monkeypatch.setenv("TEST_URL", server.url)
+        yield server
+
+
+ODD = {
+    "completion_tokens missing": completion(usage={"prompt_tokens": 10}),
+    "counts null": completion(usage={"prompt_tokens": None, "completion_tokens": None}),
+    "usage empty": completion(usage={}),
+    "usage a list": completion(usage=[1]),
+    "no usage": completion(usage=None),
+    "content a list of parts": completion([{"type": "text", "text": "ok"}]),
+    "content a number": completion(7),
+    "half an emoji": completion("\ud83d ok"),
+    "absurd counts": completion(usage={"prompt_tokens": 10**20, "completion_tokens": 10**20}),
+    "negative counts": completion(usage={"prompt_tokens": -9, "completion_tokens": -9}),
+    "no choices": completion() | {"choices": []},
+    "a choice without a message": completion() | {"choices": [{}]},
+    "HTML": b"<html>log in</html>",
+    "nothing": b"",
+    "an error": {"error": {"message": "no", "code": 400}},
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD.keys())
+def test_one_odd_reply_harms_no_neighbour(odd, body):
+    odd.react = lambda prompt, time: (200, body if " 1 " in prompt else completion())
+    spend_cap = SpendCap()
+    answers = OpenAIExpert(make_spec(max_retries=0), spend_cap).answer(queries(4))
+    assert [a.text for i, a in enumerate(answers) if i != 1] == ["ok"] * 3
+    assert all(a.cost_usd >= 0 for a in answers) and (answers[1].text != "") == (answers[1].error is None)
+    assert spend_cap.reserved_usd == 0 and spend_cap.spent_usd == pytest.approx(sum(a.billed_usd for a in answers))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (completion("", finish_reason="length"), "finish_reason length): 5 tokens were spent; raise max_tokens"),
+        (completion("<think>hm", finish_reason="length"), "5 tokens were spent on reasoning; raise max_tokens"),
+        (completion(None, finish_reason="content_filter"), "finish_reason content_filter)"),
+        (completion(None, refusal="I will not"), "the model refused: I will not"),
+        (completion(None, finish_reason="tool_calls", tool_calls=[{}]), "finish_reason tool_calls)"),
+        (completion("  ", finish_reason=None), "finish_reason not given)"),
+    ],
+)
+def test_an_empty_reply_is_an_error_that_says_why_and_its_cost_is_lost(odd, body, words):
+    odd.react = lambda prompt, time: (200, body)
+    answer = OpenAIExpert(make_spec(max_retries=0), SpendCap()).answer(queries(1))[0]
+    assert answer.is_empty and words in answer.error and answer.text == ""
+    assert (answer.cost_usd, answer.lost_usd) == (0.0, pytest.approx(10 * 1e-3 + 5 * 2e-3))
+
+
+def test_an_empty_reply_is_asked_for_once_more_if_that_may_help(odd):
+    odd.react = lambda prompt, time: (200, completion("" if time == 1 else "ok"))
+    answer = OpenAIExpert(make_spec(max_retries=1), SpendCap()).answer(queries(1))[0]
+    assert answer.text == "ok" and answer.lost_usd == pytest.approx(answer.cost_usd)
+    odd.react = lambda prompt, time: (200, completion("", finish_reason="length"))
+    odd.prompts.clear()
+    OpenAIExpert(make_spec(max_retries=3), SpendCap()).answer(queries(1))
+    assert len(odd.prompts) == 1
+
+
+def test_a_key_echoed_in_an_answer_is_not_kept(odd):
+    odd.react = lambda prompt, time: (200, completion(f"your key is {KEY}", reasoning_content=KEY))
+    answer = OpenAIExpert(make_spec(), SpendCap()).answer(queries(1))[0]
+    assert answer.text == "your key is [redacted]" and answer.reasoning == "[redacted]"
+
+
+def test_an_error_is_one_line_without_control_codes(odd):
+    odd.react = lambda prompt, time: (400, {"error": {"message": "\x1b[2J\x1b]0;title\x07 a\r\nb \x9b"}})
+    answer = OpenAIExpert(make_spec(), SpendCap()).answer(queries(1))[0]
+    assert answer.error.isprintable() and "a b" in answer.error
+
+
+def test_half_a_surrogate_pair_in_a_query_fails_that_query_alone(odd):
+    answers = OpenAIExpert(make_spec(), SpendCap()).answer([Query("a", "half \ud83d"), Query("b", "whole")])
+    assert answers[1].text == "ok" and isinstance(answers[0].error or answers[0].text, str)

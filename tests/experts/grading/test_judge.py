@@ -1,14 +1,19 @@
 """A model as judge: verdicts, unclear replies, outputs that try to grade themselves."""
 
 import re
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experts.backends.openai import OpenAIExpert
 from experts.grading import judge, judge_batch
+from experts.specs import OpenAISpec
+from experts.spending import SpendCap
 from experts.types import Answer, Query
+from tests.experts.raw_server import completion, raw_server
 
 
 class ScriptedJudge:
@@ -81,3 +86,30 @@ def test_a_long_output_keeps_its_end():
     judge(expert)("x" * 100_000 + " so it is 7", Query("q", "3 + 4?"))
     assert "so it is 7" in expert.prompts[0]
     assert len(expert.prompts[0]) < 20_000
+
+
+@pytest.mark.parametrize("odd", [{"usage": {}}, {"content": [{"type": "text", "text": "hm"}]}, {"content": 7}])
+def test_an_odd_reply_of_the_judge_harms_no_other_verdict(odd):
+    """Over a real server: the verdicts of the others stand, and every reply is paid for."""
+
+    def react(prompt, time):
+        code = re.search(r"VERDICT-(\w+)", prompt)[1]
+        verdict = f"ANSWER-{code}: 5\nVERDICT-{code}: CORRECT"
+        return 200, completion(**({"content": verdict} | (odd if "odd" in prompt else {})))
+
+    with raw_server() as server:
+        server.react = react
+        fields = {"name": "judge", "backend": "openai", "model": "m", "base_url": server.url, "api_key_env": None}
+        spec = OpenAISpec.model_validate(fields | {"usd_per_mtok_in": 1.0, "usd_per_mtok_out": 2.0, "max_retries": 0})
+        grades = judge_batch(
+            OpenAIExpert(spec, SpendCap()), ["5", "odd", "5"], [Query(str(i), "2 + 3?") for i in range(3)]
+        )
+    assert [grade.score for i, grade in enumerate(grades) if i != 1] == [1.0, 1.0]
+    assert all(grade.cost_usd > 0 for grade in grades)
+
+
+def test_a_long_reply_of_the_judge_is_read_in_linear_time():
+    started = time.monotonic()
+    expert = ScriptedJudge(lambda prompt, code: f"VERDICT-{code}" + ":" * 1_000_000)
+    assert judge_batch(expert, ["5"], [Query("q", "2 + 3?")])[0].error
+    assert time.monotonic() - started < 2
