@@ -107,6 +107,11 @@ def _embeddings(output: Output, texts: list[str]) -> tuple[np.ndarray, dict[str,
     return embeddings, {k: v for k, v in known.items() if v is not None} | {"dim": int(embeddings.shape[1])}
 
 
+def storable(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair, which no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def read_columns(file: Path) -> pa.Table:
     """A .csv or .parquet file; empty fields of a CSV file are null."""
     if file.suffix == ".parquet":

@@ -14,9 +14,9 @@ import pydantic
 import tyro
 import yaml
 
-from experts.data.queries import render_options
+from experts.data.fields import LETTERS, render_options, text_of, without_padding
 from experts.grading import grade_multiple_choice
-from experts.importers.base import Imported, Output, write_imported
+from experts.importers.base import Imported, Output, storable, write_imported
 from experts.spending import CHARS_PER_TOKEN
 from experts.types import Query
 from leeroo_env.errors import InputError
@@ -74,6 +74,8 @@ def _read_prices(path: Path) -> dict[str, ExpertInfo]:
     for name, price in prices.items():
         fields = price if isinstance(price, dict) else {"usd_per_mtok_in": price, "usd_per_mtok_out": price}
         try:
+            if any(isinstance(value, bool) for value in fields.values()):
+                raise TypeError("a price is no truth value")
             info = infos[str(name)] = ExpertInfo(name=str(name), **fields)
         except (pydantic.ValidationError, TypeError):
             raise InputError(f"{path}: {name}: {price!r} is not a price in dollars per million tokens") from None
@@ -112,7 +114,7 @@ def _records(paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         for where, content in _json_contents(path):
             try:
                 records = json.loads(content)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: is not valid JSON: {error}") from error
             if not isinstance(records, list):
                 raise InputError(f"{where}: is not a list of records")
@@ -149,6 +151,7 @@ def _add_mmlu_pro(collected: Imported, info: ExpertInfo, where: str, record: Any
     generated = generated[0] if isinstance(generated, list) else generated
     if not isinstance(generated, str):
         return collected.leave_out("records without an output")
+    generated = storable(generated)
     grade = grade_multiple_choice(generated, query)
     tokens = _tokens(record, "prompt_tokens", query.text), _tokens(record, "completion_tokens", generated)
     cost_usd = (tokens[0] * (info.usd_per_mtok_in or 0) + tokens[1] * (info.usd_per_mtok_out or 0)) / 1e6
@@ -169,14 +172,17 @@ def _mmlu_pro_query(where: str, record: Any) -> Query:
     for name, kind in kinds.items():
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise InputError(f"{where}: field {name}: is missing or not {kind.__name__}")
-    options = [str(option) for option in record["options"] if option != "N/A"]
-    if not re.fullmatch("[A-Z]", record["answer"]):
-        raise InputError(f"{where}: field answer: {record['answer']!r} is not the letter of an option")
-    text = render_options(record["question"], options)
+    options = without_padding([str(option) for option in record["options"]])
+    if len(record["answer"]) != 1 or record["answer"] not in LETTERS[: len(options)]:
+        raise InputError(
+            f"{where}: field answer: {record['answer']!r} is not the letter of one of {len(options)} options"
+        )
+    text = text_of(render_options(record["question"], options), f"{where}: field question")
+    text_of(record["category"], f"{where}: field category")
     return Query(f"mmlupro-{record['question_id']}", text, record["category"], record["answer"])
 
 
 def _tokens(record: dict[str, Any], name: str, text: str) -> int:
     """The record's token count; the published records have none, so it is estimated from the text."""
     counted = record.get(name)
-    return counted if isinstance(counted, int) and counted >= 0 else -(-len(text) // CHARS_PER_TOKEN)
+    return counted if type(counted) is int and counted >= 0 else -(-len(text) // CHARS_PER_TOKEN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experts.importers.base import COLUMNAR, Imported, Output, read_columns, write_imported
+from experts.data.fields import parsed_list, text_of
+from experts.importers.base import COLUMNAR, Imported, Output, read_columns, storable, write_imported
 from experts.importers.pickled_frame import read_frame
 from experts.types import Query
 from leeroo_env.errors import InputError
@@ -41,6 +41,7 @@ def import_routerbench(file: tyro.conf.Positional[Path], output: Output, outputs
         for name, value in values.items():
             if not isinstance(value, str) or not value:
                 raise InputError(f"{file}: column {name}, row {row}: {value!r} is not text")
+            text_of(value, f"{file}: column {name}, row {row}")
         if query_id in collected.queries:
             raise InputError(f"{file}: column sample_id, row {row}: {query_id!r} appears twice")
         collected.queries[query_id] = Query(query_id, _unlisted(values["prompt"]), values["eval_name"])
@@ -55,7 +56,7 @@ def _add_model(collected: Imported, file: Path, columns: Mapping[str, list[Any]]
     """Adds one model's answers; an answer without a score or a cost counts as missing."""
     responses = columns.get(f"{model}|model_response", [None] * len(columns[model])) if outputs else None
     for row, query in enumerate(collected.queries.values()):
-        score = _number(columns[model][row], f"{file}: column {model}, row {row}")
+        score = _number(_score(columns[model][row]), f"{file}: column {model}, row {row}")
         cost_usd = _number(columns[f"{model}|total_cost"][row], f"{file}: column {model}|total_cost, row {row}")
         if score is None or cost_usd is None:
             continue
@@ -64,7 +65,15 @@ def _add_model(collected: Imported, file: Path, columns: Mapping[str, list[Any]]
         if not 0 <= cost_usd < float("inf"):
             raise InputError(f"{file}: column {model}|total_cost, row {row}: {cost_usd!r} is not a cost >= 0")
         response = responses[row] if responses else None
-        collected.add(query, model, score, cost_usd, output=_unlisted(response) if isinstance(response, str) else None)
+        collected.add(
+            query, model, score, cost_usd, output=storable(_unlisted(response)) if isinstance(response, str) else None
+        )
+
+
+def _score(value: Any) -> Any:
+    """1 or 0 for a truth value, also one written as text."""
+    text = str(value).strip().lower()
+    return float(text == "true") if text in ("true", "false") else value
 
 
 def _number(value: Any, where: str) -> float | None:
@@ -72,6 +81,8 @@ def _number(value: Any, where: str) -> float | None:
     if value is None or value == "":
         return None
     try:
+        if isinstance(value, bool):
+            raise TypeError("a cost is no truth value")
         number = float(value)
     except (TypeError, ValueError):
         raise InputError(f"{where}: {value!r} is not a number") from None
@@ -82,11 +93,8 @@ def _unlisted(text: str) -> str:
     """The text of a list of turns, which RouterBench writes in Python's syntax: "['first', 'second']"."""
     if not text.startswith("["):
         return text
-    try:
-        turns = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    whole = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
+    turns = parsed_list(text)
+    whole = turns and all(isinstance(turn, str) for turn in turns)
     return "\n".join(turns) if whole else text
 
 

@@ -86,7 +86,8 @@ def _read(file: Path, names: Mapping[str, str]) -> pa.Table:
     for column, name in names.items():
         if name in table.column_names:
             dtype = ANSWER_TYPES.get(column, pa.string())
-            found[column] = _cast(table[name], dtype, f"{file}: column {name}")
+            values = _scores(table[name]) if column == "score" else table[name]
+            found[column] = _cast(values, dtype, f"{file}: column {name}")
         elif column in REQUIRED or name != column:
             raise InputError(f"{file}: column {name} is missing; there are {', '.join(table.column_names)}")
     if len(table) == 0:
@@ -94,7 +95,19 @@ def _read(file: Path, names: Mapping[str, str]) -> pa.Table:
     return pa.table(found)
 
 
+def _scores(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """1 and 0 for truth values, also those written as text."""
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.float64())
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column
+    text = pc.utf8_lower(pc.utf8_trim_whitespace(column))
+    return pc.case_when(pc.make_struct(pc.equal(text, "true"), pc.equal(text, "false")), "1", "0", column)
+
+
 def _cast(column: pa.ChunkedArray, dtype: pa.DataType, where: str) -> pa.ChunkedArray:
+    if pa.types.is_boolean(column.type) and dtype != pa.string() and len(column):
+        raise InputError(f"{where}, row 0: {column[0].as_py()!r} is not {dtype}")
     try:
         return column.cast(dtype)
     except (pa.ArrowException, NotImplementedError):

@@ -114,6 +114,14 @@ def test_mmlu_pro_counts_what_it_leaves_out(tmp_path: Path, results: Path, price
         ("prices.yaml", "gpt4o: {usd_per_mtok_in: 1}", "usd_per_mtok_out"),
         ("prices.yaml", "gpt4o: expensive", "not a price"),
         ("prices.yaml", "[", "prices.yaml"),
+        ("prices.yaml", "gpt4o: true", "not a price"),
+        ("eval_results/gpt4o/law_result.json", "[" * 100_000, "not valid JSON"),
+        (
+            "eval_results/gpt4o/law_result.json",
+            json.dumps([records(1)[0] | {"answer": "D"}]),
+            "letter of one of 3 options",
+        ),
+        ("eval_results/gpt4o/law_result.json", json.dumps([records(1)[0] | {"question": "\ud83d"}]), "surrogate"),
         ("eval_results/gpt4o/law_result.json", "[{", "not valid JSON"),
         ("eval_results/gpt4o/law_result.json", "{}", "not a list"),
         ("eval_results/gpt4o/law_result.json", '[{"question_id": 1}]', "record 0: field question"),
@@ -128,3 +136,17 @@ def test_mmlu_pro_refuses(
     out = tmp_path / "out" / "table"
     out.parent.mkdir()
     assert words in refused(capsys, out, "mmlu-pro", results, "--prices", prices, "--embeddings", given)
+
+
+def test_a_na_between_options_keeps_its_letter(
+    tmp_path: Path, results: Path, prices: Path, capsys: pytest.CaptureFixture
+):
+    changed = [
+        record | {"options": ["x", "N/A", "z", "N/A", "N/A"], "response": "half \ud83d"} for record in records(30)
+    ]
+    (results / "model_outputs_Yi-6B_5shots.json").write_text(json.dumps(changed))
+    prices.write_text("Yi-6B: 1")
+    given = ("--prices", prices, "--embeddings", embeddings(tmp_path), "--outputs")
+    assert run(capsys, "mmlu-pro", results, "--out", tmp_path / "t", *given)[0] == 0
+    text = load_and_step(tmp_path / "t").queries["text"].to_pylist()[0]
+    assert text.split("\n")[1:] == ["A. x", "B. N/A", "C. z"]

@@ -81,3 +81,32 @@ def test_routerbench_refuses(tmp_path: Path, capsys: pytest.CaptureFixture, chan
     out = tmp_path / "out" / "table"
     out.parent.mkdir()
     assert words in refused(capsys, out, "routerbench", file, "--embeddings", embeddings(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["wide4.pkl", "wide.csv", "wide.parquet"])
+@pytest.mark.parametrize(("right", "wrong"), [("True", "False"), (True, False)])
+def test_scores_that_are_truth_values(tmp_path: Path, capsys: pytest.CaptureFixture, name: str, right, wrong):
+    scores = [right if i % 3 == 0 else wrong for i in range(QUESTIONS)]
+    file, out = save_wide(tmp_path / name, wide(small=scores)), tmp_path / "table"
+    assert run(capsys, "routerbench", file, "--out", out, "--embeddings", embeddings(tmp_path))[0] == 0
+    assert load_and_step(out).scores[:4, 1].tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_a_cost_is_no_truth_value(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = save_wide(tmp_path / "wide.parquet", wide(small__total_cost=[True] * QUESTIONS))
+    message = refused(capsys, tmp_path / "t", "routerbench", file, "--embeddings", embeddings(tmp_path))
+    assert "column small|total_cost, row 0: True is not a number" in message
+
+
+def test_half_a_surrogate_pair_and_lists_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """In a pickle: a question with it is refused, an output keeps its other characters."""
+    prompts = ["[{[]: 1}]", "['\\d', 'b']", "[" * 10_000, *wide()["prompt"][3:]]
+    outputs = [repr(["half \ud83d"])] * QUESTIONS
+    file = save_wide(tmp_path / "wide4.pkl", wide(prompt=prompts, small__model_response=outputs))
+    given = ("--embeddings", embeddings(tmp_path))
+    assert run(capsys, "routerbench", file, "--out", tmp_path / "t", "--outputs", *given)[0] == 0
+    table = load_and_step(tmp_path / "t")
+    assert table.queries["text"].to_pylist()[:3] == ["[{[]: 1}]", "\\d\nb", "[" * 10_000]
+    assert "half ?" in table.answers["output"].to_pylist()
+    file = save_wide(tmp_path / "wide4.pkl", wide(prompt=["a", "\ud83d", *prompts[2:]]))
+    assert "column prompt, row 1" in refused(capsys, tmp_path / "u", "routerbench", file, *given)

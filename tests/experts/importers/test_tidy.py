@@ -147,3 +147,23 @@ def test_embeddings_come_from_the_encoder(
     assert code == 0 and table.embeddings.shape == (QUESTIONS, 384)
     assert table.info.encoder["max_tokens"] == 32
     np.testing.assert_allclose(table.embeddings.norm(dim=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["long.csv", "long.parquet"])
+@pytest.mark.parametrize(("right", "wrong"), [("True", "False"), (" TRUE", "false "), (True, False)])
+def test_scores_that_are_truth_values(tmp_path: Path, capsys: pytest.CaptureFixture, name: str, right, wrong):
+    columns = tidy()
+    columns["correct"] = [right if score == 1 else wrong for score in columns["correct"]]
+    file, out = save_tidy(tmp_path / name, columns), tmp_path / "table"
+    code, _, _ = run(capsys, "tidy", file, "--out", out, "--columns", COLUMNS, "--embeddings", embeddings(tmp_path))
+    assert code == 0
+    assert load_and_step(out).answers["score"].to_pylist() == tidy()["correct"]
+
+
+@pytest.mark.parametrize("name", ["long.csv", "long.parquet"])
+def test_a_cost_is_no_truth_value_and_na_is_no_score(tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
+    more = ("--columns", COLUMNS, "--embeddings", embeddings(tmp_path))
+    costs = save_tidy(tmp_path / name, tidy(usd=[True] * 2 * QUESTIONS))
+    assert "column usd, row 0" in refused(capsys, tmp_path / "t", "tidy", costs, *more)
+    scores = save_tidy(tmp_path / name, tidy(correct=["1", "NA"] * QUESTIONS))
+    assert "column correct, row 1: 'NA'" in refused(capsys, tmp_path / "t", "tidy", scores, *more)
