@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from agents import interrupt
+
+if __name__ == "__main__":
+    interrupt.quit_at_once()  # the imports take seconds
+
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +21,24 @@ from agents.estimators.ensemble import Predictor, fit_predictors
 from agents.routers import Router, one_call_routers
 from agents.training.checkpoint import latest_checkpoint
 from agents.training.config import TrainConfig
-from agents.training.run_dir import begin_run, check_new_run, check_unchanged, config_of, find_run, read_settings
+from agents.training.run_dir import (
+    begin_run,
+    check_new_run,
+    check_unchanged,
+    config_of,
+    find_run,
+    finish_run,
+    how_to_continue,
+    is_finished,
+    read_settings,
+)
 from agents.training.runtime import choose_device, run_in_parallel
 from agents.training.seeds import write_seeds_report
 from agents.training.trainer import Trainer
 from leeroo_env import ExpertTable, InputError
+from leeroo_env.atomic import locked
 from leeroo_env.builtin import resolve
-from leeroo_env.cli import exit_code
+from leeroo_env.cli import exit_code, no_interrupts
 from leeroo_env.dynamics import make_rules
 
 
@@ -39,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         check_unchanged(given, run_dir)
         return run(given, run_dir)
 
-    return exit_code(work, "go on from the last checkpoint with --resume")
+    return exit_code(work, "nothing was written")
 
 
 def run(config: TrainConfig, run_dir: Path | None = None) -> int:
@@ -54,7 +70,7 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
     """
     config.check()
     torch.set_num_threads(config.threads)
-    table = resolve(config.table, config.experts or None, choose_device(config.device))
+    table = resolve(config.table, config.experts or None, choose_device(config.device), config.verify)
     make_rules(table, "train", config.horizon, config.budget or None, config.cost_weight, config.max_calls)
     table.rows("val"), table.rows("test")
     config.policy_kind()
@@ -62,6 +78,16 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
     if run_dir is None:
         run_dir = new_run_dir(config)
         check_new_run(run_dir)
+    try:
+        with nullcontext() if new else locked(run_dir):
+            return train_agents(config, table, run_dir, new)
+    except KeyboardInterrupt:
+        with no_interrupts():
+            raise KeyboardInterrupt(how_to_continue(run_dir, new)) from None
+
+
+def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bool) -> int:
+    """One agent, or several seeds with what they share fitted once; arguments as `train_agent`."""
     seeds = range(config.seed, config.seed + config.seeds)
     fits = (lambda: fit_predictors(table, seeds), lambda: one_call_routers(table, config.horizon, config.seed))
     predictors, routers = run_in_parallel(*fits)
@@ -69,13 +95,14 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
         return train_agent(config, table, predictors[0], routers, run_dir, new)
     if new:
         begin_run(run_dir, config.as_settings(run_dir))
-    for seed, predictor in zip(seeds, predictors, strict=True):
-        own = run_dir / f"seed-{seed}"
-        one = replace(config, seed=seed, seeds=1, run_dir=str(own))
-        begun = (own / "config.yaml").exists()
-        if not (own / "report.md").exists() and (code := train_agent(one, table, predictor, routers, own, not begun)):
-            return code
-    write_seeds_report(run_dir, [run_dir / f"seed-{seed}" for seed in seeds])
+    with locked(run_dir):
+        for seed, predictor in zip(seeds, predictors, strict=True):
+            own = run_dir / f"seed-{seed}"
+            one = replace(config, seed=seed, seeds=1, run_dir=str(own))
+            begun = (own / "config.yaml").exists()
+            if not is_finished(own) and (code := train_agent(one, table, predictor, routers, own, not begun)):
+                return code
+        write_seeds_report(run_dir, [run_dir / f"seed-{seed}" for seed in seeds])
     print(f"report: {run_dir / 'report.md'}")
     return 0
 
@@ -100,14 +127,16 @@ def train_agent(
         if read_settings(run_dir).get("table_sha256") != sha256:
             raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it starts again
-    if config.max_calls > 1:
-        routers = routers | trainer.multi_call_routers()
-    print(f"{table}\nwriting to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
-    if not trainer.fit(run_dir, routers, checkpoint):
-        step = trainer.model.num_timesteps
-        print(f"saved at step {step:,}; go on with: python train.py --resume --run-dir {run_dir}")
-        return 130
-    trainer.evaluate(run_dir, routers)
+    with locked(run_dir):
+        if config.max_calls > 1:
+            routers = routers | trainer.multi_call_routers()
+        print(f"{table}\nwriting to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
+        if not trainer.fit(run_dir, routers, checkpoint):
+            step = trainer.model.num_timesteps
+            print(f"saved at step {step:,}; go on with: python train.py --resume --run-dir {run_dir}")
+            return 130
+        trainer.evaluate(run_dir, routers)
+        finish_run(run_dir)
     print(f"report: {run_dir / 'report.md'}")
     return 0
 
@@ -118,4 +147,5 @@ def new_run_dir(config: TrainConfig) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interrupt.raise_again()
+    interrupt.leave(main())

@@ -7,12 +7,15 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from agents.interrupt import leave, quit_at_once, raise_again
+
 COMMANDS = {  # name: module whose main(arguments, prog) runs it, and what it does
     "train": ("train", "train an agent on a table, evaluate it and write a report"),
     "collect": ("experts.collect.command", "ask the experts of a pool and write their graded answers as a table"),
     "import": ("experts.importers.command", "turn published answers into a table"),
     "selfplay": ("agents.selfplay.loop", "write new questions, ask, grade and learn, round after round"),
     "finetune": ("agents.finetune.command", "fine-tune a table's encoder on the routing task"),
+    "verify": ("agents.verify", "check the files of a table or a run against their manifests"),
 }
 
 
@@ -27,8 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
         print(f"error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
+    is_program = arguments is None
+    if is_program:
+        quit_at_once()
     module = importlib.import_module(COMMANDS[name][0])  # only now: the others' libraries take seconds to import
-    return module.main(rest, prog=f"leeroo {name}")
+    if is_program:
+        raise_again()
+    code = module.main(rest, prog=f"leeroo {name}")
+    if is_program:
+        leave(code)
+    return code
 
 
 def usage() -> str:

@@ -5,9 +5,7 @@ N queries of the new table, n tuned on, D embedding.
 
 from __future__ import annotations
 
-import os
 import shutil
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from agents.finetune.config import Config
 from agents.finetune.training import History
 from experts.encoder import TEXTS_PER_SHARD, Encoder
 from leeroo_env import ExpertTable, InputError
-from leeroo_env.files import write_json
+from leeroo_env.files import new_directory, write_json
 from leeroo_env.table import SPLITS, write_table
 
 
@@ -42,7 +40,6 @@ def write_tuned(
     Raises:
         InputError: `out` cannot be written.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     ids = table.queries["query_id"]
     record = {
         "settings": asdict(config),
@@ -53,19 +50,18 @@ def write_tuned(
         "tuned_on": ids.take(pa.array(rows.numpy())).to_pylist(),
     }
     try:
-        temporary.mkdir(parents=True)
-        encoder.save(temporary / "encoder")
-        write_json(temporary / "encoder" / "tuning.json", record)
-        (temporary / "encoder" / "model.safetensors").chmod(0o644)  # readable like the other files of a table
-        tuned = Encoder(str(temporary / "encoder"), temporary / "cache", encoder.device)
-        _write_table(temporary / "table", out, table, others, tuned, encoder.model)
-        (temporary / "encoder").rename(temporary / "table" / "encoder")
-        (temporary / "table").rename(out)
+        with new_directory(out) as directory:
+            encoder.save(directory / "encoder")
+            write_json(directory / "encoder" / "tuning.json", record)
+            (directory / "encoder" / "model.safetensors").chmod(0o644)  # readable like the other files of a table
+            tuned = Encoder(str(directory / "encoder"), directory / "cache", encoder.device)
+            _write_table(directory / "table", out, table, others, tuned, encoder.model)
+            for file in (directory / "table").iterdir():
+                file.rename(directory / file.name)
+            for made in ("table", "cache"):
+                shutil.rmtree(directory / made, ignore_errors=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(temporary)
 
 
 def _write_table(path: Path, out: Path, table: ExpertTable, others: Tensor, tuned: Encoder, tuned_from: str) -> None:

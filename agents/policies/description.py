@@ -9,12 +9,12 @@ import pydantic
 import torch
 
 from agents.algorithms import ALGORITHMS
-from leeroo_env import InputError
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import Rules
-from leeroo_env.files import read_json, write_json
+from leeroo_env.files import read_model, write_json
 
 FORMAT = 2
+MAX_DIM = 2**20
 
 
 class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -38,6 +38,7 @@ class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
         table: the name of the table.
         table_sha256: its fingerprint.
         step: environment steps trained when it was kept, if known.
+        manifest: whether the file is part of a directory that was written with a `manifest.json`.
     """
 
     format: int = FORMAT
@@ -51,12 +52,13 @@ class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
     price_range_usd: tuple[float, float]
     feature_low: float
     feature_high: float
-    feature_dim: int
-    embedding_dim: int
+    feature_dim: int = pydantic.Field(ge=1, le=MAX_DIM)
+    embedding_dim: int = pydantic.Field(ge=1, le=MAX_DIM)
     encoder: dict[str, Any]
     table: str
     table_sha256: str
     step: int | None = None
+    manifest: bool = False
 
     @pydantic.field_validator("format")
     @classmethod
@@ -113,14 +115,9 @@ def describe_policy(
 
 def read_description(path: Path) -> PolicyDescription:
     """Raises InputError, one line with file and field, where it is missing, broken, or of another format."""
-    data = read_json(path)
-    try:
-        return PolicyDescription.model_validate(data)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path}: {field}: {first['msg'].removeprefix('Value error, ')}") from None
+    return read_model(path, PolicyDescription)
 
 
 def write_description(path: Path, description: PolicyDescription) -> None:
-    write_json(path, description.model_dump(exclude={"step"} if description.step is None else None))
+    optional = {"step": description.step is None, "manifest": not description.manifest}
+    write_json(path, description.model_dump(exclude={name for name, unset in optional.items() if unset}))

@@ -12,13 +12,17 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
+from agents.estimators.ensemble import Predictor
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.description import PolicyDescription, read_description, write_description
 from agents.policies.multi_call import MultiCallPolicy
 from leeroo_env import InputError
 from leeroo_env.env import observation_space
-from leeroo_env.files import read_tensors, write_tensors
+from leeroo_env.errors import UNFIT, first_line
+from leeroo_env.files import new_directory, read_directory, read_tensors, write_tensors
+from leeroo_env.manifest import check_files, missing_manifest
 
+PREDICTOR = "predictor.safetensors"
 RENAMED_PREFIXES = {  # of stored tensors, old to current: files written before the names changed still load
     "mlp_extractor.asking.agreement.": "mlp_extractor.call_value.answer_model.",
     "mlp_extractor.asking.beyond.": "mlp_extractor.call_value.continuation_net.",
@@ -37,28 +41,59 @@ class HiddenBudget(BaseFeaturesExtractor):
         return torch.cat([observations[:, :-2], torch.full_like(observations[:, -2:], 0.5)], dim=1)
 
 
-def save_policy(directory: Path, policy: BasePolicy, description: PolicyDescription) -> None:
-    """Writes `policy.safetensors` and `policy.json`; the weights first, so that a description always has some."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / "policy.safetensors", policy.state_dict())
-    write_description(directory / "policy.json", description)
+def save_policy(
+    directory: Path, policy: BasePolicy, description: PolicyDescription, predictor: Predictor | None = None
+) -> None:
+    """Writes `policy.safetensors`, `policy.json` and, where one is given, the predictor; all of them or nothing."""
+    with new_directory(directory, keep=True) as new:
+        write_tensors(new / "policy.safetensors", policy.state_dict())
+        write_description(new / "policy.json", description.model_copy(update={"manifest": True}))
+        if predictor is not None:
+            write_tensors(new / PREDICTOR, predictor.tensors())
+
+
+def save_predictor(directory: Path, predictor: Predictor) -> None:
+    """Writes `predictor.safetensors` into the directory of a policy that is there, or will be."""
+    with new_directory(directory, keep=True) as new:
+        write_tensors(new / PREDICTOR, predictor.tensors())
+
+
+def load_predictor(directory: Path, device: torch.device | str = "cpu") -> Predictor:
+    """The predictor in the directory of a policy. Raises InputError where it is missing or broken."""
+    path = directory / PREDICTOR
+
+    def read() -> dict[str, Tensor]:
+        check_files(directory, [PREDICTOR])
+        return read_tensors(path, device)
+
+    try:
+        return Predictor.from_tensors(read_directory(directory, read))
+    except KeyError as error:
+        raise InputError(f"{path}: {error.args[0]}: missing") from None
 
 
 def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[BasePolicy, PolicyDescription]:
     """The policy, ready to choose, and its description.
 
     Raises:
-        InputError: a file is missing, broken, or of another format.
+        InputError: a file is missing, broken, not what was written, or of another format.
     """
-    description = read_description(directory / "policy.json")
+
+    def read() -> tuple[bool, PolicyDescription, dict[str, Tensor]]:
+        known = check_files(directory, ["policy.json", "policy.safetensors"])
+        return known, read_description(directory / "policy.json"), read_tensors(directory / "policy.safetensors")
+
+    known, description, tensors = read_directory(directory, read)
     try:
         with torch.random.fork_rng(devices=[]):  # a run may load while it trains
             policy = empty_policy(description)
-        policy.load_state_dict(with_current_names(read_tensors(directory / "policy.safetensors")))
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"{directory}: weights and description do not fit: {str(error).splitlines()[0]}") from None
+        policy.load_state_dict(with_current_names(tensors))
+    except UNFIT as error:
+        raise InputError(f"{directory}: weights and description do not fit: {first_line(error)}") from None
+    if description.manifest and not known:
+        raise missing_manifest(directory)
     policy.set_training_mode(False)
-    return policy.to(device), description
+    return policy.to(device), description.model_copy(update={"manifest": False})
 
 
 def with_current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from agents.policies.add_expert import add_expert
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.policies.bid_price import estimate_features
 from agents.policies.description import PolicyDescription
-from agents.policies.io import load_policy, save_policy
+from agents.policies.io import PREDICTOR, load_policy, load_predictor, save_policy
 from agents.routers.base import Context
 from agents.routers.policy import PolicyRouter
 from agents.serving.answer_match import Compare, by_normal_form
@@ -28,7 +28,6 @@ from agents.serving.session import Reply, Session
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import call_features, count_votes, vote_weight
-from leeroo_env.files import read_tensors, write_tensors
 
 AT_ONCE = 16
 
@@ -74,13 +73,10 @@ class Orchestrator:
         policy, description = load_policy(directory, device)
         if description.policy == "mlp":
             return cls(policy, description)
-        path = directory / "predictor.safetensors"
-        try:
-            predictor = Predictor.from_tensors(read_tensors(path, device))
-        except KeyError as error:
-            raise InputError(f"{path}: {error.args[0]}: missing") from None
+        predictor = load_predictor(directory, device)
         if 2 * predictor.out_of_fold.score.shape[1] != description.feature_dim:
-            raise InputError(f"{path}: is not the predictor of this policy: it was fitted to other experts")
+            file = directory / PREDICTOR
+            raise InputError(f"{file}: is not the predictor of this policy: it was fitted to other experts")
         return cls(policy, description, predictor)
 
     def choose(
@@ -296,10 +292,7 @@ class Orchestrator:
 
     def save(self, run_dir: str | os.PathLike) -> None:
         """Writes the policy so that `load` reads it."""
-        directory = Path(run_dir) / "policy"
-        if self.predictor is not None:
-            write_tensors(directory / "predictor.safetensors", self.predictor.tensors())
-        save_policy(directory, self.policy, self.description)
+        save_policy(Path(run_dir) / "policy", self.policy, self.description, self.predictor)
 
 
 def _check_texts(texts: Sequence[str] | None, n: int) -> None:

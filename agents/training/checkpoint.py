@@ -8,28 +8,54 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pydantic
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from agents.policies.io import with_current_names
 from leeroo_env import InputError
-from leeroo_env.files import new_directory, read_json, read_tensors, write_json, write_tensors
+from leeroo_env.errors import UNFIT, first_line
+from leeroo_env.files import new_directory, read_model, read_tensors, write_json, write_tensors
+from leeroo_env.manifest import check_files, missing_manifest
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
 KEEP = 2
-COUNTERS = (
-    "num_timesteps",
-    "_n_updates",
-    "_episode_num",
-    "_n_calls",
-    "_current_progress_remaining",
-    "exploration_rate",
-)
+P = TypeVar("P")
+
+
+class Counters(pydantic.BaseModel, extra="forbid"):
+    """What algorithms of stable-baselines3 count, under their names there; None where one does not."""
+
+    num_timesteps: int = pydantic.Field(ge=0)
+    n_updates: int | None = pydantic.Field(None, alias="_n_updates")
+    episode_num: int | None = pydantic.Field(None, alias="_episode_num")
+    n_calls: int | None = pydantic.Field(None, alias="_n_calls")
+    current_progress_remaining: float | None = pydantic.Field(None, alias="_current_progress_remaining")
+    exploration_rate: float | None = None
+
+
+class Generators(pydantic.BaseModel, extra="forbid"):
+    """States of the random generators: `random.getstate()` and `numpy.random.get_state()`."""
+
+    python: tuple[int, list[int], float | None]
+    numpy: tuple[str, list[int], int, int, float]
+
+
+class RunState(pydantic.BaseModel, extra="forbid"):
+    """`state.json`: counters, the [B] starts of episodes, generators, what else the run remembers, and whether there is
+    a `manifest.json` beside it."""
+
+    counters: Counters
+    episode_starts: list[bool]
+    rng: Generators
+    progress: dict[str, Any]
+    manifest: bool = False
 
 
 def save_checkpoint(directory: Path, model: BaseAlgorithm, progress: dict[str, Any]) -> None:
@@ -42,7 +68,7 @@ def save_checkpoint(directory: Path, model: BaseAlgorithm, progress: dict[str, A
     """
     with new_directory(directory / f"step-{model.num_timesteps:012d}") as checkpoint:
         write_tensors(checkpoint / "state.safetensors", _tensors(model))
-        write_json(checkpoint / "state.json", {**_numbers(model), "progress": progress})
+        write_json(checkpoint / "state.json", _state(model, progress).model_dump(by_alias=True, exclude_unset=True))
     for old in [*sorted(directory.glob("step-*"))[:-KEEP], *directory.glob(".step-*.tmp")]:  # and what a kill left
         shutil.rmtree(old)
 
@@ -57,18 +83,21 @@ def _tensors(model: BaseAlgorithm) -> dict[str, Tensor]:
     return tensors | {"rng.torch": torch.get_rng_state()}
 
 
-def _numbers(model: BaseAlgorithm) -> dict[str, Any]:
-    """Counters and the other random generators, as JSON values."""
+def _state(model: BaseAlgorithm, progress: dict[str, Any]) -> RunState:
+    """Counters and the other random generators."""
+    counters = [field.alias or name for name, field in Counters.model_fields.items()]
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - SB3 shuffles with it
-    return {
-        "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
-        "episode_starts": np.asarray(model._last_episode_starts).tolist(),
-        "rng": {
-            "python": [version, list(internal), gauss],
-            "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
-        },
-    }
+    return RunState(
+        counters=Counters(**{name: getattr(model, name) for name in counters if hasattr(model, name)}),
+        episode_starts=np.asarray(model._last_episode_starts).tolist(),
+        rng=Generators(
+            python=(version, list(internal), gauss),
+            numpy=(str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
+        ),
+        progress=progress,
+        manifest=True,
+    )
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -76,30 +105,52 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return max(directory.glob("step-*"), default=None)
 
 
-def restore_checkpoint(path: Path, model: BaseAlgorithm) -> dict[str, Any]:
+def restore_checkpoint(path: Path, model: BaseAlgorithm, progress: Callable[..., P] = dict) -> P:  # type: ignore[assignment]
     """Restores the state of a new model and its environment; returns the `progress` that was saved with it.
+
+    Args:
+        path: the checkpoint.
+        model: of the same kind and settings.
+        progress: makes it from its values, as a dataclass does.
 
     Raises:
         InputError: the checkpoint is broken or belongs to another table, algorithm or network.
     """
-    tensors, state = read_tensors(path / "state.safetensors"), read_json(path / "state.json")
     try:
-        model.policy.load_state_dict(with_current_names(_part(tensors, "policy.")))
-        _restore_optimizer(model.policy.optimizer, _part(tensors, "optimizer."))
-        model._last_obs = _environment(model).load_state_dict(_part(tensors, "env."))
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: does not fit this run: {str(error).splitlines()[0]}") from None
-    model._last_episode_starts = np.array(state["episode_starts"])
-    for name, value in state["counters"].items():
+        known = check_files(path)
+        tensors, state = read_tensors(path / "state.safetensors"), read_model(path / "state.json", RunState)
+        if state.manifest and not known:
+            raise missing_manifest(path)
+    except InputError as error:
+        raise InputError(f"{error}; or delete this checkpoint: the run goes on from the one before") from None
+    try:
+        _restore_networks(model, tensors)
+        _restore_state(model, state)
+        torch.set_rng_state(tensors["rng.torch"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(list(_part(tensors, "rng.cuda.").values()))
+        return progress(**state.progress)
+    except UNFIT as error:
+        raise InputError(f"{path}: does not fit this run: {first_line(error)}") from None
+
+
+def _restore_networks(model: BaseAlgorithm, tensors: dict[str, Tensor]) -> None:
+    """Policy, optimiser and environment."""
+    model.policy.load_state_dict(with_current_names(_part(tensors, "policy.")))
+    _restore_optimizer(model.policy.optimizer, _part(tensors, "optimizer."))
+    model._last_obs = _environment(model).load_state_dict(_part(tensors, "env."))
+
+
+def _restore_state(model: BaseAlgorithm, state: RunState) -> None:
+    if len(state.episode_starts) != model.n_envs:
+        raise ValueError(f"{len(state.episode_starts)} episodes, not {model.n_envs}")
+    model._last_episode_starts = np.array(state.episode_starts)
+    for name, value in state.counters.model_dump(by_alias=True, exclude_unset=True).items():
         setattr(model, name, value)
-    version, internal, gauss = state["rng"]["python"]
+    version, internal, gauss = state.rng.python
     random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["rng"]["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(tensors["rng.torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(list(_part(tensors, "rng.cuda.").values()))
-    return state["progress"]
+    name, keys, position, has_gauss, cached = state.rng.numpy
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
 
 
 def _environment(model: BaseAlgorithm) -> Any:

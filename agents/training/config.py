@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.algorithms import ALGORITHMS, AlgorithmName
+from agents.training.runtime import check_threads
 from leeroo_env import InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON
@@ -56,16 +57,23 @@ class TrainConfig:
     run_dir: str = ""
     """Where the run is written; runs/TABLE-ALGO-SEED-TIME if empty."""
     resume: bool = False
-    """Go on with the run in --run-dir (the latest in runs/ if that is empty), with the settings it began with."""
+    """Go on with the run in --run-dir (if that is empty, the latest of --table in runs/), with the settings it began
+    with."""
+    verify: bool = False
+    """Read all of a large mapped table to check it against its manifest; other tables always are."""
 
     def check(self) -> None:
         """Raises InputError where a number is out of its range."""
-        if self.timesteps < 1 or self.n_envs < 0:
-            raise InputError(f"timesteps {self.timesteps}, n_envs {self.n_envs}: must be positive")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed {self.seed}: must be 0 to 2^32 - 1")
-        if self.seeds < 1 or self.threads < 1:
-            raise InputError(f"seeds {self.seeds}, threads {self.threads}: must be 1 or more")
+        if not (1 <= self.timesteps <= 10**12 and 0 <= self.n_envs <= 2**20):
+            raise InputError(
+                f"timesteps {self.timesteps}, n_envs {self.n_envs}: must be positive, at most 10^12 and 2^20"
+            )
+        if not 1 <= self.seeds <= 1000:
+            raise InputError(f"seeds {self.seeds}: must be 1 to 1000")
+        if not 0 <= self.seed <= 2**32 - self.seeds:
+            last = "2^32 - 1" if self.seeds == 1 else f"2^32 - {self.seeds}, for {self.seeds} seeds"
+            raise InputError(f"seed {self.seed}: must be 0 to {last}")
+        check_threads(self.threads)
 
     def policy_kind(self) -> PolicyKind:
         """The policy that `auto` stands for. Raises InputError where the algorithm cannot train it."""
@@ -80,7 +88,10 @@ class TrainConfig:
         """Steps between two evaluations on val, at least one `iteration`; several calls take longer to evaluate."""
         return max(self.timesteps // (20 if self.max_calls == 1 else 8), iteration)
 
+    def table_path(self) -> str:
+        """The table's name where it is a built-in one, else its absolute path."""
+        return self.table if self.table in BUILTIN else str(Path(self.table).resolve())
+
     def as_settings(self, run_dir: Path) -> dict[str, Any]:
         """What `config.yaml` remembers; a table directory by its absolute path."""
-        name = self.table if self.table in BUILTIN else str(Path(self.table).resolve())
-        return {**asdict(self), "table": name, "budget": list(self.budget), "run_dir": str(run_dir)}
+        return {**asdict(self), "table": self.table_path(), "budget": list(self.budget), "run_dir": str(run_dir)}

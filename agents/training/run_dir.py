@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 import yaml
 
-from agents.algorithms import ALGORITHMS
 from agents.training.config import TrainConfig
 from leeroo_env import InputError
+from leeroo_env.atomic import locked
+from leeroo_env.errors import first_line
 from leeroo_env.files import write_text
+from leeroo_env.manifest import MANIFEST, check_files, write_manifest
 
+CONFIG = "config.yaml"
+REPORT = ("evaluation.json", "report.md", "curve.png")
 PACKAGES = ("numpy", "gymnasium", "stable-baselines3")
 
 
 def check_new_run(run_dir: Path) -> None:
     """Raises InputError where `run_dir` holds a run already or cannot be made; writes nothing."""
-    if (run_dir / "config.yaml").exists():
-        raise InputError(f"{run_dir}: holds a run already; go on with it by --resume, or name another --run-dir")
-    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    try:
+        if (run_dir / CONFIG).exists():
+            raise InputError(f"{run_dir}: holds a run already; go on with it by --resume, or name another --run-dir")
+        existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{run_dir}: cannot be written: {error.strerror}") from None
+    if not run_dir.resolve().name:
+        raise InputError(f"{run_dir}: cannot be the directory of a run; name one in it")
     if not existing.is_dir():
         raise InputError(f"{run_dir}: cannot be written: Not a directory")
     if not os.access(existing, os.W_OK):
@@ -42,33 +54,76 @@ def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
     made_with |= {name: version(name) for name in PACKAGES}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(run_dir / "config.yaml", yaml.safe_dump({**settings, "made_with": made_with}, sort_keys=False))
+        with locked(run_dir):
+            check_new_run(run_dir)  # once more: another process may have begun it
+            write_text(run_dir / CONFIG, yaml.safe_dump({**settings, "made_with": made_with}, sort_keys=False))
+            write_manifest(run_dir, [CONFIG])
     except OSError as error:
         raise InputError(f"{run_dir}: cannot be written: {error.strerror or error}") from None
 
 
+def finish_run(run_dir: Path) -> None:
+    """Marks the run as finished: its manifest lists its report."""
+    write_manifest(run_dir, [CONFIG, *REPORT])
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run has its report, whole and as it was written."""
+    try:
+        known = check_files(run_dir, REPORT, others=False)
+    except InputError:
+        return False
+    return known or all((run_dir / name).exists() for name in REPORT)  # runs of earlier versions have no manifest
+
+
+def how_to_continue(run_dir: Path, new: bool) -> str:
+    """What an interrupted run has kept, and how to go on with it. A `new` one without a checkpoint is removed."""
+    if not (run_dir / CONFIG).exists():
+        return "nothing was written"
+    if not new or any(run_dir.glob("**/step-*")):
+        return f"go on from the last checkpoint with: leeroo train --resume --run-dir {run_dir}"
+    for path in [*run_dir.glob("seed-*"), run_dir]:
+        for name in ("policy", "checkpoints"):
+            shutil.rmtree(path / name, ignore_errors=True)
+        for file in (*path.glob("events.*"), path / CONFIG, path / MANIFEST):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            path.rmdir()
+    return "nothing is kept: there was no checkpoint yet"
+
+
 def find_run(config: TrainConfig) -> Path:
-    """The run to resume: `config.run_dir`, or the latest in `runs/`. Raises InputError where there is none."""
-    return Path(config.run_dir) if config.run_dir else latest_run(Path("runs"))
+    """The run to resume: `config.run_dir`, or the latest of the table in `runs/`. Raises InputError where there is
+    none."""
+    return Path(config.run_dir) if config.run_dir else latest_run(Path("runs"), config.table_path())
 
 
-def latest_run(directory: Path) -> Path:
-    """The run begun last. Raises InputError where there is none."""
-    runs = sorted(directory.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+def latest_run(directory: Path, table: str) -> Path:
+    """The run of a table that was begun last. Raises InputError where there is none, which names the latest one."""
+    runs = sorted(directory.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime, reverse=True)
     if not runs:
         raise InputError(f"{directory}/: holds no run to resume")
-    return runs[-1].parent
+    for path in runs:
+        with suppress(InputError):
+            if read_settings(path.parent).get("table") == table:
+                return path.parent
+    other = runs[0].parent
+    raise InputError(
+        f"{directory}/: holds no run of table {table}; the latest is of {read_settings(other).get('table')}: "
+        f"go on with it by --resume --run-dir {other}"
+    )
 
 
 def read_settings(run_dir: Path) -> dict[str, Any]:
     """The contents of `config.yaml`. Raises InputError."""
-    path = run_dir / "config.yaml"
+    path = run_dir / CONFIG
+    check_files(run_dir, [CONFIG], others=False)
     try:
         settings = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {first_line(error)}") from None
     if not isinstance(settings, dict):
         raise InputError(f"{path}: not the settings of a run")
     return settings
@@ -78,17 +133,19 @@ def config_of(run_dir: Path) -> TrainConfig:
     """The settings that the run in `run_dir` was begun with. Raises InputError."""
     settings = read_settings(run_dir)
     try:
-        known = {f.name: settings[f.name] for f in fields(TrainConfig)}
-        config = TrainConfig(**known | {"budget": tuple(settings["budget"])})
-        ALGORITHMS[config.algo]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{run_dir / 'config.yaml'}: not the settings of a run: {error}") from None
-    return config
+        known = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name != "verify"}
+        return pydantic.TypeAdapter(TrainConfig).validate_python(known)
+    except KeyError as error:
+        raise InputError(f"{run_dir / CONFIG}: not the settings of a run: {error}") from None
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{run_dir / CONFIG}: not the settings of a run: {field}: {first['msg']}") from None
 
 
 def check_unchanged(given: TrainConfig, run_dir: Path) -> None:
     """Raises InputError where settings `given` for a resumed run are not those that it was begun with."""
     settings, begun = (config.as_settings(run_dir) for config in (given, config_of(run_dir)))
     for name, was in begun.items():
-        if name != "resume" and settings[name] != was:
+        if name not in ("resume", "verify") and settings[name] != was:
             raise InputError(f"{run_dir}: began with {name} {was!r} and goes on with it, not {settings[name]!r}")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any
 
 import torch
 
+from agents.interrupt import FIT
 from leeroo_env import InputError
+
+MAX_THREADS = max(64, os.cpu_count() or 1)
+
+
+def check_threads(threads: int) -> None:
+    """Raises InputError for numbers of torch's threads that systems refuse, which ends the process."""
+    if not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads {threads}: must be 1 to {MAX_THREADS}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,15 +33,20 @@ def run_in_parallel(*work: Callable[[], Any]) -> list[Any]:
     """The results of all pieces of work, each run in a Python thread with one thread of torch.
 
     With one thread of torch each, their bits do not depend on the number of threads outside. They must not draw from
-    the global random generators.
+    the global random generators. An interruption does not wait for them.
     """
     before = torch.get_num_threads()
+    futures: list[Future[Any]] = [Future() for _ in work]
 
-    def run_one(piece: Callable[[], Any]) -> Any:
+    def run_one(piece: Callable[[], Any], future: Future[Any]) -> None:
         torch.set_num_threads(1)
-        return piece()
+        try:
+            future.set_result(piece())
+        except BaseException as error:
+            future.set_exception(error)
 
-    with ThreadPoolExecutor(len(work)) as pool:
-        results = list(pool.map(run_one, work))
+    for piece, future in zip(work, futures, strict=True):
+        Thread(target=run_one, args=(piece, future), daemon=True, name=FIT).start()
+    results = [future.result() for future in futures]
     torch.set_num_threads(before)
     return results

@@ -9,14 +9,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pydantic
 from matplotlib.figure import Figure
 
 from agents.evaluation.markdown import table_head, table_line
 from agents.evaluation.metrics import interval
 from agents.evaluation.plots import AGENT
-from leeroo_env.files import read_json, write_atomically, write_json, write_text
+from leeroo_env.files import read_model, write_atomically, write_json, write_text
+from leeroo_env.manifest import check_files
 
 DRAWN = 4  # routers beside the agent
+
+
+class Curve(pydantic.BaseModel, frozen=True):
+    """Of a router, each [G]."""
+
+    score: list[float]
+    cost_usd: list[float]
+
+
+class Evaluation(pydantic.BaseModel, frozen=True):
+    """What is read of `evaluation.json`."""
+
+    seed: int
+    table: str
+    split: str
+    horizon: int
+    budgets_usd: list[float]
+    routers: dict[str, Curve]
+
+
+def _read(run_dir: Path) -> Evaluation:
+    """Raises InputError where `evaluation.json` is missing, broken, or not what was written."""
+    check_files(run_dir, ["evaluation.json"], others=False)
+    return read_model(run_dir / "evaluation.json", Evaluation)
 
 
 def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
@@ -24,16 +50,16 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
 
     Intervals are Student's t over seeds, which vary the training and the episodes; the test queries are the same.
     """
-    evaluations = [read_json(run / "evaluation.json") for run in runs]
+    evaluations = [_read(run) for run in runs]
     first = evaluations[0]
-    budgets = first["budgets_usd"]
-    scores = {name: np.array([one["routers"][name]["score"] for one in evaluations]) for name in first["routers"]}
-    costs = {name: np.array([one["routers"][name]["cost_usd"] for one in evaluations]) for name in scores}
+    budgets = first.budgets_usd
+    scores = {name: np.array([one.routers[name].score for one in evaluations]) for name in first.routers}
+    costs = {name: np.array([one.routers[name].cost_usd for one in evaluations]) for name in scores}
     rows = [_row(name, score, scores[AGENT]) for name, score in _by_score(scores)]
     write_json(
         run_dir / "seeds.json",
         {
-            "seeds": [one["seed"] for one in evaluations],
+            "seeds": [one.seed for one in evaluations],
             "budgets_usd": budgets,
             "scores": {name: score.tolist() for name, score in scores.items()},
         },
@@ -41,10 +67,10 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
     write_atomically(run_dir / "curve.png", lambda file: _curve(scores, costs).savefig(file, format="png", dpi=130))
     head = table_head(["router", "mean score", "agent's lead", *(f"${usd:.3g}" for usd in budgets)])
     text = [
-        f"# {first['table']}: {len(evaluations)} seeds",
-        f"Seeds {first['seed']} to {evaluations[-1]['seed']}, each an agent with a report of its own in this "
-        f"directory; the other routers are fitted once and play each seed's episodes. Scores on the {first['split']} "
-        f"queries, episodes of {first['horizon']}, at each budget per query; ± is half the 95 % interval of the mean "
+        f"# {first.table}: {len(evaluations)} seeds",
+        f"Seeds {first.seed} to {evaluations[-1].seed}, each an agent with a report of its own in this "
+        f"directory; the other routers are fitted once and play each seed's episodes. Scores on the {first.split} "
+        f"queries, episodes of {first.horizon}, at each budget per query; ± is half the 95 % interval of the mean "
         "over seeds. The queries are the same for all: for others, the uncertainty is that of each report.",
         "\n".join([*head, *rows]),
         "![score over spend](curve.png)",

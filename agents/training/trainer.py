@@ -13,7 +13,7 @@ from agents.evaluation.evaluate import Result
 from agents.evaluation.report import compare, write_report
 from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.description import PolicyDescription, describe_policy
-from agents.policies.io import load_policy, save_policy
+from agents.policies.io import load_policy, save_policy, save_predictor
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
 from agents.routers import Router, multi_call_routers
 from agents.routers.policy import PolicyRouter
@@ -23,7 +23,6 @@ from agents.training.config import TrainConfig
 from agents.training.factory import make_model
 from leeroo_env import ExpertTable
 from leeroo_env.dynamics import COST_WEIGHT, Rules, make_rules
-from leeroo_env.files import write_tensors
 
 
 class Trainer:
@@ -121,8 +120,9 @@ class Trainer:
             iteration,
         )
         if checkpoint is not None:
-            monitor.progress = Progress(**restore_checkpoint(checkpoint, model))
-        self._save_predictor(run_dir)
+            monitor.progress = restore_checkpoint(checkpoint, model, Progress)
+        if self.policy_kind == "bid-price":
+            save_predictor(run_dir / "policy", self.predictor)
         model.set_logger(tensorboard_logger(run_dir, resumed_at=model.num_timesteps))
         undo = stop_on_interrupt(monitor)
         try:
@@ -164,9 +164,5 @@ class Trainer:
 
     def save(self, run_dir: Path) -> None:
         """Writes the policy as it stands, and what it needs, for `Orchestrator.load`."""
-        self._save_predictor(run_dir)
-        save_policy(run_dir / "policy", self.model.policy, self.description)
-
-    def _save_predictor(self, run_dir: Path) -> None:
-        if self.policy_kind == "bid-price":
-            write_tensors(run_dir / "policy" / "predictor.safetensors", self.predictor.tensors())
+        predictor = self.predictor if self.policy_kind == "bid-price" else None
+        save_policy(run_dir / "policy", self.model.policy, self.description, predictor)

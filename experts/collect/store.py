@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -97,7 +98,7 @@ def open_store(directory: Path) -> Iterator[Store]:
         except BlockingIOError:
             raise InputError(f"{directory}: another process is collecting into it") from None
         for unfinished in directory.glob(".*.tmp"):
-            unfinished.unlink()
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         table = read_parts(directory)
         parts = part_files(directory)
         number = int(parts[-1].stem) + 1 if parts else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from leeroo_env.atomic import recover
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
@@ -19,6 +20,7 @@ def resolve(
     table: str | os.PathLike | ExpertTable,
     experts: str | Sequence[str] | None = None,
     device: torch.device | str | None = None,
+    verify: bool = False,
 ) -> ExpertTable:
     """The table given as an `ExpertTable`, by the name of a built-in one, or as a directory.
 
@@ -26,6 +28,7 @@ def resolve(
         table: which.
         experts: names to keep, in this order, in a sequence or separated by commas; all where None.
         device: None leaves an `ExpertTable` where it is and loads others to the CPU.
+        verify: as in `ExpertTable.load`.
 
     Raises:
         InputError: no such table, or what `ExpertTable.load` finds wrong with it.
@@ -36,6 +39,7 @@ def resolve(
         selected = table.select(experts) if experts is not None else table
         return selected if device is None else selected.to(device)
     path = BUILTIN.get(str(table), Path(table))
+    recover(path)
     if not path.exists():
         raise InputError(f"{table}: no such table directory, and the built-in tables are {', '.join(BUILTIN)}")
-    return ExpertTable.load(path, experts, device or "cpu")
+    return ExpertTable.load(path, experts, device or "cpu", verify)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from leeroo_env.errors import InputError
-from leeroo_env.table.schema import QUERY_COLUMNS, SPLITS, TableInfo, hash_split, tenth
+from leeroo_env.table.schema import MAX_COST_USD, NOT_A_COST, QUERY_COLUMNS, SPLITS, TableInfo, hash_split, tenth
 
 
 def check_content(
@@ -41,6 +41,14 @@ def check_content(
     names = pa.array([expert.name for expert in info.experts])
     dense = _dense(answers, queries["query_id"].combine_chunks(), names, source / "answers.parquet")
     return _splits(queries, source), *dense
+
+
+def validate(column: pa.ChunkedArray, where: str) -> None:
+    """Checks all of a column, its offsets and UTF-8 too. Raises InputError, which begins with `where`."""
+    try:
+        column.validate(full=True)
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"{where}: damaged: {str(error).splitlines()[0]}") from None
 
 
 def with_columns(
@@ -124,7 +132,7 @@ def _dense(answers: pa.Table, ids: pa.Array, names: pa.Array, file: Path) -> tup
     score = answers["score"].to_numpy(zero_copy_only=False)
     cost = answers["cost_usd"].to_numpy(zero_copy_only=False)
     require(~((score >= 0) & (score <= 1)), file, "score", answers["score"], "is not in [0, 1]")
-    require(~((cost >= 0) & np.isfinite(cost)), file, "cost_usd", answers["cost_usd"], "is not a cost in dollars >= 0")
+    require(~((cost >= 0) & (cost <= MAX_COST_USD)), file, "cost_usd", answers["cost_usd"], NOT_A_COST)
     dense = np.full((2, len(ids) * len(names)), np.nan, dtype=np.float32)
     dense[0, cell], dense[1, cell] = score, cost
     scores, costs = dense.reshape(2, len(ids), len(names))

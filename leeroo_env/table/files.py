@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pydantic
 
 from leeroo_env.errors import InputError
-from leeroo_env.files import new_directory
+from leeroo_env.files import new_directory, read_model
+from leeroo_env.manifest import check_files, missing_manifest
 from leeroo_env.table import mapped
-from leeroo_env.table.checks import check_content, check_mapped_queries, with_columns
+from leeroo_env.table.checks import check_content, check_mapped_queries, validate, with_columns
 from leeroo_env.table.mapped import read_npy
 from leeroo_env.table.schema import NULLABLE_QUERY_COLUMNS, QUERY_COLUMNS, TableInfo
 
@@ -90,24 +90,38 @@ def _new_table(path: Path, info: TableInfo) -> Iterator[Path]:
         raise InputError(f"{path}: exists and is no table directory; not replaced")
     try:
         with new_directory(path) as directory:
-            (directory / "table.json").write_text(json.dumps(info.model_dump(exclude_none=True), indent=1) + "\n")
+            content = {**info.model_dump(exclude_none=True), "manifest": True}
+            (directory / "table.json").write_text(json.dumps(content, indent=1) + "\n")
             yield directory
     except OSError as error:
         raise InputError(f"{path}: cannot write the table: {error.strerror or error}") from error
 
 
+def check_table(directory: Path, verify: bool) -> TableInfo:
+    """Checks the files of a table against its manifest, where there is one; returns the content of `table.json`.
+
+    Args:
+        directory: of the table.
+        verify: whether the large files of a mapped table are read and hashed, too; their sizes are checked anyway.
+
+    Raises:
+        InputError: a file is missing, or is not what was written; the manifest is missing although there was one.
+    """
+    if mapped.is_mapped(directory):
+        names = [name for name in mapped.FILES if (directory / name).exists()]
+        limit = None if verify else mapped.HASHED_BYTES
+    else:
+        names, limit = ["queries.parquet", "answers.parquet", "embeddings.npy"], None
+    known = check_files(directory, ["table.json", *names], limit)
+    info = read_info(directory / "table.json")
+    if info.manifest and not known:
+        raise missing_manifest(directory)
+    return info.model_copy(update={"manifest": False})
+
+
 def read_info(path: Path) -> TableInfo:
     """The content of `table.json`. Raises InputError, which names the first wrong field."""
-    try:
-        info = TableInfo.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path}: {field}: {first['msg']}") from None
+    info = read_model(path, TableInfo)
     names = [expert.name for expert in info.experts]
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -120,9 +134,13 @@ def read_parquet(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(f"{path}: missing")
     try:
-        return pq.ParquetFile(path).read()  # read_table would import half of pandas
-    except (pa.ArrowException, OSError) as error:
+        table = pq.ParquetFile(path).read()  # read_table would import half of pandas
+        names = table.column_names
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+    for name, column in zip(names, table.columns, strict=True):
+        validate(column, f"{path}: column {name}")
+    return table
 
 
 def read_embeddings(path: Path) -> np.ndarray:

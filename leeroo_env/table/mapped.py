@@ -27,6 +27,8 @@ import numpy as np
 import pyarrow as pa
 
 from leeroo_env.errors import InputError
+from leeroo_env.table.checks import validate
+from leeroo_env.table.schema import MAX_COST_USD, NOT_A_COST
 
 CHUNK = 2**16  # rows read, checked or written at a time
 DTYPES: dict[str, tuple[type, ...]] = {
@@ -38,6 +40,8 @@ DTYPES: dict[str, tuple[type, ...]] = {
 }
 PER_EXPERT = ("scores", "costs_usd", "answer_ids")
 OPTIONAL = ("answer_ids",)
+FILES = (*(f"{name}.npy" for name in DTYPES), "queries.arrow")
+HASHED_BYTES = 2**26  # files up to this size are hashed whenever a table is mapped: it takes 50 ms
 
 
 def is_mapped(path: Path) -> bool:
@@ -87,12 +91,14 @@ def map_arrays(directory: Path, n_experts: int) -> dict[str, np.ndarray]:
 
 
 def map_queries(file: Path) -> pa.Table:
-    """Maps an Arrow IPC file without reading its columns. Raises InputError if it is not one."""
+    """Maps an Arrow IPC file and checks that all of it can be read safely. Raises InputError if it is not one."""
     try:
         queries = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        queries.validate()
-    except (pa.ArrowException, OSError) as error:
+        names = queries.column_names
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{file}: not a readable Arrow IPC file: {str(error).splitlines()[0]}") from None
+    for name, column in zip(names, queries.columns, strict=True):
+        validate(column, f"{file}: column {name}")
     return queries
 
 
@@ -205,7 +211,7 @@ def _is_share(values: np.ndarray) -> np.ndarray:
 
 ALLOWED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
     "scores": (_is_share, "is not in [0, 1]"),
-    "costs_usd": (lambda values: (values >= 0) & np.isfinite(values), "is not a cost in dollars >= 0"),
+    "costs_usd": (lambda values: (values >= 0) & (values <= MAX_COST_USD), NOT_A_COST),
     "embeddings": (np.isfinite, "is not finite"),
     "split": (lambda values: (values >= 0) & (values <= 2), "is not 0 (train), 1 (val) or 2 (test)"),
     "answer_ids": (lambda values: values >= -1, "is below -1"),

@@ -11,6 +11,8 @@ import pydantic
 SPLITS = ("train", "val", "test")
 QUERY_COLUMNS = {"query_id": pa.string(), "text": pa.string(), "domain": pa.string()}
 NULLABLE_QUERY_COLUMNS = {"reference": pa.string(), "split": pa.string()}
+MAX_COST_USD = 1e9  # of one call; sums over an episode stay far from the ends of single precision
+NOT_A_COST = f"is not a cost in dollars >= 0 (and at most {MAX_COST_USD:g})"
 ANSWER_COLUMNS = {
     "query_id": pa.string(),
     "expert": pa.string(),
@@ -31,8 +33,14 @@ class ExpertInfo(pydantic.BaseModel, extra="allow", frozen=True):
 
 
 class TableInfo(pydantic.BaseModel, extra="allow", frozen=True):
-    """The content of `table.json`. Unknown fields are kept."""
+    """The content of `table.json`. Unknown fields are kept.
 
+    Attributes:
+        manifest: whether the directory was written with a `manifest.json`, so that it is missed where it is not there;
+            said of files alone.
+    """
+
+    manifest: bool = pydantic.Field(False, exclude=True)
     format: int = pydantic.Field(1, ge=1, le=1)
     name: str
     description: str = ""

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.errors import InputError
+from leeroo_env.files import read_directory
 from leeroo_env.table import mapped
 from leeroo_env.table.checks import check_content, check_mapped_queries, first_alike, with_columns
-from leeroo_env.table.files import read_embeddings, read_info, read_parquet, write_mapped, write_table
+from leeroo_env.table.files import check_table, read_embeddings, read_parquet, write_mapped, write_table
 from leeroo_env.table.mapped import CHUNK
 from leeroo_env.table.schema import ANSWER_COLUMNS, NULLABLE_QUERY_COLUMNS, QUERY_COLUMNS, SPLITS, ExpertInfo, TableInfo
 
@@ -84,7 +85,11 @@ class ExpertTable:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, experts: Sequence[str] | None = None, device: torch.device | str = "cpu"
+        cls,
+        path: str | os.PathLike,
+        experts: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+        verify: bool = False,
     ) -> ExpertTable:
         """Reads a table directory, or memory-maps one in the form that `save_mapped` writes.
 
@@ -96,22 +101,18 @@ class ExpertTable:
             experts: names to keep, in this order; None: all. Queries that one of them has not answered are left out,
                 with a warning that counts them.
             device: of the tensors.
+            verify: whether the large files of a mapped table are checked against the manifest, too, which takes as long
+                as reading them; all other files always are.
 
         Raises:
-            InputError: a file is missing or broken; the message names file, column and first offending row.
+            InputError: a file is missing, broken, or not what was written; the message names file, column and first
+                offending row.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise InputError(f"{path}: no such table directory")
-        info = read_info(path / "table.json")
-        if mapped.is_mapped(path):
-            table = _map(info, path)
-            return (table if experts is None else table.select(experts)).to(device)
-        files = path / "queries.parquet", path / "answers.parquet"
-        queries = with_columns(read_parquet(files[0]), files[0], QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
-        answers = with_columns(read_parquet(files[1]), files[1], ANSWER_COLUMNS, {})
-        embeddings = read_embeddings(path / "embeddings.npy")
-        return cls.from_arrow(info, queries, answers, embeddings, experts, path).to(device)
+        content = read_directory(path, lambda: _read(path, verify))
+        if isinstance(content, ExpertTable):
+            return (content if experts is None else content.select(experts)).to(device)
+        return cls.from_arrow(*content, experts, path).to(device)
 
     @classmethod
     def from_arrow(
@@ -303,6 +304,19 @@ def _expert_columns(known: Sequence[str], wanted: Sequence[str], source: object)
     if not columns:
         raise InputError(f"{source}: no expert selected")
     return columns
+
+
+def _read(path: Path, verify: bool) -> ExpertTable | tuple[TableInfo, pa.Table, pa.Table, np.ndarray]:
+    """A mapped table, or the content of the four files of another one; see `ExpertTable.load`."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such table directory")
+    info = check_table(path, verify)
+    if mapped.is_mapped(path):
+        return _map(info, path)
+    files = path / "queries.parquet", path / "answers.parquet"
+    queries = with_columns(read_parquet(files[0]), files[0], QUERY_COLUMNS, NULLABLE_QUERY_COLUMNS)
+    answers = with_columns(read_parquet(files[1]), files[1], ANSWER_COLUMNS, {})
+    return info, queries, answers, read_embeddings(path / "embeddings.npy")
 
 
 def _map(info: TableInfo, source: Path) -> ExpertTable:

@@ -28,12 +28,13 @@ def test_each_command_explains_its_options(name: str, capsys: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["trian"], "error: no command 'trian'; did you mean 'train'?\n"),
-        (["xyz"], "error: no command 'xyz'; there are train, collect, import, selfplay, finetune\n"),
+        (["xyz"], "error: no command 'xyz'; there are train, collect, import, selfplay, finetune, verify\n"),
         (["train", "--table", "nowhere"], "error: nowhere: no such table directory"),
         (["collect", "--pool", "no.yaml", "--queries", "no.jsonl", "--out", "no"], "error: no.yaml: "),
         (["import", "tidy", "no.csv", "--out", "no"], "error: no.csv: "),
         (["selfplay", "--pool", "no.yaml", "--run-dir", "no"], "error: "),
         (["finetune", "--table", "nowhere", "--out", "no"], "error: nowhere: "),
+        (["verify", "nowhere"], "error: nowhere: no table and no run\n"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

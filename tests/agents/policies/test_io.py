@@ -16,6 +16,7 @@ from agents.training.config import TrainConfig
 from agents.training.factory import make_model
 from leeroo_env import dynamics
 from leeroo_env.files import read_tensors, write_tensors
+from leeroo_env.manifest import write_manifest
 from tests.conftest import random_table
 
 H = 8
@@ -53,6 +54,7 @@ def test_a_policy_with_earlier_names_loads(tmp_path: Path):
     save_policy(tmp_path, model.policy, describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price"))
     path = tmp_path / "policy.safetensors"
     write_tensors(path, with_earlier_names(read_tensors(path)))
+    write_manifest(path.parent)
     policy, _ = load_policy(tmp_path)
     assert_same(policy.state_dict(), model.policy.state_dict())
     observations = dynamics.observe(rules, dynamics.sample_episodes(rules, torch.arange(20))).numpy()
@@ -67,6 +69,7 @@ def test_a_checkpoint_with_earlier_names_is_restored(tmp_path: Path):
     assert checkpoint is not None
     path = checkpoint / "state.safetensors"
     write_tensors(path, with_earlier_names(read_tensors(path), "policy."))
+    write_manifest(path.parent)
     resumed, _, _ = make(seed=1)
     restore_checkpoint(checkpoint, resumed)
     assert_same(resumed.policy.state_dict(), model.policy.state_dict())

@@ -17,6 +17,7 @@ from agents.ppo.ppo import DevicePPO
 from agents.training import checkpoint
 from agents.training.checkpoint import KEEP, latest_checkpoint, restore_checkpoint, save_checkpoint
 from leeroo_env import InputError, LeerooVectorEnv
+from leeroo_env.manifest import write_manifest
 from leeroo_env.sb3 import LeerooSB3VecEnv
 from tests.conftest import random_table
 
@@ -166,5 +167,6 @@ def test_one_with_a_tensor_missing_is_refused(stored: Path, tmp_path: Path):
     state = load_file(stored / "state.safetensors")
     del state["env.episodes"]
     save_file(state, copy / "state.safetensors")
+    write_manifest(copy)
     with pytest.raises(InputError, match="does not fit this run"):
         restore_checkpoint(copy, make())

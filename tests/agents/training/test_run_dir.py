@@ -82,7 +82,7 @@ def test_config_yaml_holds_all_settings_and_versions(begun: Path):
     assert set(settings) == {field.name for field in fields(TrainConfig)}
     assert made_with["torch"] == str(torch.__version__) and made_with["numpy"] == np.__version__
     assert set(made_with) == {"python", "torch", "numpy", "gymnasium", "stable-baselines3"}
-    assert [path.name for path in begun.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in begun.iterdir()) == ["config.yaml", "manifest.json"]
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -106,12 +106,17 @@ def test_a_run_is_never_overwritten(begun: Path):
     assert (begun / "config.yaml").read_bytes() == before
 
 
-def test_the_latest_run_is_the_one_begun_last(tmp_path: Path):
+def test_the_latest_run_is_the_one_of_the_table_begun_last(tmp_path: Path):
     with pytest.raises(InputError, match="holds no run to resume"):
-        latest_run(tmp_path)
-    for name in ("b", "a"):
-        begin_run(tmp_path / name, {})
-    assert latest_run(tmp_path) == tmp_path / "a"
+        latest_run(tmp_path, "mine")
+    for name, table in (("b", "mine"), ("a", "mine"), ("c", "other")):
+        begin_run(tmp_path / name, {"table": table})
+        os.utime(tmp_path / name / "config.yaml", (0, {"b": 1, "a": 2, "c": 3}[name]))
+    assert latest_run(tmp_path, "mine") == tmp_path / "a" and latest_run(tmp_path, "other") == tmp_path / "c"
+    with pytest.raises(InputError, match=r"no run of table tiny; the latest is of other: .* --resume --run-dir .*/c$"):
+        latest_run(tmp_path, "tiny")
+    (tmp_path / "a" / "config.yaml").write_text("table: [")
+    assert latest_run(tmp_path, "mine") == tmp_path / "b", "a broken one is passed over"
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "seed: [", "seed: 0", "\x00"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from leeroo_env import ExpertTable, InputError, LeerooVectorEnv
+from leeroo_env.manifest import write_manifest
 from leeroo_env.table import TableInfo, mapped, write_mapped
 from tests.conftest import random_table, refused_in_one_line
 
@@ -83,6 +84,7 @@ def played(table: ExpertTable, max_calls: int, steps: int = 300) -> list[np.ndar
 def test_episodes_are_the_plain_tables_bit_for_bit(dtype: torch.dtype, max_calls: int, directory: Path):
     plain = played(random_table(answers=ANSWERS), max_calls)
     np.save(directory / "scores.npy", np.load(directory / "scores.npy").astype(str(dtype).removeprefix("torch.")))
+    write_manifest(directory)
     loaded = ExpertTable.load(directory)
     assert loaded.scores.dtype == dtype
     for one, other in zip(plain, played(loaded, max_calls), strict=True):

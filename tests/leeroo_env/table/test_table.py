@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from leeroo_env import ExpertTable, InputError
+from leeroo_env.manifest import write_manifest
 from leeroo_env.table import hash_split
 from tests.conftest import random_table, refused_in_one_line
 
@@ -51,6 +52,7 @@ def test_extra_columns_and_fields_survive(directory: Path, tmp_path: Path):
     info = json.loads((directory / "table.json").read_text())
     info["experts"][0]["licence"] = "MIT"
     (directory / "table.json").write_text(json.dumps(info))
+    write_manifest(directory)
     ExpertTable.load(directory).save(tmp_path / "again")
     again = ExpertTable.load(tmp_path / "again")
     assert again.answers["latency_s"].to_pylist() == answers["latency_s"].to_pylist()
@@ -109,6 +111,7 @@ def test_answers_of_another_shape_or_type_are_refused():
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_answers_may_be_stored_as_any_string(kind: pa.DataType, directory: Path):
     add_column("answer", pa.array((["x", "y", None, "x"] * 60), pa.string()).cast(kind))(directory)
+    write_manifest(directory)
     assert torch.equal(ExpertTable.load(directory).answer_ids[7], torch.tensor([0, 1, -1, 0], dtype=torch.int16))
 
 
@@ -136,6 +139,7 @@ def test_answers_may_be_in_any_order_and_missing(directory: Path, table: ExpertT
     shuffled = answers.take(pa.array(np.random.default_rng(0).permutation(len(answers))))
     lost = pc.and_(pc.equal(shuffled["query_id"], "random-7"), pc.equal(shuffled["expert"], "expert-3"))
     pq.write_table(shuffled.filter(pc.invert(lost)), directory / "answers.parquet")
+    write_manifest(directory)
     with pytest.warns(UserWarning, match=r"1 of 60 queries lack an answer of a selected expert; left out") as caught:
         loaded = ExpertTable.load(directory)
     assert len(caught) == 1
