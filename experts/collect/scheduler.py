@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import threading
@@ -13,11 +14,13 @@ from queue import Empty, SimpleQueue
 
 from tqdm import tqdm
 
+from experts.collect.store import StoredExpert
 from experts.specs import ExpertSpec, OpenAISpec
 from experts.spending import NOT_ASKED
 from experts.types import Answer, Expert, Query
 
-GIVE_UP_AFTER = 24  # failed calls in a row, except those that the query itself causes:
+GIVE_UP_AT_FIRST = 8  # failed calls, of any kind, of an expert that has not answered yet
+GIVE_UP_AFTER = 24  # later: failed calls in a row, except empty replies and errors that the query itself causes:
 UNANSWERABLE = re.compile(r"prompt tokens and max_tokens|the prompt has no tokens|\b(400|413|422)\b")
 BATCHES_IN_FLIGHT = 2  # per server: the next calls are ready while the last ones of a batch are still running
 STATUS_EVERY_S = 30.0
@@ -25,24 +28,30 @@ STATUS_EVERY_S = 30.0
 
 @dataclass
 class ExpertQueue:
-    """The queries that one expert is still to be asked, in batches, and its progress."""
+    """The queries that one expert is still to be asked, in batches, and its progress.
+
+    The first batch is asked alone: an expert that cannot answer at all is found out by a few calls.
+    """
 
     expert: Expert
     batches: SimpleQueue[list[Query]]
     total: int
     remote: bool
+    least_usd: float = 0.0  # the most that the cheapest of these calls can cost
     done: int = 0
     failed: int = 0
     failed_in_a_row: int = 0
     usd: float = 0.0
     capped: bool = False
     error: str = ""
+    begun: bool = False
     started: float = field(default_factory=time.monotonic)
+    tried: threading.Event = field(default_factory=threading.Event)  # the first batch has returned
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def given_up(self) -> bool:
-        return self.failed_in_a_row >= GIVE_UP_AFTER
+        return self.failed_in_a_row >= GIVE_UP_AFTER or (not self.done and self.failed >= GIVE_UP_AT_FIRST)
 
     def count(self, answers: Sequence[Answer]) -> None:
         """Records the answers of a batch."""
@@ -52,12 +61,13 @@ class ExpertQueue:
                     self.capped = True
                 elif answer.error:
                     self.failed += 1
-                    self.failed_in_a_row += UNANSWERABLE.search(answer.error) is None
+                    self.failed_in_a_row += not (answer.is_empty or UNANSWERABLE.search(answer.error))
                     self.error = answer.error
                 else:
                     self.done += 1
                     self.failed_in_a_row = 0
-                self.usd += answer.cost_usd
+                self.usd += answer.billed_usd
+        self.tried.set()
 
     def status(self) -> str:
         """A line about calls done and failed, dollars, speed and time left."""
@@ -68,20 +78,44 @@ class ExpertQueue:
         return text + (" (spend cap reached)" if self.capped else " (given up)" if self.given_up else "")
 
 
-def make_queue(expert: Expert, queries: Sequence[Query], batch_size: int, remote: bool) -> ExpertQueue:
-    """A queue of batches of similar length, the longest first."""
-    ordered = sorted(queries, key=lambda query: -len(query.text))
+def make_queue(
+    expert: Expert,
+    queries: Sequence[Query],
+    batch_size: int,
+    remote: bool,
+    failed_before: Callable[[Query], bool] = lambda query: False,
+) -> ExpertQueue:
+    """A queue of batches of similar length, the longest first; the first batch has queries of all lengths.
+
+    Args:
+        failed_before: whether a query's call failed in an earlier run; these are asked last, so that none waits for
+            them if the expert is given up.
+    """
+    ordered = sorted(queries, key=lambda query: (failed_before(query), -len(query.text)))
+    fresh = sum(not failed_before(query) for query in ordered) or len(ordered)
+    first = {fresh - 1 - i for i in spread(fresh, min(GIVE_UP_AT_FIRST, batch_size))}
+    rest = [query for i, query in enumerate(ordered) if i not in first]
     batches: SimpleQueue[list[Query]] = SimpleQueue()
-    for start in range(0, len(ordered), batch_size):
-        batches.put(ordered[start : start + batch_size])
+    if first:
+        batches.put([ordered[i] for i in sorted(first)])
+    for start in range(0, len(rest), batch_size):
+        batches.put(rest[start : start + batch_size])
     return ExpertQueue(expert, batches, len(ordered), remote)
 
 
-def queue_for(expert: Expert, spec: ExpertSpec, queries: Sequence[Query]) -> ExpertQueue:
+def spread(n: int, most: int) -> list[int]:
+    """At most `most` of the indices 0 to n - 1, from the first to the last, as evenly as possible."""
+    count = min(n, most)
+    return [round(i * (n - 1) / max(count - 1, 1)) for i in range(count)]
+
+
+def queue_for(expert: StoredExpert, spec: ExpertSpec, queries: Sequence[Query]) -> ExpertQueue:
     """The queue of an expert with batches as its spec allows."""
-    if isinstance(spec, OpenAISpec):
-        return make_queue(expert, queries, spec.concurrency, remote=True)
-    return make_queue(expert, queries, getattr(spec, "batch_size", 1), remote=False)
+    remote = isinstance(spec, OpenAISpec)
+    batch_size = spec.concurrency if isinstance(spec, OpenAISpec) else getattr(spec, "batch_size", 1)
+    queue = make_queue(expert, queries, batch_size, remote, lambda query: expert.failed(query) is not None)
+    queue.least_usd = min((spec.attempts * spec.worst_usd(query) for query in queries), default=0.0)
+    return queue
 
 
 def ask_all(queues: Sequence[ExpertQueue], show_progress: bool) -> None:
@@ -111,17 +145,27 @@ def _work(
     try:
         for queue in queues:
             queue.started = min(queue.started, time.monotonic()) if queue.remote else time.monotonic()
-            while not (stop.is_set() or queue.capped or queue.given_up or queue.batches.empty()):
-                try:
-                    batch = queue.batches.get_nowait()
-                except Empty:
-                    break
+            while not stop.is_set() and (batch := _next_batch(queue, stop)):
                 queue.count(queue.expert.answer(batch))
     except BaseException as error:  # the main thread raises it again
         errors.append(error)
         stop.set()
     finally:
         end.set()
+
+
+def _next_batch(queue: ExpertQueue, stop: threading.Event) -> list[Query]:
+    """The queries to ask next; none if all were asked, the money is spent or the expert is given up."""
+    with queue.lock:
+        is_first = not queue.begun
+        queue.begun = True
+    while not (is_first or stop.is_set() or queue.tried.wait(0.05)):
+        pass  # the first batch is still asked
+    with contextlib.suppress(Empty):
+        if not (stop.is_set() or queue.capped or queue.given_up):
+            return queue.batches.get_nowait()
+    queue.tried.set()
+    return []
 
 
 def _wait(ends: Sequence[threading.Event], show: Callable[[], None]) -> None:
