@@ -21,15 +21,15 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
         work: returns the exit code. Raises InputError for bad input.
         interrupted: tells the user what has been kept, or how to continue, unless the KeyboardInterrupt does.
     """
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
     try:
         return work()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:  # the disk is full, for one
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or first_line(error)}", file=sys.stderr)
+        print(f"error: {printable(f'{where}{error.strerror or first_line(error)}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"interrupted; {error.args[0] if error.args else interrupted}", file=sys.stderr)
@@ -47,3 +47,8 @@ def no_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def printable(text: str) -> str:
+    """One line that no terminal takes for commands, with anything else than letters, signs and blanks left out."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

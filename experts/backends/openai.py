@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from experts.backends.http import Call, current_call, make_client, reply_bytes
-from experts.backends.reply import Reply, printable, read_reply
+from experts.backends.reply import Reply, read_reply
 from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
 from experts.specs import OpenAISpec
 from experts.spending import SpendCap, not_asked
 from experts.types import EMPTY, Answer, Query
 from experts.usage import Usage, count_tokens, normalise_usage
+from leeroo_env.cli import printable
 from leeroo_env.errors import InputError
 
 ERROR_CHARS = 300

@@ -10,6 +10,7 @@ from typing import Any
 import pydantic
 
 from experts.reasoning import split_reasoning
+from leeroo_env.cli import printable
 
 FINISH_REASONS = {  # what servers call them, in OpenAI's words
     "max_tokens": "length",
@@ -136,11 +137,6 @@ def error_in(body: bytes) -> tuple[int, str] | None:
 def clean_text(text: str) -> str:
     """The text with every half of a surrogate pair replaced, so that it can be written anywhere."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def printable(text: str) -> str:
-    """One line that no terminal takes for commands."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _status(value: Any) -> int | None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from experts.backends.reply import clean_text
 from experts.types import EMPTY, Answer, Query
 from leeroo_env.errors import InputError
 from leeroo_env.files import write_atomically
@@ -49,7 +50,7 @@ ADDED = {  # columns that the first parts did not have, and what their nulls mea
     "cached_tokens": 0,
     "cache_write_tokens": 0,
     "reasoning_tokens": 0,
-    "usage": "reported",
+    "usage": None,
     "label": "",
 }
 COLUMN_OF = {field.name: field.name for field in fields(Answer)} | {"text": "output"}
@@ -78,8 +79,8 @@ def part_files(directory: Path) -> list[Path]:
 def read_parts(directory: Path) -> pa.Table:
     """All usable rows of all parts, oldest first, including failed calls; no rows if there is no directory.
 
-    Rows that cannot be used (negative, absurd or missing numbers, no text) are left out with one warning. An answer
-    without a text, as the first parts held, is a failed call.
+    Rows that cannot be used (negative, absurd or missing numbers, no text) are left out with one warning. Answers
+    without a text in parts that do not say why they are empty are failed calls.
 
     Raises:
         InputError: a part is not a parquet file, or lacks a column.
@@ -98,7 +99,7 @@ def read_parts(directory: Path) -> pa.Table:
             "is missing, negative or absurd); skipped, and asked again",
             stacklevel=2,
         )
-    return _empty_as_failed(usable)
+    return _old_empty_as_failed(usable)
 
 
 def stored_answers(table: pa.Table) -> Iterator[tuple[str, Answer]]:
@@ -109,26 +110,17 @@ def stored_answers(table: pa.Table) -> Iterator[tuple[str, Answer]]:
 
 
 def storable(answer: Answer) -> Answer:
-    """The answer with texts that can be written, or, where a number or text is none, a failed call that says so."""
+    """The answer without half surrogates, or, where a number or a text is none, a failed call that says so."""
     if fault := _fault(answer):
         known = [usd for usd in (answer.cost_usd, answer.lost_usd) if _is_amount(usd, MOST["lost_usd"])]
         return Answer("", 0, 0, 0.0, 0.0, error=f"unusable reply: {fault}", lost_usd=float(sum(known)))
     return replace(
         answer,
-        text=writable(answer.text),
-        reasoning=writable(answer.reasoning),
-        error=answer.error and writable(answer.error),
-        finish_reason=answer.finish_reason and writable(answer.finish_reason),
+        text=clean_text(answer.text),
+        reasoning=clean_text(answer.reasoning),
+        error=answer.error and clean_text(answer.error),
+        finish_reason=answer.finish_reason and clean_text(answer.finish_reason),
     )
-
-
-def writable(text: str) -> str:
-    """The text with half surrogate pairs joined, or replaced by U+FFFD where the other half is missing."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def part_of(expert: str, rows: Sequence[Row], label: str) -> pa.Table:
@@ -138,8 +130,8 @@ def part_of(expert: str, rows: Sequence[Row], label: str) -> pa.Table:
         {
             **{column: getattr(answer, field) for field, column in COLUMN_OF.items()},
             "key": key,
-            "query_id": writable(query.query_id),
-            "expert": writable(expert),
+            "query_id": clean_text(query.query_id),
+            "expert": clean_text(expert),
             "time": now,
             "label": label,
         }
@@ -203,18 +195,15 @@ def _decodes(value: bytes | None) -> bool:
     return True
 
 
-def _empty_as_failed(table: pa.Table) -> pa.Table:
-    """Answers without a text become failed calls, and their cost becomes lost."""
-    no_text = pc.equal(pc.utf8_trim_whitespace(table["output"].fill_null("")), "")
-    empty = pc.and_(pc.is_null(table["error"]), no_text)
-    if not pc.any(empty).as_py():
-        return table
-    reason = table["finish_reason"].fill_null("unknown")
-    error = pc.binary_join_element_wise(f"{EMPTY} (finish_reason ", reason, ")", "")
+def _old_empty_as_failed(table: pa.Table) -> pa.Table:
+    """Empty answers of the first parts, which have no `usage`, become failed calls, and their cost becomes lost."""
+    is_old, no_text = pc.is_null(table["usage"]), pc.equal(pc.utf8_trim_whitespace(table["output"].fill_null("")), "")
+    empty = pc.and_(pc.and_(is_old, no_text), pc.is_null(table["error"]))
     changed = {
-        "error": pc.if_else(empty, error, table["error"]),
-        "lost_usd": pc.if_else(empty, pc.add(table["lost_usd"], table["cost_usd"]), table["lost_usd"]),
+        "error": pc.if_else(empty, f"{EMPTY} (finish_reason not given)", table["error"]),
+        "lost_usd": pc.if_else(empty, table["cost_usd"], table["lost_usd"]),
         "cost_usd": pc.if_else(empty, 0.0, table["cost_usd"]),
+        "usage": table["usage"].fill_null("reported"),
     }
     return pa.table([changed.get(name, table[name]) for name in SCHEMA.names], schema=SCHEMA)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from experts.collect.scheduler import ExpertQueue, ask_all, queue_for
 from experts.collect.store import StoredExpert, open_store, parts_directory
+from experts.collect.summary import Summary, summarize
 from experts.collect.table import GradedAnswer, write_answers
 from experts.grading import GRADERS, judge_batch
 from experts.pool import keys_for, make_experts
@@ -30,10 +31,15 @@ class Collected:
     """The result of a run. `table` is None if no query has an answer of every expert yet."""
 
     queues: list[ExpertQueue]
+    summaries: list[Summary]
     table: ExpertTable | None
-    mean_scores: dict[str, float]
     missing: int
     spent_usd: float
+
+    @property
+    def mean_scores(self) -> dict[str, float]:
+        """By expert, of those with a grade."""
+        return {one.expert: one.score for one in self.summaries if one.score is not None}
 
 
 def collect(
@@ -46,6 +52,7 @@ def collect(
     judge: str | None = None,
     experts: Sequence[str] | None = None,
     max_usd: float | None = None,
+    grade_empty: bool = False,
     show_progress: bool = False,
 ) -> Collected:
     """Asks for the answers that are not stored yet, grades and embeds everything, and writes the table.
@@ -54,6 +61,8 @@ def collect(
         grader: a name in `GRADERS`, or "judge" for the pool's expert `judge`.
         experts: names to ask and to write, in this order; all if None. Stored answers of other experts are kept.
         max_usd: the most that this run may spend, in dollars.
+        grade_empty: whether replies without a text are wrong answers, at their cost, instead of failed calls.
+        show_progress: whether to say what the run may cost, and how far it is.
 
     Raises:
         InputError: an argument cannot be used, or another process collects into `out`.
@@ -66,15 +75,31 @@ def collect(
     asked = make_experts(pool, [spec.name for spec in specs], spend_cap)
     judging = make_experts(pool, [spec.name for spec in judges], spend_cap)
     with open_store(parts_directory(out)) as store:
-        stored = [StoredExpert(expert, keys_for(spec), store) for expert, spec in zip(asked, specs, strict=True)]
+        stored = [
+            StoredExpert(expert, keys_for(spec), store, grade_empty) for expert, spec in zip(asked, specs, strict=True)
+        ]
         queues = [queue_for(e, spec, e.missing(queries)) for e, spec in zip(stored, specs, strict=True)]
+        if show_progress and max_usd is None:
+            say_worst_cost(queues)
         ask_all(queues, show_progress)
         answers = [(e.name, q, answer) for e in stored for q in queries if (answer := e.found(q)) is not None]
         judge_expert = StoredExpert(judging[0], keys_for(judges[0]), store) if judging else None
         graded = _grade(answers, grader, judge_expert)
         table = write_answers(specs, queries, graded, encoder, out, grader)
+    summaries = [summarize(e, queries, [row for row in graded if row.expert == e.name]) for e in stored]
     missing = len(specs) * len(queries) - len(graded)
-    return Collected(queues, table, _mean_scores(graded), missing, spend_cap.spent_usd)
+    return Collected(queues, summaries, table, missing, spend_cap.spent_usd)
+
+
+def say_worst_cost(queues: Sequence[ExpertQueue]) -> None:
+    """Prints what the calls of a run without a limit may cost."""
+    calls, worst_usd = sum(queue.total for queue in queues), sum(queue.worst_usd for queue in queues)
+    if worst_usd:
+        print(
+            f"without --max-usd {calls} calls may cost up to ${worst_usd:.4g} (every answer max_tokens long, every "
+            "retry billed); --dry-run measures what is likely",
+            flush=True,
+        )
 
 
 def check_collection(queries: Sequence[Query], out: Path, grader: str, judge: str | None) -> None:
@@ -116,10 +141,3 @@ def _grade(
         if all(grade.error for grade in grades):
             break
     return graded
-
-
-def _mean_scores(graded: Sequence[GradedAnswer]) -> dict[str, float]:
-    scores: dict[str, list[float]] = {}
-    for row in graded:
-        scores.setdefault(row.expert, []).append(row.grade.score)
-    return {name: sum(values) / len(values) for name, values in scores.items()}

@@ -37,7 +37,8 @@ class ExpertQueue:
     batches: SimpleQueue[list[Query]]
     total: int
     remote: bool
-    least_usd: float = 0.0  # the most that the cheapest of these calls can cost
+    least_usd: float = 0.0  # the most that one attempt of the cheapest of these calls can cost
+    worst_usd: float = 0.0  # the most that all of them can cost, with every attempt
     done: int = 0
     failed: int = 0
     failed_in_a_row: int = 0
@@ -114,7 +115,8 @@ def queue_for(expert: StoredExpert, spec: ExpertSpec, queries: Sequence[Query]) 
     remote = isinstance(spec, OpenAISpec)
     batch_size = spec.concurrency if isinstance(spec, OpenAISpec) else getattr(spec, "batch_size", 1)
     queue = make_queue(expert, queries, batch_size, remote, lambda query: expert.failed(query) is not None)
-    queue.least_usd = min((spec.attempts * spec.worst_usd(query) for query in queries), default=0.0)
+    worst_usd = [spec.worst_usd(query) for query in queries]
+    queue.least_usd, queue.worst_usd = min(worst_usd, default=0.0), spec.attempts * sum(worst_usd)
     return queue
 
 

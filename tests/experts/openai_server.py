@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# The server's reaction to a request: a status to refuse it with, or "ok", "hang", "empty", "no usage" or "echo key".
+# The server's reaction to a request: a status to refuse it with, or "ok", "hang", "empty" (no choices), "no usage",
+# "nothing" (all tokens spent, no text), "filtered" (no text either), "cut" (off after the first word), "echo key" or
+# "escape" (an error with control codes).
 Behaviour = Callable[[str, int], int | str]
 
 
@@ -108,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(self.owner.delay_s)
         if what == "echo key":
             self._send(400, {"error": {"message": f"bad header {self.headers['Authorization']}"}})
+        elif what == "escape":
+            self._send(400, {"error": {"message": "clear \x1b[2J me\r\u202e\x9b\x07"}})
         elif isinstance(what, int):
             self._send(what, {"error": {"message": f"refused with {what}"}})
         else:
@@ -116,11 +120,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _completion(self, what: str, body: dict, prompt: str) -> dict:
         limit: int = body["max_tokens"] if "max_tokens" in body else body["max_completion_tokens"]
         text = self.owner.reply(prompt)
+        text = "" if what in ("nothing", "filtered") else text.split()[0] if what == "cut" else text
         text = text if tokens(text) <= limit else " ".join(text.split()[:limit])
-        usage = {"prompt_tokens": tokens(prompt), "completion_tokens": tokens(text)}
+        written = limit if what == "nothing" else tokens(text)
+        usage = {"prompt_tokens": tokens(prompt), "completion_tokens": written}
         with self.owner.lock:
             self.owner.answered_tokens += sum(usage.values())
-        choice: dict = {"index": 0, "finish_reason": "stop"}
+        reasons = {"nothing": "length", "cut": "length", "filtered": "content_filter"}
+        choice: dict = {"index": 0, "finish_reason": reasons.get(what, "stop")}
         choice |= {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
         reply["choices"] = [] if what == "empty" else [choice]

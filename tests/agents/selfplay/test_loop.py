@@ -339,7 +339,7 @@ def test_a_teacher_decides(server, tmp_path):
 
 def test_an_expert_that_is_down_is_replaced_and_asked_again_later(server, tmp_path):
     run(made(tmp_path, rounds=0), Encoder())
-    server.behaviour = lambda prompt, times: 500 if prompt.startswith("fair: ") else "ok"
+    server.behaviour = lambda prompt, times: 503 if prompt.startswith("fair: ") else "ok"  # which bills nothing
     one = run(made(tmp_path, rounds=1), Encoder())[1]
     votes = read_json(tmp_path / "run" / "rounds" / "001" / "references.json")["votes"]
     assert one.agreement.settled > 5 and {name for _, name in votes} == {"poor", "good", "west"}

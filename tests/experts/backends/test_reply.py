@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experts.backends.reply import NoCompletion, clean_text, error_in, printable, read_reply
+from experts.backends.reply import NoCompletion, clean_text, error_in, read_reply
+from leeroo_env.cli import printable
 from tests.experts.raw_server import completion
 
 

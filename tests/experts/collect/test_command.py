@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -51,14 +52,140 @@ def test_the_program_makes_a_table_and_the_key_is_nowhere(server, tmp_path):
         assert KEY not in place and KEY[8:24] not in place
 
 
-def test_a_dry_run_asks_and_writes_nothing(server, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_without_probes_asks_and_writes_nothing(server, tmp_path, monkeypatch, capsys):
     write_pool(tmp_path)
     monkeypatch.delenv("TEST_KEY")  # nor does it need the key
-    assert main(arguments(tmp_path, "--dry-run", "--limit", "7")) == 0
+    assert main(arguments(tmp_path, "--dry-run", "--probe", "0", "--limit", "7")) == 0
     printed = capsys.readouterr().out
-    assert "Estimate" in printed and "alpha: 7 to ask (0 stored)" in printed and "at most $" in printed
+    assert "alpha: 7 to ask (0 stored)" in printed and "at most $" in printed and "nothing measured" in printed
     assert server.requests.total() == 0
     assert {path.name for path in tmp_path.iterdir()} == {"pool.yaml", "queries.jsonl"}
+
+
+def amounts(line: str) -> dict[str, float]:
+    """The dollars in a line of an estimate."""
+    found = re.search(r"about \$(\S+) \(95 %: \$(\S+) to \$(\S+)\), at most \$(\S+)", line)
+    assert found, line
+    return dict(zip(("usd", "low", "high", "worst"), map(float, found.groups()), strict=True))
+
+
+def test_a_dry_run_measures_a_few_calls_and_keeps_their_answers(server, tmp_path, capsys, monkeypatch):
+    """Priced by the second, with a timeout of two minutes and five retries, the worst case says nothing."""
+    pool = write_pool(tmp_path)
+    prices = "usd_per_mtok_in: 1000, usd_per_mtok_out: 2000", "usd_per_second: 0.001"
+    pool.write_text(pool.read_text().replace(*prices).replace("max_retries: 0", "max_retries: 5"))
+    server.delay_s = 0.05
+    encoder = str(make_tiny_llama(tmp_path / "encoder"))
+    assert main(arguments(tmp_path, "--dry-run", "--encoder", encoder)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert server.requests.total() == 10 and set(server.requests.values()) == {1}
+    assert "asked 10 queries" in lines[0] and lines[1].startswith("alpha: 25 to ask (5 stored)")
+    told = amounts(lines[-1])
+    assert main(arguments(tmp_path, "--encoder", encoder)) == 0
+    assert server.requests.total() == 60 and set(server.requests.values()) == {1}  # nothing is asked again
+    printed = capsys.readouterr().out
+    spent_usd = float(re.findall(r"^spent \$(\S+),", printed, re.MULTILINE)[0])
+    assert told["usd"] / 2 < spent_usd < 2 * told["usd"] and told["worst"] > 1000 * spent_usd
+    assert "without --max-usd 50 calls may cost up to $36" in printed
+    assert main(arguments(tmp_path, "--dry-run")) == 0
+    assert server.requests.total() == 60 and "alpha: 0 to ask (30 stored), about $0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [(401, "401"), (404, "/v1/chat/completions"), (400, "400"), (500, "500"), ("nothing", "empty reply")],
+)
+def test_a_dry_run_says_which_expert_cannot_be_asked(server, tmp_path, capsys, behaviour, message):
+    write_pool(tmp_path)
+    server.behaviour = lambda prompt, time: behaviour if prompt.startswith("beta") else "ok"
+    assert main(arguments(tmp_path, "--dry-run")) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("beta: last error: ") and message in line for line in lines)
+    assert any(line.startswith("beta: 30 to ask (0 stored)") and "nothing measured" in line for line in lines)
+    assert any(line.startswith("alpha: 25 to ask (5 stored)") and "95 %" in line for line in lines)
+
+
+def test_a_dry_run_stays_within_its_limit(server, tmp_path, capsys):
+    write_pool(tmp_path)
+    assert main(arguments(tmp_path, "--dry-run", "--max-usd", "0.01")) == 1
+    assert server.requests.total() == 0
+    assert "alpha: needs at least $0.2" in capsys.readouterr().out
+
+
+def test_a_cap_below_one_call_says_what_one_call_needs(server, tmp_path, capsys):
+    write_pool(tmp_path)
+    encoder = str(make_tiny_llama(tmp_path / "encoder"))
+    assert main(arguments(tmp_path, "--max-usd", "0.01", "--encoder", encoder)) == 1
+    printed = capsys.readouterr().out
+    (needed,) = re.findall(r"alpha: needs at least \$(\S+) for one call \(worst case\); raise --max-usd", printed)
+    assert server.requests.total() == 0
+    assert main(arguments(tmp_path, "--max-usd", str(1.05 * float(needed)), "--encoder", encoder)) == 1
+    assert server.requests.total() > 0 and "alpha: what is left of --max-usd" in capsys.readouterr().out
+
+
+def test_what_is_empty_or_cut_off_is_counted_and_asked_again_or_graded_as_asked(server, tmp_path, capsys):
+    write_pool(tmp_path, ["alpha"])
+    options = "--encoder", str(make_tiny_llama(tmp_path / "encoder"))
+    kinds = {f"question {i}": "nothing" if i < 4 else "cut" if i < 6 else "filtered" for i in range(7)}
+    server.behaviour = lambda prompt, time: kinds.get(prompt, "ok")
+    assert main(arguments(tmp_path, *options)) == 1
+    out, err = capsys.readouterr()
+    assert "25/30 done, 5 failed" in out and "5 empty, 2 cut off at max_tokens, 1 stopped by a content filter" in out
+    assert "alpha: of 30 replies 5 empty and 2 cut off: raise its max_tokens, 5" in err and "--grade-empty" in err
+    assert "5 answers missing; run again" in out
+    before = server.requests.copy()
+    assert main(arguments(tmp_path, *options, "--grade-empty")) == 0
+    assert server.requests == before and "0 answers missing" in capsys.readouterr().out
+    rows = {row["query_id"]: row for row in ExpertTable.load(tmp_path / "table").answers.to_pylist()}
+    assert (rows["q3"]["score"], rows["q3"]["output"], rows["q3"]["answer"]) == (0.0, "", None)
+    assert rows["q3"]["finish_reason"] == "length" and rows["q3"]["cost_usd"] == pytest.approx(0.012)
+    assert rows["q5"]["finish_reason"] == "length" and rows["q6"]["finish_reason"] == "content_filter"
+    server.behaviour = lambda prompt, time: "ok"
+    assert main(arguments(tmp_path, *options)) == 0
+    assert {prompt for prompt, times in server.requests.items() if times > before[prompt]} == set(kinds) - {
+        "question 4",
+        "question 5",
+    }
+    rows = {row["query_id"]: row for row in ExpertTable.load(tmp_path / "table").answers.to_pylist()}
+    assert rows["q3"]["score"] == 1.0 and rows["q3"]["finish_reason"] == "stop"
+
+
+def test_an_expert_whose_replies_are_all_empty_is_no_expert_that_scores_zero(server, tmp_path, capsys):
+    write_pool(tmp_path)
+    options = "--encoder", str(make_tiny_llama(tmp_path / "encoder"))
+    server.behaviour = lambda prompt, time: "nothing" if prompt.startswith("beta") else "ok"
+    assert main(arguments(tmp_path, *options)) == 1
+    out, err = capsys.readouterr()
+    (n,) = map(int, re.findall(r"beta: given up after (\d+) failed calls", out))
+    assert 8 <= n < 14 and "raise max_tokens" in out
+    assert "mean score 0.000" not in out and "--experts alpha makes the table without beta" in out
+    assert f"beta: of {n} replies {n} empty: raise its max_tokens" in err and not (tmp_path / "table").exists()
+    assert main(arguments(tmp_path, *options, "--experts", "alpha")) == 0
+    assert main(arguments(tmp_path, *options, "--grade-empty")) == 0
+    assert f"beta: {30 - n}/{30 - n} done" in capsys.readouterr().out and sum(server.requests.values()) == 60
+
+
+def test_answers_that_state_none_are_counted(server, tmp_path, capsys):
+    write_pool(tmp_path, ["alpha"])
+    encoder = str(make_tiny_llama(tmp_path / "encoder"))
+    server.reply = lambda prompt: "no idea" if int(prompt.split()[1]) < 4 else "The answer is 7."
+    queries = arguments(tmp_path)
+    rows = [json.dumps({"query_id": q.query_id, "text": q.text, "reference": "7"}) for q in make_queries(30)]
+    (tmp_path / "queries.jsonl").write_text("\n".join(rows))
+    assert main([*queries, "--grader", "number", "--encoder", encoder]) == 0
+    out, err = capsys.readouterr()
+    assert "alpha: 30/30 done" in out and "mean score 0.867, 4 state no answer" in out
+    assert "alpha: 4 of 30 answers state none that --grader number can read" in err
+
+
+def test_control_codes_of_a_server_do_not_reach_the_terminal(server, tmp_path, capsys):
+    pool = write_pool(tmp_path)
+    pool.write_text(pool.read_text().replace("name: beta", 'name: "be\\e[2Jta\\r"'))
+    server.behaviour = lambda prompt, time: "escape" if prompt.startswith("beta") else "ok"
+    main(arguments(tmp_path, "--encoder", str(make_tiny_llama(tmp_path / "encoder"))))
+    out, err = capsys.readouterr()
+    assert "be [2Jta" in out and "clear [2J me" in out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out + err)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +194,8 @@ def test_a_dry_run_asks_and_writes_nothing(server, tmp_path, monkeypatch, capsys
         (("backend: openai", "backend: opensi"), [], "pool.yaml: experts.0: "),
         (("", ""), ["--experts", "alpha,gamma"], "no expert named 'gamma'"),
         (("", ""), ["--max-usd", "-1"], "--max-usd: -1.0"),
+        (("", ""), ["--dry-run", "--probe", "-1"], "--probe: -1"),
+        (("TEST_KEY", "TEST_KEY_2"), ["--dry-run"], "TEST_KEY_2 is not set"),
         (("", ""), ["--encoder", "no/where/encoder"], "no/where/encoder"),
         (("TEST_KEY", "TEST_KEY_2"), [], "TEST_KEY_2 is not set"),
         (("", ""), ["--queries", "absent.jsonl"], "absent.jsonl"),

@@ -160,10 +160,19 @@ def test_an_impossible_answer_is_a_failed_call_and_its_batch_is_kept(tmp_path, c
 
 
 def test_an_empty_answer_of_the_first_parts_is_a_failed_call_with_its_cost(tmp_path):
-    write_rows(tmp_path, output=" \n", finish_reason=None)
+    write_rows(tmp_path, output=" \n")
+    (part,) = part_files(tmp_path)
+    pq.write_table(pq.ParquetFile(part).read().drop_columns(list(ADDED)), part)
     with open_store(tmp_path) as store:
         assert set(store.found) == {"before", "after"}
-        assert store.failed["odd"].is_empty and store.failed["odd"].billed_usd == pytest.approx(0.003)
+        assert store.failed["odd"].is_empty and store.failed["odd"].billed_usd == 0.002
+
+
+def test_an_empty_answer_that_its_backend_accepts_is_one(tmp_path):
+    """As of a local model that says nothing."""
+    assert asked(tmp_path, {"silent": replace(GOOD, text="")})[0] == [replace(GOOD, text="")]
+    answers, expert, _ = asked(tmp_path, {"silent": None})
+    assert answers == [replace(GOOD, text="")] and expert.asked == 0
 
 
 def test_empty_replies_are_asked_again_unless_they_are_accepted(tmp_path):
