@@ -65,6 +65,10 @@ class Router(ABC):
     def choose(self, context: Context) -> Tensor:
         """The expert to ask about each query, or the stop action; [B] int64."""
 
+    def preferences(self, context: Context) -> Tensor | None:
+        """How much it prefers each action, [B, K] or [B, K + 1]: `choose` takes the largest. None: it only chooses."""
+        return None
+
 
 class LotteryRouter(Router):
     """A router that draws lots, the same ones in every evaluation."""

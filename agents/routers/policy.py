@@ -25,9 +25,13 @@ class PolicyRouter(Router):
         self.cost_scale = description.cost_scale(policy.device)
         self.max_calls = description.max_calls
 
-    @torch.no_grad()
     def choose(self, context: Context) -> Tensor:
         """As `Router.choose`. With several calls it observes the features of `context.calls`, too."""
+        return self.preferences(context).argmax(dim=1)
+
+    @torch.no_grad()
+    def preferences(self, context: Context) -> Tensor:
+        """As `Router.preferences`; -inf for actions that are not open."""
         assert isinstance(context.features, Tensor)
         parts = [context.features, budget_features(self.cost_scale, context.remaining_usd, context.remaining_queries)]
         if self.max_calls > 1:
@@ -37,7 +41,7 @@ class PolicyRouter(Router):
         else:
             mask = action_mask(self.cost_scale.mean_usd, context.remaining_usd)
         scores = action_scores(self.policy, torch.cat(parts, dim=1))
-        return scores.masked_fill(~mask, -torch.inf).argmax(dim=1)
+        return scores.masked_fill(~mask, -torch.inf)
 
 
 def action_scores(policy: Any, observations: Tensor) -> Tensor:

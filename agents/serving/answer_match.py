@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, Literal
@@ -9,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experts.grading import NORMAL_FORMS
+from experts.reasoning import split_reasoning
 from experts.types import Query, TextEncoder
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
@@ -16,6 +20,10 @@ from leeroo_env.table import ExpertTable
 # Maps a query and the outputs for it, in the order of the calls, to one answer each: equal strings are equal answers,
 # None is no answer. The answers of the first outputs must not change when more outputs follow.
 Compare = Callable[[Query, Sequence[str]], list[str | None]]
+
+DEADLINE_S = 10.0  # of one comparison
+
+log = logging.getLogger(__name__)
 
 
 def by_normal_form(name: str) -> Compare:
@@ -31,13 +39,16 @@ def by_similarity(encoder: TextEncoder, threshold: float) -> Compare:
     """Compares free texts: the same answer where the cosine of their embeddings is `threshold` or more.
 
     Greedy clustering: each text joins the first cluster whose first text is similar, or begins one. That first text is
-    the cluster's answer.
+    the cluster's answer. Reasoning does not count.
     """
 
     def compare(query: Query, outputs: Sequence[str]) -> list[str | None]:
+        outputs = [split_reasoning(output)[1] for output in outputs]
         given = [i for i, output in enumerate(outputs) if output.strip()]
-        x = encoder.encode([outputs[i] for i in given])
         answers: list[str | None] = [None] * len(outputs)
+        if not given:
+            return answers
+        x = encoder.encode([outputs[i] for i in given])
         firsts: list[int] = []
         for place, i in enumerate(given):
             similar = next((first for first in firsts if x[first] @ x[place] >= threshold), None)
@@ -47,6 +58,33 @@ def by_similarity(encoder: TextEncoder, threshold: float) -> Compare:
         return answers
 
     return compare
+
+
+def compare_safely(compare: Compare, query: Query, outputs: Sequence[str]) -> list[str | None]:
+    """The answers that `compare` finds; if it fails, or takes longer than a deadline, the outputs as they are.
+
+    Answers have been paid for when they are compared, so nothing that goes wrong here may lose them.
+    """
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers = list(compare(query, outputs))
+            if len(answers) != len(outputs) or not all(isinstance(a, str | None) for a in answers):
+                raise TypeError(f"{len(outputs)} outputs: not as many texts or None")
+            found.put(answers)
+        except BaseException as error:
+            found.put(error)
+
+    threading.Thread(target=work, name="compare", daemon=True).start()
+    try:
+        answers = found.get(timeout=DEADLINE_S)
+    except queue.Empty:
+        answers = TimeoutError(f"took longer than {DEADLINE_S:g} s")
+    if isinstance(answers, list):
+        return answers
+    log.warning("compare: %s: %s; outputs are compared as they are", type(answers).__name__, answers)
+    return [" ".join(output.split()) or None for output in outputs]
 
 
 def fit_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
@@ -108,5 +146,5 @@ def _outputs(table: ExpertTable) -> np.ndarray:
     outputs = np.full((len(row), len(column)), "", dtype=object)
     columns = (table.answers[name].to_pylist() for name in ("query_id", "expert", "output"))
     for query_id, name, output in zip(*columns, strict=True):
-        outputs[row[query_id], column[name]] = output or ""
+        outputs[row[query_id], column[name]] = split_reasoning(output or "")[1]
     return outputs

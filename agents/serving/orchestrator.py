@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,10 @@ from agents.policies.io import PREDICTOR, load_policy, load_predictor, save_poli
 from agents.routers.base import Context
 from agents.routers.policy import PolicyRouter
 from agents.serving.answer_match import Compare, by_normal_form
-from agents.serving.session import Reply, Session
+from agents.serving.breaker import CircuitBreaker
+from agents.serving.checks import as_budgets, as_embeddings, as_queries, as_texts, check_stream, experts_in_order
+from agents.serving.reply import Reply
+from agents.serving.session import Session
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import call_features, count_votes, vote_weight
@@ -45,6 +47,7 @@ class Orchestrator:
     def __init__(self, policy: BasePolicy, description: PolicyDescription, predictor: Predictor | None = None):
         """Args: a policy, its `describe_policy`, and the predictor that turns embeddings into the policy's features;
         None where these are the embeddings themselves. Users call `load`."""
+        self._breaker = CircuitBreaker()
         self._set_policy(policy, description, predictor)
 
     def _set_policy(self, policy: BasePolicy, description: PolicyDescription, predictor: Predictor | None) -> None:
@@ -84,7 +87,7 @@ class Orchestrator:
         embeddings: npt.ArrayLike,
         remaining_usd: npt.ArrayLike,
         remaining_queries: npt.ArrayLike,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[str] | str | None = None,
         calls: Calls | None = None,
     ) -> np.ndarray:
         """The expert to ask next for each of B queries.
@@ -93,7 +96,8 @@ class Orchestrator:
             embeddings: [B, D], one query per row.
             remaining_usd: [B] or a number, dollars left before each query.
             remaining_queries: [B] or a number, queries left, this one included.
-            texts: [B], the queries' texts, from which a bid-price policy takes more features for its estimates.
+            texts: [B], the queries' texts, from which a bid-price policy takes more features for its estimates; one
+                text where B is 1.
             calls: of a policy with several calls, the calls so far, with C = M - 1; None: none yet.
 
         Returns:
@@ -103,17 +107,9 @@ class Orchestrator:
         Raises:
             InputError: an array of the wrong shape, or numbers that are not finite.
         """
-        x = self._checked(embeddings)
-        try:
-            usd = np.broadcast_to(np.asarray(remaining_usd, dtype=np.float64), len(x)).copy()
-            queries = np.broadcast_to(np.asarray(remaining_queries), len(x)).astype(np.int64)
-        except ValueError:
-            raise InputError(f"remaining_usd and remaining_queries must be numbers or [{len(x)}]") from None
-        if not (np.isfinite(usd).all() and (usd >= 0).all() and (queries >= 0).all()):
-            raise InputError(
-                "embeddings, remaining_usd and remaining_queries must be finite, and the last two not negative"
-            )
-        _check_texts(texts, len(x))
+        x = as_embeddings(embeddings, self.embedding_dim)
+        usd, queries = as_budgets(remaining_usd, remaining_queries, len(x))
+        texts = as_texts(texts, len(x))
         self._check_calls(calls, len(x))
         if len(x) == 0:
             return np.zeros(0, dtype=np.int64)
@@ -124,7 +120,7 @@ class Orchestrator:
 
     def answer(
         self,
-        queries: Sequence[Query | str],
+        queries: Iterable[Query | str] | Query,
         experts: Mapping[str, Expert],
         remaining_usd: float,
         remaining_queries: int | None = None,
@@ -139,12 +135,15 @@ class Orchestrator:
         call per query, with one batch per expert; each is decided as if it were the next in the stream. With `at_once`
         1 they are answered one after another, exactly as in an episode.
 
-        The budget is hard: a call is made only if its worst-case cost, from its price and `max_tokens` (of an expert
-        without a `spec`: its mean cost), fits the remaining budget. A failed call costs 0 here and counts as one of the
-        M; whether the server billed it is known only to the spend cap of the experts.
+        The budget is hard: a call is made only if its worst case, from its price, `max_tokens` and the attempts that it
+        may take (of an expert without a `spec`: its mean cost), fits the remaining budget, which then loses all that
+        the call was, or may have been, billed.
+
+        Where the chosen expert fails or returns no text, the next best is asked; that is none of the M calls. An expert
+        that fails is left alone for a while, longer every time, in later queries and calls of this method, too.
 
         Args:
-            queries: B queries or texts.
+            queries: B queries or texts; a text alone is one query.
             experts: by name, all of `self.experts`; `experts.pool.make_experts` makes them.
             remaining_usd: dollars for these queries and later ones.
             remaining_queries: number of queries that this money is for, these included; None: these alone.
@@ -154,47 +153,36 @@ class Orchestrator:
             at_once: number of queries in progress at the same time.
 
         Returns:
-            B replies, each with the delivered output and every call. A query without any answer has `text` None.
+            B replies, each with the delivered output and every call. A query without any answer has `text` None, and
+            `stop_reason` says why.
 
         Raises:
             InputError: an expert is missing, or an argument makes no sense.
         """
-        batch = [Query(str(i), query) if isinstance(query, str) else query for i, query in enumerate(queries)]
+        batch = as_queries(queries)
         remaining = len(batch) if remaining_queries is None else remaining_queries
-        if not (math.isfinite(remaining_usd) and remaining_usd >= 0 and remaining >= len(batch) and at_once >= 1):
-            raise InputError(
-                f"remaining_usd {remaining_usd}, remaining_queries {remaining}, at_once {at_once}: must be 0 or more, "
-                f"{len(batch)} or more, 1 or more"
-            )
-        if missing := [name for name in self.experts if name not in experts]:
-            raise InputError(f"experts: no expert named {missing[0]!r}; there are {', '.join(experts)}")
+        check_stream(remaining_usd, remaining, at_once, len(batch))
+        in_order = experts_in_order(experts, self.experts)
         compare = by_normal_form(compare) if isinstance(compare, str) else compare
+        if not callable(compare):
+            raise InputError(f"compare: must be a name or a function, not {type(compare).__name__}")
         if not batch:
             return []
         texts = [query.text for query in batch]
-        x = self._checked(self._encoder.encode(texts) if embeddings is None else embeddings)
-        _check_texts(texts, len(x))
-        features = self._features(x, texts)
+        x = as_embeddings(self._encoder.encode(texts) if embeddings is None else embeddings, self.embedding_dim)
+        features = self._features(x, as_texts(texts, len(x)))
         session = Session(
             self._router,
-            [experts[name] for name in self.experts],
+            in_order,
             self.description.mean_cost_usd,
             compare,
             float(remaining_usd),
             remaining,
+            self._breaker,
         )
         parts = [slice(start, start + at_once) for start in range(0, len(batch), at_once)]
         reliability = self._reliability(features)
         return [reply for part in parts for reply in session.answer(batch[part], features[part], reliability[part])]
-
-    def _checked(self, embeddings: npt.ArrayLike) -> np.ndarray:
-        """As [B, D] float32. Raises InputError."""
-        x = np.asarray(embeddings, dtype=np.float32)
-        if x.ndim != 2 or x.shape[1] != self.embedding_dim:
-            raise InputError(f"embeddings are {list(x.shape)}, not [B, {self.embedding_dim}]")
-        if not np.isfinite(x).all():
-            raise InputError("embeddings must be finite")
-        return x
 
     def _check_calls(self, calls: Calls | None, n: int) -> None:
         c = self.max_calls - 1
@@ -278,7 +266,7 @@ class Orchestrator:
         score, cost_usd = np.asarray(scores, dtype=np.float32), np.asarray(costs_usd, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.embedding_dim or len(x) < 2:
             raise InputError(f"embeddings are {list(x.shape)}, not [2 or more, {self.embedding_dim}]")
-        _check_texts(texts, len(x))
+        texts = as_texts(texts, len(x))
         if score.shape != x.shape[:1] or cost_usd.shape != x.shape[:1]:
             raise InputError(f"scores {list(score.shape)}, costs_usd {list(cost_usd.shape)}: must be [{len(x)}]")
         if not (np.isfinite(x).all() and ((score >= 0) & (score <= 1)).all() and np.isfinite(cost_usd).all()):
@@ -293,12 +281,3 @@ class Orchestrator:
     def save(self, run_dir: str | os.PathLike) -> None:
         """Writes the policy so that `load` reads it."""
         save_policy(Path(run_dir) / "policy", self.policy, self.description, self.predictor)
-
-
-def _check_texts(texts: Sequence[str] | None, n: int) -> None:
-    if texts is None:
-        return
-    if len(texts) != n:
-        raise InputError(f"{len(texts)} texts for {n} embeddings")
-    if not all(isinstance(text, str) for text in texts):
-        raise InputError("texts must be strings")

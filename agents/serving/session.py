@@ -1,87 +1,27 @@
 """Answers queries with real experts under one budget: asks, compares the answers, and asks again or delivers.
 
-B queries, K experts, M: the most calls a query, C = M - 1, F features of a query.
+B queries, K experts, M: the most answers a query, C = M - 1, F features of a query.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.routers.base import Context, Router
-from agents.serving.answer_match import Compare
-from experts.specs import LocalSpec
-from experts.spending import NOT_ASKED, not_asked
+from agents.serving.answer_match import Compare, compare_safely
+from agents.serving.asking import ask_experts, worst_call_usd
+from agents.serving.breaker import NOT_ASKED, CircuitBreaker
+from agents.serving.reply import Call, Reply, StopReason
 from experts.types import Answer, Expert, Query
 from leeroo_env.dynamics import VoteCount, call_features, count_votes, vote_weight
 
-ASKED_BEFORE = "not asked: it was asked about this query before"
-Stop = Literal["policy", "max calls", "money"]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call about one query.
-
-    Attributes:
-        expert: its name.
-        output: the text it returned.
-        answer: the short answer in the output, in normal form: equal strings are equal answers. None if there is none.
-        agrees: whether this is the delivered answer.
-        error: why there is no output: the call failed, or was not made. Its cost is then 0.
-    """
-
-    expert: str
-    output: str
-    answer: str | None
-    agrees: bool
-    cost_usd: float
-    latency_s: float
-    prompt_tokens: int
-    completion_tokens: int
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The delivered answer to a query, and the calls behind it.
-
-    Attributes:
-        query: the query.
-        text: the delivered output; None if no expert answered.
-        answer: the short answer in it, in normal form; None if there is none.
-        expert: the expert that gave the delivered output.
-        calls: the calls for this query, in order.
-        stopped: why no further call was made. "policy": the policy chose to deliver. "max calls": the most calls were
-            made. "money": the remaining budget does not cover any further expert, or did not cover the last call.
-    """
-
-    query: Query
-    text: str | None
-    answer: str | None
-    expert: str | None
-    calls: tuple[Call, ...]
-    stopped: Stop
-
-    @property
-    def cost_usd(self) -> float:
-        return sum(call.cost_usd for call in self.calls)
-
-    @property
-    def latency_s(self) -> float:
-        """Sum over the calls, which are made one after another."""
-        return sum(call.latency_s for call in self.calls)
-
-    @property
-    def supporters(self) -> list[str]:
-        """The experts that gave the delivered answer."""
-        return [call.expert for call in self.calls if call.agrees]
+CUT_OFF = "length"  # the finish reason
+Preference = tuple[float, ...]  # the larger, the rather
 
 
 @dataclass
@@ -91,39 +31,46 @@ class QueryState:
     query: Query
     features: Tensor  # [F]
     vote_weights: Tensor  # [K]
+    worst_usd: list[float]  # [K], the most that a call to each expert can be billed by its price
     asked: list[int] = field(default_factory=list)
     results: list[Answer] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
-    stopped: Stop | None = None
+    candidates: list[int] = field(default_factory=list)  # the experts that may be asked next
+    last_resort: bool = False  # whether these are experts that should be left alone
+    resorts: int = 1  # how many such calls may still be made
+    stop_reason: StopReason | None = None
 
     @property
-    def spent_usd(self) -> float:
-        return sum(answer.cost_usd for answer in self.results)
+    def billed_usd(self) -> float:
+        return sum(answer.billed_usd for answer in self.results)
 
     @property
-    def answered(self) -> bool:
-        return any(answer.error is None for answer in self.results)
+    def succeeded(self) -> list[int]:
+        """The calls that brought an answer; the router knows of no others."""
+        return [i for i, result in enumerate(self.results) if result.error is None]
 
     def add(self, expert: int, answer: Answer, compare: Compare) -> None:
         """Adds a call, and compares all answers again. A failed call gives no answer."""
         self.asked.append(expert)
         self.results.append(answer)
-        succeeded = [i for i, result in enumerate(self.results) if result.error is None]
-        answers = compare(self.query, [self.results[i].text for i in succeeded])
-        self.answers = [None] * len(self.results)
-        for i, text in zip(succeeded, answers, strict=True):
-            self.answers[i] = text
+        self.answers.append(None)
+        if answer.error is None:
+            succeeded = self.succeeded
+            texts = [self.results[i].text for i in succeeded]
+            for i, text in zip(succeeded, compare_safely(compare, self.query, texts), strict=True):
+                self.answers[i] = text
 
     def groups(self) -> list[int]:
-        """For each call the index of the first call with the same answer; -1 where it gave none."""
-        return [-1 if answer is None else self.answers.index(answer) for answer in self.answers]
+        """For each call that succeeded the place among these of the first with the same answer; -1 for none."""
+        answers = [self.answers[i] for i in self.succeeded]
+        return [-1 if answer is None else answers.index(answer) for answer in answers]
 
 
 class Session:
     """A stream of queries that a router answers with real experts from one budget.
 
     Attributes:
-        remaining_usd: dollars left.
+        remaining_usd: dollars left; a call takes all that it was, or may have been, billed.
         remaining_queries: queries left.
     """
 
@@ -135,132 +82,194 @@ class Session:
         compare: Compare,
         remaining_usd: float,
         remaining_queries: int,
+        breaker: CircuitBreaker,
     ):
-        """Args: a router (`agents.routers.Router`), its K experts in order, their mean costs, and the above."""
+        """Args: a router (`agents.routers.Router`), its K experts in order, their mean costs, the above, and the
+        circuit breaker that knows these experts."""
         self.router, self.experts, self.mean_cost_usd, self.compare = router, experts, mean_cost_usd, compare
-        self.remaining_usd, self.remaining_queries = remaining_usd, remaining_queries
+        self.remaining_usd, self.remaining_queries, self.breaker = remaining_usd, remaining_queries, breaker
         self.max_calls: int = router.max_calls
+        self.overrun = [1.0] * len(experts)  # the largest factor by which calls to each have cost more than their worst
 
     def answer(self, queries: Sequence[Query], features: Tensor, reliability: Tensor) -> list[Reply]:
         """Answers queries concurrently, in rounds of at most one call per query; calls to one expert are one batch.
 
         The router decides each query as if it were the next in the stream, with nothing spent on the others in
-        progress: a single query is decided exactly as in an episode. No call is made whose worst-case cost exceeds the
-        remaining budget. If calls of the same round may still release enough of it, the query waits for the next round;
-        if the query has no answer yet, the most reliable affordable expert is asked instead.
+        progress: a single query is decided exactly as in an episode. No call is made whose worst case exceeds the
+        remaining budget. If calls of the same round may still release enough of it, the query waits for the next round.
+        Where the chosen expert failed, is left alone or cannot be paid, the next best is asked. A call that brings no
+        answer is none of the M, and no expert is asked twice about a query.
 
         Args:
             queries: B.
             features: [B, F], the router's input.
             reliability: [B, K] in [0, 1], the estimated probabilities that experts are right: the weights of votes.
         """
-        states = [QueryState(*row) for row in zip(queries, features, vote_weight(reliability), strict=True)]
-        while open_states := [state for state in states if state.stopped is None]:
+        pairs = list(zip(self.experts, self.mean_cost_usd, strict=True))
+        worst_usd = [[worst_call_usd(*pair, query) for pair in pairs] for query in queries]
+        rows = zip(queries, features, vote_weight(reliability), worst_usd, strict=True)
+        states = [QueryState(*row) for row in rows]
+        while open_states := [state for state in states if state.stop_reason is None]:
             self._round(open_states)
-            self.remaining_queries -= sum(state.stopped is not None for state in open_states)
+            self.remaining_queries -= sum(state.stop_reason is not None for state in open_states)
         return [self._reply(state) for state in states]
 
     def _round(self, states: Sequence[QueryState]) -> None:
         """Makes at most one more call for each query in progress."""
         for state in states:
-            if len(state.asked) < len(self.experts) and not self._affordable(state):
-                state.stopped = "money"
-        states = [state for state in states if state.stopped is None]
+            self._find_candidates(state)
+        states = [state for state in states if state.stop_reason is None]
         asks: dict[int, list[QueryState]] = {}
         reserved_usd = 0.0
-        for state, choice in zip(states, self._choices(states), strict=True):
-            expert = self._affordable_choice(state, choice)
-            if expert == len(self.experts):
-                state.stopped = "policy"
-            elif expert in state.asked:
-                state.add(expert, Answer("", 0, 0, 0.0, 0.0, ASKED_BEFORE), self.compare)
-            elif (worst_usd := self._worst_usd(expert, state.query)) > self.remaining_usd:
-                state.add(expert, not_asked(), self.compare)
-            elif reserved_usd + worst_usd <= self.remaining_usd:
+        for state, preferences in zip(states, self._preferences(states), strict=True):
+            deliver = [len(self.experts)] if state.succeeded else []
+            choice = max([*state.candidates, *deliver], key=preferences.__getitem__)
+            if choice == len(self.experts):
+                state.stop_reason = "policy"
+                continue
+            worst_usd = self._worst_usd(state, choice)
+            if reserved_usd + worst_usd > self.remaining_usd:
+                continue
+            if self.breaker.admit(self.experts[choice].name) or state.last_resort:
                 reserved_usd += worst_usd
-                asks.setdefault(expert, []).append(state)
-        for expert, answers in self._ask(asks).items():
-            self.remaining_usd = max(0.0, self.remaining_usd - sum(answer.cost_usd for answer in answers))
-            for state, answer in zip(asks[expert], answers, strict=True):
-                state.add(expert, answer, self.compare)
-        for state in states:
-            if state.stopped is None and len(state.results) == self.max_calls:
-                state.stopped = "money" if state.results[-1].error == NOT_ASKED else "max calls"
+                state.resorts -= state.last_resort
+                asks.setdefault(choice, []).append(state)
+        self._ask(asks)
 
-    def _choices(self, states: Sequence[QueryState]) -> list[int]:
-        """The expert that the router chooses for each query; K delivers."""
+    def _find_candidates(self, state: QueryState) -> None:
+        """Finds the experts that may be asked next; where there is none, the query stops.
+
+        They were not asked yet, their worst case is affordable, and they did not fail lately. Where all of them did and
+        there is no answer yet, one is tried all the same.
+        """
+        others = [k for k in range(len(self.experts)) if k not in state.asked]
+        affordable = [k for k in others if self._worst_usd(state, k) <= self.remaining_usd]
+        state.candidates = [k for k in affordable if not self.breaker.is_open(self.experts[k].name)]
+        state.last_resort = not state.candidates and not state.succeeded and state.resorts > 0
+        if state.last_resort:
+            state.candidates = affordable
+        if state.candidates:
+            return
+        made = any(not (result.error or "").startswith(NOT_ASKED) for result in state.results)
+        if state.succeeded:
+            state.stop_reason = "money" if len(affordable) < len(others) else "max calls"
+        else:
+            state.stop_reason = "failed" if made or affordable else "money"
+
+    def _ask(self, asks: dict[int, list[QueryState]]) -> None:
+        """Asks experts about the queries of a round."""
+        queries = {k: [state.query for state in states] for k, states in asks.items()}
+        worst_usd = {k: [self._worst_usd(state, k) for state in states] for k, states in asks.items()}
+        for expert, answers in ask_experts(self.experts, queries, worst_usd).items():
+            self.breaker.record(self.experts[expert].name, answers)
+            self.remaining_usd = max(0.0, self.remaining_usd - sum(answer.billed_usd for answer in answers))
+            for state, answer in zip(asks[expert], answers, strict=True):
+                if answer.billed_usd > state.worst_usd[expert] > 0:
+                    self.overrun[expert] = max(self.overrun[expert], answer.billed_usd / state.worst_usd[expert])
+                state.add(expert, answer, self.compare)
+                if len(state.succeeded) == self.max_calls:
+                    state.stop_reason = "max calls"
+
+    def _preferences(self, states: Sequence[QueryState]) -> list[list[Preference]]:
+        """How much each expert is preferred, and delivering, for each query; [B, K + 1].
+
+        First counts what the router thinks of each, or else its choice; then, among equals, whether the expert costs no
+        more than the choice or than the budget per query, its reliability, and its cost.
+        """
         if not states:
             return []
+        context = self._context(states)
+        scores = self.router.preferences(context)
+        choices = self.router.choose(context) if scores is None else scores.argmax(dim=1)
+        if scores is None:
+            scores = torch.nn.functional.one_hot(choices, len(self.experts) + 1)
+        paces_usd = context.usd_per_query.tolist()
+        rows = zip(states, scores.tolist(), choices.tolist(), paces_usd, strict=True)
+        return [self._ranking(*row) for row in rows]
+
+    def _ranking(self, state: QueryState, scores: list[float], choice: int, pace_usd: float) -> list[Preference]:
+        """`_preferences` of one query, from the router's [K] or [K + 1] and its choice."""
+        limit_usd = max(pace_usd, self.mean_cost_usd[choice] if choice < len(self.experts) else 0.0)
+        ranking: list[Preference] = []
+        pairs = zip(scores, self.mean_cost_usd, state.vote_weights.tolist(), strict=False)
+        for score, cost_usd, weight in pairs:
+            ranking.append((score, 1.0, weight, -cost_usd) if cost_usd <= limit_usd else (score, 0.0, -cost_usd, 0.0))
+        return [*ranking, (scores[-1] if len(scores) > len(self.experts) else -torch.inf,)]
+
+    def _context(self, states: Sequence[QueryState]) -> Context:
+        """What the router chooses by."""
         features = torch.stack([state.features for state in states])
-        spent_usd = [state.spent_usd for state in states]
+        billed_usd = [state.billed_usd for state in states]
         remaining_usd = torch.tensor(
-            [self.remaining_usd + sum(spent_usd) - own for own in spent_usd], dtype=torch.float64
+            [self.remaining_usd + sum(billed_usd) - own for own in billed_usd], dtype=torch.float64
         )
         remaining = torch.full((len(states),), self.remaining_queries)
         calls = self._calls(states) if self.max_calls > 1 else None
-        context = Context(features, remaining_usd.to(features.device), remaining.to(features.device), calls)
-        return self.router.choose(context).tolist()
+        return Context(features, remaining_usd.to(features.device), remaining.to(features.device), calls)
 
     def _calls(self, states: Sequence[QueryState]) -> Calls:
-        """The calls so far, as the router's input."""
-        asked, answered, polled = votes_of(states, self.max_calls - 1)
-        return calls_from_features(
-            call_features(len(self.experts), asked, answered, polled, self.max_calls), self.max_calls
-        )
+        """The answered calls so far, as the router's input; experts that cannot be asked count as refused."""
+        k, m = len(self.experts), self.max_calls
+        asked, polled = votes_of(states, m - 1)
+        features = call_features(k, asked, asked >= 0, polled, m)
+        closed = torch.ones(len(states), k)
+        for row, state in zip(closed, states, strict=True):
+            row[state.candidates] = 0.0
+        features[:, :k] = closed
+        return calls_from_features(features, m)
 
-    def _affordable(self, state: QueryState) -> list[int]:
-        """The experts not asked yet whose worst-case cost the remaining budget covers."""
-        others = (k for k in range(len(self.experts)) if k not in state.asked)
-        return [k for k in others if self._worst_usd(k, state.query) <= self.remaining_usd]
-
-    def _affordable_choice(self, state: QueryState, choice: int) -> int:
-        """The choice; if it is unaffordable and the query has no answer yet, the most reliable affordable expert."""
-        others = self._affordable(state)
-        if choice == len(self.experts) or choice in others or state.answered or not others:
-            return choice
-        return max(others, key=lambda k: (float(state.vote_weights[k]), self.mean_cost_usd[k]))
-
-    def _worst_usd(self, expert: int, query: Query) -> float:
-        """The most that a call can cost; of an expert without a `spec`, its mean cost."""
-        spec = getattr(self.experts[expert], "spec", None)
-        return self.mean_cost_usd[expert] if spec is None else spec.worst_usd(query)
-
-    def _ask(self, asks: dict[int, list[QueryState]]) -> dict[int, list[Answer]]:
-        """Asks each expert its queries in one batch: servers concurrently, local models one after the other."""
-        queries = {k: [state.query for state in states] for k, states in asks.items()}
-        local = [k for k in asks if isinstance(getattr(self.experts[k], "spec", None), LocalSpec)]
-        with ThreadPoolExecutor(len(asks) or 1) as pool:
-            served = {k: pool.submit(_answers, self.experts[k], queries[k]) for k in asks if k not in local}
-            answers = {k: _answers(self.experts[k], queries[k]) for k in local}
-        return answers | {k: future.result() for k, future in served.items()}
+    def _worst_usd(self, state: QueryState, expert: int) -> float:
+        """The most that a call can be billed, as far as it is known."""
+        return state.worst_usd[expert] * self.overrun[expert]
 
     def _reply(self, state: QueryState) -> Reply:
-        assert state.stopped is not None
-        _, _, polled = votes_of([state], self.max_calls)
-        leader = int(polled.leader)
-        delivered = state.asked.index(leader) if leader >= 0 else None
-        agrees = polled.agrees[0].tolist()[: len(state.asked)]
-        calls = zip(state.asked, state.results, state.answers, agrees, strict=True)
+        assert state.stop_reason is not None
+        delivered = _delivered(state)
+        answer = None if delivered is None else state.answers[delivered]
+        agrees = [answer is not None and other == answer for other in state.answers]
+        names = [self.experts[k].name for k in state.asked]
         return Reply(
             query=state.query,
             text=None if delivered is None else state.results[delivered].text,
-            answer=None if delivered is None else state.answers[delivered],
-            expert=None if delivered is None else self.experts[leader].name,
-            calls=tuple(_call(self.experts[k].name, *rest) for k, *rest in calls),
-            stopped=state.stopped,
+            answer=answer,
+            expert=None if delivered is None else names[delivered],
+            calls=tuple(map(_call, names, state.results, state.answers, agrees)),
+            stop_reason=state.stop_reason,
         )
 
 
-def votes_of(states: Sequence[QueryState], width: int) -> tuple[Tensor, Tensor, VoteCount]:
-    """Experts asked [B, `width`], whether each call succeeded [B, `width`], and the vote count, as in an episode."""
+def votes_of(states: Sequence[QueryState], width: int) -> tuple[Tensor, VoteCount]:
+    """Experts asked that answered, [B, `width`], -1 for none, and the vote count, as in an episode."""
     device = states[0].vote_weights.device
-    asked, groups = (
-        _padded(rows, width).to(device)
-        for rows in ([state.asked for state in states], [state.groups() for state in states])
-    )
-    answered = _padded([[result.error is None for result in state.results] for state in states], width).to(device) > 0
+    experts = [[state.asked[i] for i in state.succeeded] for state in states]
+    asked, groups = (_padded(rows, width).to(device) for rows in (experts, [state.groups() for state in states]))
     votes = torch.stack([state.vote_weights for state in states]).gather(1, asked.clamp(min=0))
-    return asked, answered, count_votes(asked, answered, groups, votes)
+    return asked, count_votes(asked, asked >= 0, groups, votes)
+
+
+def _delivered(state: QueryState) -> int | None:
+    """The call whose answer is delivered: the first with the answer of most support. None where there is none.
+
+    One that was cut off is delivered only if no complete one has as much support.
+    """
+    succeeded = state.succeeded
+    if not succeeded:
+        return None
+    _, votes = votes_of([state], len(succeeded))
+    leader = state.asked.index(int(votes.leader))
+    weights = {i: float(state.vote_weights[state.asked[i]]) for i in succeeded}
+
+    def support(call: int) -> float:
+        answer = state.answers[call]
+        return sum(weights[i] for i in succeeded if answer is not None and state.answers[i] == answer)
+
+    def rank(call: int) -> tuple[bool, bool, float]:
+        complete = state.results[call].finish_reason != CUT_OFF
+        return complete, state.answers[call] == state.answers[leader], weights[call]
+
+    if rank(leader)[0]:
+        return leader
+    return max((i for i in succeeded if support(i) >= support(leader)), key=rank)
 
 
 def _call(expert: str, result: Answer, answer: str | None, agrees: bool) -> Call:
@@ -270,23 +279,13 @@ def _call(expert: str, result: Answer, answer: str | None, agrees: bool) -> Call
         answer=answer,
         agrees=agrees,
         cost_usd=result.cost_usd,
+        billed_usd=result.billed_usd,
         latency_s=result.latency_s,
         prompt_tokens=result.prompt_tokens,
         completion_tokens=result.completion_tokens,
+        finish_reason=result.finish_reason,
         error=result.error,
     )
-
-
-def _answers(expert: Expert, queries: Sequence[Query]) -> list[Answer]:
-    """The expert's answers; an exception becomes failed calls, so that other experts' answers are not lost."""
-    try:
-        answers = expert.answer(queries)
-        if len(answers) != len(queries):
-            raise ValueError(f"{len(answers)} answers to {len(queries)} queries")
-        return answers
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return [Answer("", 0, 0, 0.0, 0.0, reason) for _ in queries]
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:

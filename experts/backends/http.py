@@ -65,6 +65,8 @@ class Call:
 
 
 current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("current_call")
+# False where the caller has other experts to ask: then a server that cannot be reached is tried once
+retry_unreached: contextvars.ContextVar[bool] = contextvars.ContextVar("retry_unreached", default=True)
 
 
 def reply_bytes(max_tokens: int) -> int:
@@ -91,7 +93,10 @@ def make_client(key: str, url: str | None, timeout_s: float, max_retries: int) -
                 call.lose(may_be_billed=True)
                 raise httpx.ReadTimeout(f"no whole reply within {call.timeout_s:g} s", request=request) from None
             except BaseException as error:
-                call.lose(may_be_billed=type(error).__name__ not in NEVER_SENT)
+                unreached = type(error).__name__ in NEVER_SENT
+                call.lose(may_be_billed=not unreached)
+                if unreached and not retry_unreached.get():
+                    raise openai.APIConnectionError(request=request) from error  # not retried
                 raise
             if response.status_code >= 300:
                 call.lose(response.status_code in MAY_BE_BILLED)

@@ -9,7 +9,10 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from agents import Orchestrator
+from agents.serving.breaker import CircuitBreaker
 from leeroo_env import ExpertTable
+from tests.agents.serving.orchestrators import rated_orchestrator
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,3 +25,15 @@ def tiny() -> ExpertTable:
     queries = table.queries.take(pa.array(rows.numpy()))
     answers = table.answers.filter(pc.is_in(table.answers["query_id"], queries["query_id"].combine_chunks()))
     return ExpertTable.from_arrow(table.info, queries, answers, table.embeddings[rows].numpy())
+
+
+@pytest.fixture(scope="package")
+def rated_for_all() -> Orchestrator:
+    return rated_orchestrator()
+
+
+@pytest.fixture
+def rated(rated_for_all: Orchestrator, monkeypatch: pytest.MonkeyPatch) -> Orchestrator:
+    """Asks one expert a query, gamma where the budget allows it; remembers no failures of other tests."""
+    monkeypatch.setattr(rated_for_all, "_breaker", CircuitBreaker())
+    return rated_for_all

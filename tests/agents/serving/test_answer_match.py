@@ -46,6 +46,13 @@ def test_texts_join_the_first_that_is_like_them():
         assert compare(query, outputs[:n]) == answers[:n], "more answers change none of the earlier"
 
 
+def test_reasoning_is_not_compared():
+    compare = by_similarity(Angles(), 0.99)
+    outputs = ["<think>90</think>0", "<think>0 or 45", "0", "60 </think> 0"]
+    assert compare(Query("q", "?"), outputs) == ["0", None, "0", "0"]
+    assert compare(Query("q", "?"), ["<think>", " "]) == [None, None]
+
+
 def test_the_threshold_tells_best():
     similarity = np.array([0.1, 0.3, 0.5, 0.7, 0.9, 0.95])
     assert fit_threshold(similarity, np.array([0, 0, 0, 1, 1, 1])) == pytest.approx(0.6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,8 +50,31 @@ def test_loading_twice_chooses_alike_and_runs_no_pickle(run_dir: Path):
 
 
 @pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one text", "1 texts for 3 embeddings"),
+        (["a", "b"], "2 texts for 3 embeddings"),
+        (b"one", "must be strings in order, not bytes"),
+        ({"a": 1, "b": 2, "c": 3}, "must be strings in order, not dict"),
+        (["a", None, "c"], r"texts\[1\] is NoneType"),
+        (7, "must be strings in order, not int"),
+    ],
+)
+def test_texts_are_as_many_as_queries(run_dir: Path, texts: Any, message: str):
+    orchestrator, x = Orchestrator.load(run_dir), np.zeros((3, 16))
+    with pytest.raises(InputError, match=message):
+        orchestrator.choose(x, 1.0, 3, texts=texts)
+    one = orchestrator.choose(x[:1], 0.02, 3, texts="one text")
+    np.testing.assert_array_equal(one, orchestrator.choose(x[:1], 0.02, 3, texts=["one text"]))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("text", 1.0, 3), "embeddings must be numbers"),
+        (([[1.0], [1.0, 2.0]], 1.0, 3), "embeddings must be numbers"),
+        ((np.zeros((3, 16)), "much", 3), "must be numbers"),
+        ((np.zeros((3, 16)), 1.0, None), "must be finite"),
         ((np.zeros((3, 5)), 1.0, 3), r"embeddings are \[3, 5\], not \[B, 16\]"),
         ((np.zeros(16), 1.0, 3), r"embeddings are \[16\], not"),
         ((np.zeros((3, 16)), [1.0, 2.0], 3), r"must be numbers or \[3\]"),

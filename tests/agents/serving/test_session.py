@@ -8,19 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from agents import Orchestrator
-from agents.estimators.ensemble import fit_predictor, table_estimates
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
-from agents.policies.bid_price import BidPricePolicy, estimate_features
-from agents.policies.description import describe_policy
-from agents.policies.io import empty_policy
-from agents.policies.multi_call import start_from_plan
-from agents.routers import Context, Router
 from agents.serving.answer_match import by_normal_form, by_similarity
-from agents.serving.session import ASKED_BEFORE, Reply
+from agents.serving.reply import Reply
 from experts.encoder import Encoder
 from experts.grading import grade_exact
 from experts.pool import load_pool, make_experts
@@ -28,49 +21,12 @@ from experts.spending import NOT_ASKED, SpendCap
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import make_rules
+from tests.agents.serving.orchestrators import NAMES, SecondOpinion, orchestrator_of
 from tests.conftest import KEY
 from tests.experts.collecting import write_pool
 from tests.experts.openai_server import OpenAIServer
 
 ROOT = Path(__file__).parents[3]
-NAMES = ["alpha", "beta", "gamma"]
-RELIABILITY = (0.3, 0.4, 0.9)
-
-
-class SecondOpinion(Router):
-    """Asks two experts, and a third where these do not agree."""
-
-    max_calls = 3
-
-    def __init__(self, order: tuple[int, int, int], n_experts: int, features: Tensor | None = None):
-        self.order, self.deliver, self.features = torch.tensor(order), n_experts, features
-        self.told: list[tuple[float, int]] = []
-
-    def choose(self, context: Context) -> Tensor:
-        calls = context.calls
-        assert calls is not None
-        self.told += zip(context.remaining_usd.tolist(), context.remaining_queries.tolist(), strict=True)
-        agree = (calls.group[:, 0] >= 0) & (calls.group[:, 0] == calls.group[:, 1])
-        done = (calls.made == 2) & agree
-        return torch.where(done, self.deliver, self.order[calls.made])
-
-
-def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24) -> Orchestrator:
-    """A bid-price policy as training begins with it."""
-    predictor = fit_predictor(table)
-    estimates = table_estimates(table, predictor)
-    scale = table.cost_scale()
-    calls: dict[str, Any] = {"max_calls": max_calls, "reliability": estimates.reliability()}
-    rules = make_rules(table, "train", horizon, **calls, features=estimate_features(estimates, scale))
-    prices = {"mean_cost_usd": scale.mean_usd.tolist(), "price_range_usd": [scale.low_usd, scale.high_usd]}
-    settings = {**prices, "horizon": horizon}
-    settings |= {"max_calls": max_calls} if max_calls > 1 else {}
-    description = describe_policy(rules, "ppo", settings, "bid-price")
-    policy = empty_policy(description)
-    assert isinstance(policy, BidPricePolicy)
-    start_from_plan(policy, table, predictor.rows, predictor.out_of_fold)
-    policy.set_training_mode(False)
-    return Orchestrator(policy, description, predictor)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,7 +82,7 @@ def assert_plays_alike(
 
 def test_a_policy_is_live_as_from_the_table(tiny: ExpertTable, trained: Orchestrator, tiny_pool: dict[str, Expert]):
     replies = assert_plays_alike(trained, trained.router(tiny), tiny_pool, tiny, 6e-5)
-    assert {(len(reply.calls), reply.stopped) for reply in replies} == {(1, "max calls")}
+    assert {(len(reply.calls), reply.stop_reason) for reply in replies} == {(1, "max calls")}
 
 
 def test_a_policy_that_asks_several_is_live_as_from_the_table(tiny: ExpertTable, tiny_pool: dict[str, Expert]):
@@ -134,7 +90,7 @@ def test_a_policy_that_asks_several_is_live_as_from_the_table(tiny: ExpertTable,
     pool: dict[str, Expert] = {name: Unpriced(expert) for name, expert in tiny_pool.items()}
     replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), pool, tiny, 3.5e-5)
     assert len({len(reply.calls) for reply in replies}) > 1, "it asks more where that is worth it"
-    assert {reply.stopped for reply in replies} == {"policy", "max calls"}
+    assert {reply.stop_reason for reply in replies} == {"policy", "max calls"}
 
 
 def test_votes_are_live_as_from_the_table(
@@ -143,7 +99,7 @@ def test_votes_are_live_as_from_the_table(
     router = SecondOpinion((2, 0, 4), 5, trained.router(tiny).features)
     monkeypatch.setattr(trained, "_router", router)
     replies = assert_plays_alike(trained, router, tiny_pool, tiny, 6e-5)
-    assert {(len(reply.calls), reply.stopped) for reply in replies} == {(2, "policy"), (3, "max calls")}
+    assert {(len(reply.calls), reply.stop_reason) for reply in replies} == {(2, "policy"), (3, "max calls")}
     for reply in replies:
         answers = {call.expert: call.answer for call in reply.calls}
         assert reply.supporters == [name for name, answer in answers.items() if answer == reply.answer]
@@ -183,17 +139,6 @@ def test_texts_alone_are_embedded_as_the_table_was(
 # A server
 
 
-@pytest.fixture(scope="module")
-def rated() -> Orchestrator:
-    """Knows that gamma is right more often than the others."""
-    rng = np.random.default_rng(0)
-    scores = (rng.uniform(size=(90, 3)) < RELIABILITY).astype(np.float64)
-    costs = np.broadcast_to([0.004, 0.005, 0.006], (90, 3))
-    split = [("train", "val", "test")[i % 3] for i in range(90)]
-    table = ExpertTable.from_arrays("rated", NAMES, rng.normal(size=(90, 4)), scores, costs, split=split)
-    return orchestrator_of(table)
-
-
 @pytest.fixture
 def asks_again(rated: Orchestrator, monkeypatch: pytest.MonkeyPatch) -> Orchestrator:
     """alpha, then beta, and gamma where they disagree."""
@@ -221,7 +166,7 @@ def ask(
 def test_two_that_agree_are_enough(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
     server.reply = says(alpha="The answer is 7.", beta="7.0 apples", gamma="8")
     (reply,) = ask(asks_again, served, compare="number")
-    assert (reply.text, reply.answer, reply.expert, reply.stopped) == ("The answer is 7.", "7", "alpha", "policy")
+    assert (reply.text, reply.answer, reply.expert, reply.stop_reason) == ("The answer is 7.", "7", "alpha", "policy")
     assert reply.supporters == ["alpha", "beta"] and len(reply.calls) == 2
     assert [(call.prompt_tokens, call.completion_tokens) for call in reply.calls] == [(2, 4), (3, 2)]
     assert [call.cost_usd for call in reply.calls] == pytest.approx([0.01, 0.007])
@@ -232,7 +177,7 @@ def test_two_that_agree_are_enough(asks_again: Orchestrator, served: dict[str, E
 def test_the_reliable_outvote_the_others(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
     server.reply = says(alpha="7", beta="8", gamma="9")
     (reply,) = ask(asks_again, served, compare="number")
-    assert (reply.expert, reply.supporters, reply.stopped) == ("gamma", ["gamma"], "max calls")
+    assert (reply.expert, reply.supporters, reply.stop_reason) == ("gamma", ["gamma"], "max calls")
     assert [call.agrees for call in reply.calls] == [False, False, True]
 
 
@@ -257,7 +202,7 @@ def test_a_failed_call_loses_nothing(asks_again: Orchestrator, served: dict[str,
         failed = reply.calls[1]
         assert failed.error and "500" in failed.error and KEY not in failed.error
         assert (failed.output, failed.answer, failed.agrees, failed.cost_usd) == ("", None, False, 0.0)
-        assert (reply.text, reply.supporters, reply.stopped) == ("7", ["alpha", "gamma"], "max calls")
+        assert (reply.text, reply.supporters, reply.stop_reason) == ("7", ["alpha", "gamma"], "max calls")
         assert reply.cost_usd == pytest.approx(sum(call.cost_usd for call in reply.calls)) and reply.cost_usd > 0
 
 
@@ -266,6 +211,7 @@ def test_nobody_answers(asks_again: Orchestrator, served: dict[str, Expert], ser
     (reply,) = ask(asks_again, served)
     assert (reply.text, reply.answer, reply.expert, reply.supporters, reply.cost_usd) == (None, None, None, [], 0)
     assert all(call.error for call in reply.calls) and len(reply.calls) == 3
+    assert reply.stop_reason == "failed" and reply.billed_usd > 0, "a reply of status 500 may have been billed"
 
 
 def test_an_expert_that_raises_has_failed(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
@@ -286,23 +232,19 @@ def test_no_call_is_made_that_could_cost_more_than_is_left(
     server.reply = says(alpha="7", beta="7", gamma="7")
     worst_usd = (len("question 0") + 256) * 0.001 + 5 * 0.002
     (reply,) = ask(asks_again, served, worst_usd, compare="number")
-    assert (reply.text, reply.stopped, len(reply.calls)) == ("7", "money", 1), "one call leaves too little for another"
+    assert (reply.text, reply.stop_reason, len(reply.calls)) == ("7", "money", 1), "too little is left for another"
     (reply,) = ask(asks_again, served, worst_usd - 1e-6, compare="number")
-    assert (reply.text, reply.stopped, reply.calls) == (None, "money", ())
+    assert (reply.text, reply.stop_reason, reply.calls) == (None, "money", ())
     assert sum(server.requests.values()) == 1
 
 
-def test_a_call_that_does_not_fit_counts_as_one(rated: Orchestrator, served: dict, server: OpenAIServer, monkeypatch):
+def test_a_call_that_does_not_fit_is_not_made(rated: Orchestrator, served: dict, server: OpenAIServer, monkeypatch):
     monkeypatch.setattr(rated, "_router", SecondOpinion((0, 2, 1), 3))
     monkeypatch.setattr(served["gamma"], "spec", served["gamma"].spec.model_copy(update={"max_tokens": 5000}))
     server.reply = says(alpha="7", beta="8")
     (reply,) = ask(rated, served, 5.0, compare="number")
-    assert [(call.expert, call.error) for call in reply.calls] == [
-        ("alpha", None),
-        ("gamma", NOT_ASKED),
-        ("beta", None),
-    ]
-    assert reply.expert == "beta" and reply.stopped == "max calls"
+    assert [(call.expert, call.error) for call in reply.calls] == [("alpha", None), ("beta", None)]
+    assert reply.expert == "beta" and reply.stop_reason == "money", "gamma's opinion would have decided"
     assert sum(server.requests.values()) == 2
 
 
@@ -326,7 +268,7 @@ def test_the_budget_holds_side_by_side(asks_again: Orchestrator, served: dict[st
     billed = sum(0.001 * len(prompt.split()) + 0.002 * 5 for prompt in server.requests.elements())
     assert spent_usd == pytest.approx(billed)
     assert server.most_at_once > 1
-    assert {reply.stopped for reply in replies} >= {"money"}
+    assert {reply.stop_reason for reply in replies} >= {"money"}
 
 
 def test_a_query_sees_the_stream_from_its_own_place(asks_again: Orchestrator, served: dict, server: OpenAIServer):
@@ -346,15 +288,67 @@ def test_a_query_sees_the_stream_from_its_own_place(asks_again: Orchestrator, se
 def test_the_spend_cap_of_the_pool_holds_too(asks_again: Orchestrator, server: OpenAIServer, tmp_path: Path):
     experts = make_experts(load_pool(write_pool(tmp_path, NAMES)), None, SpendCap(0.0))
     (reply,) = ask(asks_again, {expert.name: expert for expert in experts})
-    assert reply.text is None and {call.error for call in reply.calls} == {NOT_ASKED} and reply.stopped == "money"
+    assert reply.text is None and {call.error for call in reply.calls} == {NOT_ASKED} and reply.stop_reason == "money"
     assert not server.requests
 
 
 def test_nobody_is_asked_twice_about_a_query(rated: Orchestrator, served: dict, server: OpenAIServer, monkeypatch):
     monkeypatch.setattr(rated, "_router", SecondOpinion((0, 0, 1), 3))
-    server.reply = says(alpha="7", beta="7")
+    server.reply = says(alpha="7", beta="7", gamma="8")
     (reply,) = ask(rated, served, compare="number")
-    assert [call.error for call in reply.calls] == [None, ASKED_BEFORE, None] and reply.supporters == ["alpha", "beta"]
+    assert [(call.expert, call.error) for call in reply.calls] == [("alpha", None), ("gamma", None), ("beta", None)]
+    assert reply.supporters == ["gamma"]
+
+
+def test_a_text_is_one_query_and_so_is_a_query(rated: Orchestrator, served: dict[str, Expert], server: OpenAIServer):
+    server.reply = says(gamma="17")
+    text = "What is 12 plus 5?"
+    queries: list[Any] = [text, np.str_(text), Query("q", text), [text], (text,), iter([text]), np.array([text])]
+    for query in queries:
+        (reply,) = rated.answer(query, served, 100.0, embeddings=np.zeros((1, 4)), compare="number")
+        assert reply.query.text == text and reply.text == "17"
+    assert server.requests == {f"gamma: {text}": 7}
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (b"What is 12 plus 5?", "must be texts or queries in order, not bytes"),
+        (None, "not NoneType"),
+        (7, "not int"),
+        ({"q": "What is 12 plus 5?"}, "not dict"),
+        ({"What is 12 plus 5?"}, "not set"),
+        ("", r"queries\[0\]: is empty"),
+        (" \n", r"queries\[0\]: is empty"),
+        (["a", ""], r"queries\[1\]: is empty"),
+        (["a", None], r"queries\[1\]: must be a text or a query, not NoneType"),
+        ([b"a"], r"queries\[0\]: must be a text or a query, not bytes"),
+        ([["a"]], r"queries\[0\]: must be a text or a query, not list"),
+        ([{"text": "a"}], "not dict"),
+        ([Query("q", "")], r"queries\[0\]: is empty"),
+        ([Query("q", None)], "not NoneType"),  # type: ignore[arg-type]
+        (["half \ud83d"], r"queries\[0\]: character 5 is half a surrogate pair"),
+    ],
+)
+def test_what_is_no_query_is_refused_before_anything_is_asked(
+    rated: Orchestrator, served: dict[str, Expert], server: OpenAIServer, queries: Any, message: str
+):
+    with pytest.raises(InputError, match=message):
+        rated.answer(queries, served, 100.0, embeddings=np.zeros((1, 4)), compare="number")
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("experts", "message"),
+    [
+        (None, "must be a mapping from names to experts, not NoneType"),
+        ([], "not list"),
+        ({name: "alpha" for name in NAMES}, "alpha: str has no method answer"),
+    ],
+)
+def test_what_are_no_experts_is_refused(rated: Orchestrator, experts: Any, message: str):
+    with pytest.raises(InputError, match=message):
+        rated.answer("question", experts, 100.0, embeddings=np.zeros((1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -364,6 +358,12 @@ def test_nobody_is_asked_twice_about_a_query(rated: Orchestrator, served: dict, 
         ({"usd": float("nan")}, "remaining_usd nan"),
         ({"remaining_queries": 0}, "remaining_queries 0"),
         ({"at_once": 0}, "at_once 0"),
+        ({"usd": "much"}, "remaining_usd much"),
+        ({"usd": None}, "remaining_usd None"),
+        ({"usd": float("inf")}, "remaining_usd inf"),
+        ({"remaining_queries": 1.5}, "remaining_queries 1.5"),
+        ({"at_once": "two"}, "at_once two"),
+        ({"compare": None}, "must be a name or a function, not NoneType"),
         ({"compare": "vibes"}, "no normal form named 'vibes'"),
     ],
 )
@@ -401,7 +401,7 @@ def test_free_text_is_compared_by_meaning(asks_again: Orchestrator, served: dict
     compare = by_similarity(Encoder(), 0.7)
     server.reply = says(alpha="Paris, the French capital", beta="the capital of France, Paris", gamma="bananas")
     (reply,) = ask(asks_again, served, compare=compare)
-    assert reply.supporters == ["alpha", "beta"] and reply.stopped == "policy"
+    assert reply.supporters == ["alpha", "beta"] and reply.stop_reason == "policy"
     assert reply.text == "Paris, the French capital" and {call.answer for call in reply.calls} == {reply.text}
     server.reply = says(alpha="Paris, the French capital", beta="a purple bicycle wheel", gamma="it is Paris")
     (reply,) = ask(asks_again, served, compare=compare)

@@ -1,0 +1,95 @@
+"""Asks experts concurrently, and turns whatever they return into checked answers."""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from experts.backends.http import retry_unreached
+from experts.reasoning import split_reasoning
+from experts.specs import LocalSpec
+from experts.types import EMPTY, Answer, Expert, Query
+
+ERROR_CHARS = 300
+
+
+def worst_call_usd(expert: Expert, mean_cost_usd: float, query: Query) -> float:
+    """The most that a call with all of its attempts can be billed; of an expert without a `spec`, its mean cost."""
+    spec: Any = getattr(expert, "spec", None)
+    return mean_cost_usd if spec is None else spec.worst_usd(query) * spec.attempts
+
+
+def ask_experts(
+    experts: Sequence[Expert], queries: Mapping[int, Sequence[Query]], worst_usd: Mapping[int, Sequence[float]]
+) -> dict[int, list[Answer]]:
+    """Asks each expert its queries in one batch: servers concurrently, local models one after the other.
+
+    Args:
+        experts: the K experts.
+        queries: by the number of the expert.
+        worst_usd: the most that each of these calls can be billed.
+
+    Returns:
+        By expert the answers to its queries, of which nothing has to be checked any more. An exception becomes failed
+        calls, so that other experts' answers are not lost.
+    """
+    local = [k for k in queries if isinstance(getattr(experts[k], "spec", None), LocalSpec)]
+    with ThreadPoolExecutor(max(len(queries), 1)) as pool:
+        served = {k: pool.submit(_answers, experts[k], queries[k], worst_usd[k]) for k in queries if k not in local}
+        answers = {k: _answers(experts[k], queries[k], worst_usd[k]) for k in local}
+    return answers | {k: future.result() for k, future in served.items()}
+
+
+def _answers(expert: Expert, queries: Sequence[Query], worst_usd: Sequence[float]) -> list[Answer]:
+    """The expert's answers, checked; where there are none to be had, each call may have cost its worst case."""
+    context = contextvars.copy_context()
+    context.run(retry_unreached.set, False)
+    try:
+        answers: list[Any] = list(context.run(expert.answer, queries))
+        if len(answers) != len(queries):
+            raise ValueError(f"{len(answers)} answers to {len(queries)} queries")
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:ERROR_CHARS]
+        return [Answer("", 0, 0, 0.0, 0.0, reason, lost_usd=usd) for usd in worst_usd]
+    return [checked_answer(*pair) for pair in zip(answers, worst_usd, strict=True)]
+
+
+def checked_answer(answer: Any, worst_usd: float) -> Answer:
+    """An `Answer` with a text or an error, without reasoning in the text, and with costs that are numbers from 0.
+
+    Other costs count as the worst case; an empty text is an error.
+    """
+    if not isinstance(answer, Answer):
+        return Answer("", 0, 0, 0.0, 0.0, f"returned {type(answer).__name__}, not Answer", lost_usd=worst_usd)
+    failed = answer.error is not None
+    costs: dict[str, Any] = {"cost_usd": answer.cost_usd, "lost_usd": answer.lost_usd}
+    if not all(map(_is_amount, costs.values())):
+        costs = {"cost_usd": 0.0, "lost_usd": worst_usd} if failed else {"cost_usd": worst_usd, "lost_usd": 0.0}
+    counts: dict[str, Any] = {
+        "latency_s": answer.latency_s if _is_amount(answer.latency_s) else 0.0,
+        **{name: _count(getattr(answer, name)) for name in ("prompt_tokens", "completion_tokens")},
+    }
+    answer = replace(answer, **costs, **counts)
+    if failed:
+        return replace(answer, text="", error=str(answer.error), cost_usd=0.0, lost_usd=answer.billed_usd)
+    if not isinstance(answer.text, str):
+        reason = f"returned a text of type {type(answer.text).__name__}"
+        return replace(answer, text="", error=reason, cost_usd=0.0, lost_usd=answer.billed_usd)
+    reasoning, text = split_reasoning(answer.text)
+    if not text.strip():
+        reason = f"{EMPTY} (finish_reason {answer.finish_reason})"
+        return replace(answer, text="", error=reason, cost_usd=0.0, lost_usd=answer.billed_usd)
+    return replace(answer, text=text, reasoning=answer.reasoning or reasoning)
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and 0 <= float(value) < math.inf
+
+
+def _count(value: Any) -> int:
+    return int(value) if _is_amount(value) else 0
