@@ -126,10 +126,12 @@ class Encoder:
         logging.disable_progress_bar()  # weights load quickly; their bars would hide the collector's
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self._source)
-            network = AutoModel.from_pretrained(self._source, dtype=torch.float32).to(self.device).eval()
-        except (OSError, ValueError) as error:
-            raise InputError(f"encoder {self.model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+            tokenizer = AutoTokenizer.from_pretrained(self._source, trust_remote_code=False)
+            network = AutoModel.from_pretrained(self._source, trust_remote_code=False, dtype=torch.float32)
+            network = network.to(self.device).eval()
+        except Exception as error:  # the library lets errors of any kind through
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"encoder {self.model!r} cannot be loaded: {reason[:300]}") from error
         tokenizer.padding_side = "right"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

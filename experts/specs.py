@@ -10,46 +10,52 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pydantic
 
+from experts.extra_settings import (
+    HUGGINGFACE,
+    VLLM_ENGINE,
+    VLLM_SAMPLING,
+    check_allowed,
+    check_limits,
+    check_server_settings,
+)
 from experts.types import Query
 from experts.usage import Limits, Price
 from leeroo_env.errors import InputError
 
-LIMITS = {"max_tokens", "max_completion_tokens", "max_new_tokens", "max_length", "n", "best_of", "num_return_sequences"}
-SET_ELSEWHERE = LIMITS | {"num_beams", "use_beam_search", "stream", "messages", "prompt", "model"}
 SECRET_PARAMETER = re.compile(r"key|token|secret|passw|sig(nature)?$|auth|code$|cred", re.IGNORECASE)  # of an address
 TEMPLATE_TOKENS = 256  # the most that a chat template adds to a prompt
 Dollars = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, pydantic.Field(min_length=1)]
 VariableName = Annotated[str, pydantic.Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 
 
 class StrictModel(pydantic.BaseModel):
     """Refuses unknown fields and converts no types."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Generation(StrictModel):
-    """Sampling settings. `temperature` 0 is greedy decoding; null leaves it to the server."""
+    """Sampling settings. `temperature` 0 is greedy decoding; null leaves it to the server, and is 0 on this machine."""
 
     temperature: float | None = pydantic.Field(default=0.0, ge=0)
     top_p: float | None = pydantic.Field(default=None, gt=0, le=1)
-    seed: int | None = None
-    stop: Annotated[tuple[str, ...], pydantic.Field(strict=False)] = ()
-    extra: dict[str, Any] = {}  # passed to the backend unchanged
+    seed: int | None = pydantic.Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Annotated[tuple[Text, ...], pydantic.Field(strict=False)] = ()
+    extra: dict[str, Any] = {}  # passed to the backend unchanged; `experts.extra_settings` has what is refused
 
     @pydantic.field_validator("extra")
     @classmethod
     def _cannot_lift_limits(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        for name in SET_ELSEWHERE & set(extra):
-            raise ValueError(f"{name} cannot be set here, the spend cap relies on it")
+        check_limits(extra)
         return extra
 
 
 class ExpertSpec(StrictModel):
     """The fields of every backend. A price is `usd_per_mtok_in` and `usd_per_mtok_out`, or `usd_per_second`."""
 
-    name: str = pydantic.Field(min_length=1)
-    model: str = pydantic.Field(min_length=1)
+    name: Text
+    model: Text
     revision: str | None = None
     parameters_b: float | None = pydantic.Field(default=None, gt=0)
     usd_per_mtok_in: Dollars | None = None
@@ -64,6 +70,13 @@ class ExpertSpec(StrictModel):
     generation: Generation = Generation()
     timeout_s: float = pydantic.Field(default=120.0, gt=0)  # of one request; a price by the second bills no more
     directory: Path | None = pydantic.Field(default=None, exclude=True)  # of a local model, set by the loader
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _can_be_shown(cls, name: str) -> str:
+        if not name.isprintable() or name != name.strip():
+            raise ValueError(f"{name!r} has blanks at an end or characters that cannot be printed")
+        return name
 
     @pydantic.field_validator("prompt")
     @classmethod
@@ -136,6 +149,12 @@ class OpenAISpec(ExpertSpec):
     max_retries: int = pydantic.Field(default=5, ge=0)
     tokenizer: str | None = None  # name or directory; counts tokens where the server reports none
 
+    @pydantic.field_validator("generation")
+    @classmethod
+    def _leaves_cost_alone(cls, generation: Generation) -> Generation:
+        check_server_settings(generation.extra)
+        return generation
+
     @pydantic.field_validator("base_url")
     @classmethod
     def _is_an_address_without_secrets(cls, url: str | None) -> str | None:
@@ -174,6 +193,7 @@ class LocalSpec(ExpertSpec):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     chat: bool | None = None  # null: use the tokenizer's chat template if it has one
     batch_size: int = pydantic.Field(default=16, gt=0)
+    trust_remote_code: bool = False  # true: Python code among the model's files may run
 
 
 class HuggingFaceSpec(LocalSpec):
@@ -182,13 +202,31 @@ class HuggingFaceSpec(LocalSpec):
     backend: Literal["huggingface"]
     device: str = "cpu"
 
+    @pydantic.field_validator("generation")
+    @classmethod
+    def _runs_no_code(cls, generation: Generation) -> Generation:
+        check_allowed(generation.extra, HUGGINGFACE, "extra: ")
+        return generation
+
 
 class VllmSpec(LocalSpec):
-    """A model in vLLM's offline engine. `engine` is passed to `vllm.LLM` unchanged."""
+    """A model in vLLM's offline engine. `engine` is passed to `vllm.LLM`; `experts.extra_settings` lists what can."""
 
     backend: Literal["vllm"]
     batch_size: int = pydantic.Field(default=256, gt=0)
     engine: dict[str, Any] = {}
+
+    @pydantic.field_validator("generation")
+    @classmethod
+    def _runs_no_code(cls, generation: Generation) -> Generation:
+        check_allowed(generation.extra, VLLM_SAMPLING, "extra: ")
+        return generation
+
+    @pydantic.field_validator("engine")
+    @classmethod
+    def _engine_runs_no_code(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        check_allowed(engine, VLLM_ENGINE, "")
+        return engine
 
 
 AnySpec = OpenAISpec | HuggingFaceSpec | VllmSpec

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from experts.backends.local import answer_locally, prompt_ids
+from experts.backends.local import Output, Prompt, answer_locally, make_prompt, one_line_errors
 from experts.specs import HuggingFaceSpec
 from experts.spending import SpendCap
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
+
+GREEDY_BELOW = 1e-5  # temperature, as in vLLM: dividing by less overflows
 
 
 class HuggingFaceExpert:
@@ -25,82 +29,130 @@ class HuggingFaceExpert:
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        """Tokenizer and model."""
+        """Tokenizer and model; of the model's own generation settings only the end tokens are kept."""
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
 
-        path, revision = self.spec.model_path, self.spec.revision
-        dtype = self.spec.dtype if self.spec.dtype == "auto" else getattr(torch, self.spec.dtype)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-            model: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype)
-            return tokenizer, model.to(self.spec.device).eval()
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"expert {self.name!r}: model {self.spec.model!r} cannot be loaded: {reason}") from error
+        spec = self.spec
+        source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+        dtype = spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
+        with one_line_errors(spec, "cannot be loaded"):
+            tokenizer = AutoTokenizer.from_pretrained(spec.model_path, **source)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                spec.model_path, dtype=dtype, generation_config=GenerationConfig(), output_loading_info=True, **source
+            )
+            model, report = loaded
+            if missing := sorted(report["missing_keys"]):
+                raise InputError(
+                    f"expert {spec.name!r}: model {spec.model!r} cannot be loaded: its files lack {len(missing)} "
+                    f"weights, such as {missing[0]}"
+                )
+            ends = _end_tokens(spec, tokenizer, model)
+            model.generation_config = GenerationConfig(**_settings(spec, tokenizer, ends))
+            return tokenizer, model.to(spec.device).eval()
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Generates in batches of similar length, padded on the left; a batch that fails gives answers with `error`.
 
         Raises:
-            InputError: the model cannot be loaded.
+            InputError: the model cannot be loaded, or its tokenizer cannot be used.
         """
         with self._lock:
             tokenizer, model = self._loaded
-            ids = [prompt_ids(tokenizer, self.spec, query) for query in queries]
-            context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-            return answer_locally(self.spec, self._spend_cap, ids, context, self._generate)
+            prompts = [make_prompt(tokenizer, self.spec, query) for query in queries]
+            with one_line_errors(self.spec, "cannot be used"):
+                _check_vocabulary(model, prompts)
+                context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+            return answer_locally(self.spec, self._spend_cap, prompts, int(context), self._generate)
 
-    def _generate(self, prompts: list[list[int]]) -> list[tuple[str, int]]:
+    def _generate(self, prompts: list[list[int]]) -> list[Output]:
         import torch
 
         tokenizer, model = self._loaded
-        ends = end_tokens(tokenizer, model)
-        padding = next(token for token in (tokenizer.pad_token_id, *ends, 0) if token is not None)
+        settings = model.generation_config
         width = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in prompts])
+        ids = torch.tensor([[settings.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        stop = self.spec.generation.stop
         with torch.random.fork_rng(), torch.inference_mode():
             if self.spec.generation.seed is not None:
                 torch.manual_seed(self.spec.generation.seed)
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                pad_token_id=padding,
-                eos_token_id=list(ends) or None,
-                max_new_tokens=self.spec.max_tokens,
-                **_settings(self.spec, tokenizer),
+                **({"tokenizer": tokenizer} if stop else {}),
             )
-        return [_read(tokenizer, row, ends, self.spec.generation.stop) for row in output[:, width:].tolist()]
+        rows = output[:, width:].tolist()
+        return [_read(tokenizer, row, settings.eos_token_id or [], stop, self.spec.max_tokens) for row in rows]
 
 
-def end_tokens(tokenizer: Any, model: Any) -> tuple[int, ...]:
-    """The tokens that end an answer."""
-    ends = model.generation_config.eos_token_id
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
-    return tuple(dict.fromkeys(token for token in (*ends, tokenizer.eos_token_id) if token is not None))
+def _end_tokens(spec: HuggingFaceSpec, tokenizer: Any, model: Any) -> list[int]:
+    """The tokens that end an answer: those of generation_config.json, else config.json, and the tokenizer's."""
+    ends = _own_settings(spec).get("eos_token_id")
+    if ends is None:
+        ends = getattr(model.config.get_text_config(), "eos_token_id", None)
+    listed = [*(ends if isinstance(ends, list | tuple) else [ends]), tokenizer.eos_token_id]
+    tokens = [token for token in listed if token is not None]
+    for token in tokens:
+        if type(token) is not int or token < 0:
+            raise ValueError(f"eos_token_id {token!r} is no token")
+    return list(dict.fromkeys(tokens))
 
 
-def _settings(spec: HuggingFaceSpec, tokenizer: Any) -> dict[str, Any]:
+def _own_settings(spec: HuggingFaceSpec) -> dict[str, Any]:
+    """What the model's generation_config.json says; empty if it has none."""
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        spec.model_path,
+        "generation_config.json",
+        revision=spec.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    settings = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    if not isinstance(settings, dict):
+        raise ValueError("generation_config.json is not a JSON object")
+    return settings
+
+
+def _settings(spec: HuggingFaceSpec, tokenizer: Any, ends: list[int]) -> dict[str, Any]:
+    """All generation settings; without `temperature` greedy decoding."""
     sampling = spec.generation
-    settings: dict[str, Any] = {"do_sample": bool(sampling.temperature)}
-    if sampling.temperature:
+    samples = (sampling.temperature or 0.0) >= GREEDY_BELOW
+    settings: dict[str, Any] = {
+        "do_sample": samples,
+        "max_new_tokens": spec.max_tokens,
+        "eos_token_id": ends or None,
+        "pad_token_id": next(token for token in (tokenizer.pad_token_id, *ends, 0) if token is not None),
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    if samples:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p or 1.0, "top_k": 0}
     if sampling.stop:
-        settings |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
+        settings["stop_strings"] = list(sampling.stop)
     return settings | sampling.extra
 
 
-def _read(tokenizer: Any, row: list[int], ends: Sequence[int], stop: Sequence[str]) -> tuple[str, int]:
-    """Text and number of tokens up to and including the first end token, or up to the first stop string."""
-    length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-    text = tokenizer.decode(row[:length], skip_special_tokens=True)
+def _check_vocabulary(model: Any, prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError for a token without an embedding, which on a GPU would end the process."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    largest = max((max(prompt.ids) for prompt in prompts if prompt.ids), default=0)
+    if rows is not None and largest >= rows:
+        raise ValueError(f"the tokenizer has a token {largest}, the model embeds only {rows}")
+
+
+def _read(tokenizer: Any, row: list[int], ends: Sequence[int], stop: Sequence[str], max_tokens: int) -> Output:
+    """The text before the first end token or stop string; both count among the tokens."""
+    end = next((i for i, token in enumerate(row) if token in ends), None)
+    length = len(row) if end is None else end + 1
+    text = tokenizer.decode(row[:end], skip_special_tokens=True)
     cut = min((text.find(s) for s in stop if s in text), default=None)
     if cut is None:
-        return text, length
+        return Output(text, length, "length" if end is None and length >= max_tokens else "stop")
     while length > 1 and any(s in tokenizer.decode(row[: length - 1], skip_special_tokens=True) for s in stop):
         length -= 1
-    return text[:cut], length
+    return Output(text[:cut], length, "stop")

@@ -2,72 +2,155 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from experts.backends.reply import clean_text, printable
+from experts.reasoning import split_reasoning
 from experts.specs import LocalSpec
 from experts.spending import SpendCap, ask_affordable
-from experts.types import Answer, Query
+from experts.types import EMPTY, Answer, Query
+from leeroo_env.errors import InputError
 
-# From the token ids of a batch of prompts to the text and the number of new tokens of each
-Generate = Callable[[list[list[int]]], list[tuple[str, int]]]
 ERROR_CHARS = 300
+_OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>\s*\Z", re.IGNORECASE)
 
 
-def prompt_ids(tokenizer: Any, spec: LocalSpec, query: Query) -> list[int]:
-    """The prompt's token ids, in the chat template if the spec asks for it (default: if the tokenizer has one)."""
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's token ids, and whether it ends where the model is to reason, as chat templates may."""
+
+    ids: list[int]
+    opens_reasoning: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model wrote: the text, the number of tokens, and "stop" or "length" for why it ended."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+Generate = Callable[[list[list[int]]], list[Output]]  # from the token ids of a batch of prompts
+
+
+@contextlib.contextmanager
+def one_line_errors(spec: LocalSpec, problem: str) -> Iterator[None]:
+    """Turns what a library raises about a model, which may be any exception, into an InputError of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"expert {spec.name!r}: model {spec.model!r} {problem}: {described(error)}") from error
+
+
+def described(error: Exception) -> str:
+    """An exception's message as one line; with its type where the message alone says little."""
+    message = printable(clean_text(str(error)))
+    if not message or isinstance(error, LookupError | AttributeError | TypeError | AssertionError):
+        message = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return message[:ERROR_CHARS]
+
+
+def make_prompt(tokenizer: Any, spec: LocalSpec, query: Query) -> Prompt:
+    """The prompt, in the chat template if the spec asks for it (default: if the tokenizer has one).
+
+    Raises:
+        InputError: there is no chat template, or it refuses the messages.
+    """
     prompt = spec.render(query)
-    if spec.chat if spec.chat is not None else tokenizer.chat_template is not None:
-        messages = [{"role": "system", "content": spec.system}] if spec.system else []
-        messages.append({"role": "user", "content": prompt})
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(f"{spec.system}\n\n{prompt}" if spec.system else prompt)["input_ids"]
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    if not (has_template if spec.chat is None else spec.chat):
+        with one_line_errors(spec, "cannot read a prompt"):
+            return Prompt(list(tokenizer(f"{spec.system}\n\n{prompt}" if spec.system else prompt)["input_ids"]))
+    if not has_template:
+        raise InputError(f"expert {spec.name!r}: chat: true, but the tokenizer of {spec.model!r} has no chat template")
+    with one_line_errors(spec, "has a chat template that cannot be used"):
+        text = _in_template(tokenizer, spec.system, prompt)
+        return Prompt(list(tokenizer(text, add_special_tokens=False)["input_ids"]), bool(_OPENED.search(text)))
+
+
+def _in_template(tokenizer: Any, system: str | None, prompt: str) -> str:
+    """The messages in the chat template; a system text that it refuses or leaves out goes before the user's."""
+
+    def render(*messages: tuple[str, str]) -> str:
+        conversation = [{"role": role, "content": content} for role, content in messages]
+        text: str = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        return text
+
+    if not system:
+        return render(("user", prompt))
+    with contextlib.suppress(Exception):  # a template can raise anything; without the system role it may not
+        text = render(("system", system), ("user", prompt))
+        if system.strip() in text:
+            return text
+    return render(("user", f"{system}\n\n{prompt}"))
 
 
 def answer_locally(
-    spec: LocalSpec, spend_cap: SpendCap, ids: Sequence[list[int]], context: int, generate: Generate
+    spec: LocalSpec, spend_cap: SpendCap, prompts: Sequence[Prompt], context: int, generate: Generate
 ) -> list[Answer]:
     """Answers prompts in batches of similar length and returns the answers in the order of the prompts.
 
     The latency of each answer is that of its batch; a price by the second is shared equally within a batch.
 
     Args:
-        ids: the prompts' token ids.
         context: the model's limit of tokens, prompt and answer together.
     """
-    answers: list[Answer | None] = [None] * len(ids)
-    for i, prompt in enumerate(ids):
-        if not prompt:
+    answers: list[Answer | None] = [None] * len(prompts)
+    for i, prompt in enumerate(prompts):
+        if not prompt.ids:
             answers[i] = _failed("the prompt has no tokens")
-        elif len(prompt) + spec.max_tokens > context:
-            answers[i] = _failed(f"{len(prompt)} prompt tokens and max_tokens {spec.max_tokens} exceed {context}")
-    order = sorted((i for i, answer in enumerate(answers) if answer is None), key=lambda i: len(ids[i]))
-    worst_usd = [spec.price.worst_usd(len(ids[i]), spec.max_tokens) for i in order]
+        elif len(prompt.ids) + spec.max_tokens > context:
+            answers[i] = _failed(f"{len(prompt.ids)} prompt tokens and max_tokens {spec.max_tokens} exceed {context}")
+    order = sorted((i for i, answer in enumerate(answers) if answer is None), key=lambda i: len(prompts[i].ids))
+    worst_usd = [spec.price.worst_usd(len(prompts[i].ids), spec.max_tokens) for i in order]
 
     def ask(part: slice) -> list[Answer]:
-        return _ask_batch(spec, [ids[i] for i in order[part]], generate)
+        return _ask_batch(spec, [prompts[i] for i in order[part]], generate)
 
     for i, answer in zip(order, ask_affordable(spend_cap, worst_usd, ask, spec.batch_size), strict=True):
         answers[i] = answer
     return [answer for answer in answers if answer is not None]
 
 
-def _ask_batch(spec: LocalSpec, prompts: list[list[int]], generate: Generate) -> list[Answer]:
+def _ask_batch(spec: LocalSpec, prompts: list[Prompt], generate: Generate) -> list[Answer]:
     started = time.perf_counter()
     try:
-        outputs = generate(prompts)
+        outputs = generate([prompt.ids for prompt in prompts])
     except Exception as error:  # such as out of memory; the other batches must get their answers
         seconds = time.perf_counter() - started
-        return [_failed(" ".join(f"{type(error).__name__}: {error}".split())[:ERROR_CHARS], seconds) for _ in prompts]
+        lost_usd = spec.price.cost_usd(0, 0, seconds / len(prompts))
+        return [_failed(f"{type(error).__name__}: {described(error)}", seconds, lost_usd) for _ in prompts]
     seconds = time.perf_counter() - started
-    answers = []
-    for prompt, (text, new_tokens) in zip(prompts, outputs, strict=True):
-        cost_usd = spec.price.cost_usd(len(prompt), new_tokens, seconds / len(prompts))
-        answers.append(Answer(text, len(prompt), new_tokens, cost_usd, seconds))
-    return answers
+    share_s = seconds / len(prompts)
+    return [_answer(spec, p, output, share_s, seconds) for p, output in zip(prompts, outputs, strict=True)]
 
 
-def _failed(error: str, seconds: float = 0.0) -> Answer:
-    return Answer("", 0, 0, 0.0, seconds, error=error)
+def _answer(spec: LocalSpec, prompt: Prompt, output: Output, share_s: float, seconds: float) -> Answer:
+    """The answer in an output, or the error of one that has none: it may be cut off while the model reasons."""
+    reasoning, text = split_reasoning(("<think>" if prompt.opens_reasoning else "") + output.text)
+    cost_usd = spec.price.cost_usd(len(prompt.ids), output.tokens, share_s)
+    empty = not text.strip()
+    return Answer(
+        text="" if empty else text,
+        prompt_tokens=len(prompt.ids),
+        completion_tokens=output.tokens,
+        cost_usd=0.0 if empty else cost_usd,
+        latency_s=seconds,
+        error=f"{EMPTY} (finish_reason {output.finish_reason})" if empty else None,
+        finish_reason=output.finish_reason,
+        reasoning=reasoning,
+        lost_usd=cost_usd if empty else 0.0,
+    )
+
+
+def _failed(error: str, seconds: float = 0.0, lost_usd: float = 0.0) -> Answer:
+    return Answer("", 0, 0, 0.0, seconds, error=error, lost_usd=lost_usd)

@@ -7,11 +7,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from experts.backends.local import answer_locally, prompt_ids
+from experts.backends.local import Output, answer_locally, make_prompt, one_line_errors
 from experts.specs import VllmSpec
 from experts.spending import SpendCap
 from experts.types import Answer, Query
-from leeroo_env.errors import InputError
 
 
 class VllmExpert:
@@ -25,17 +24,13 @@ class VllmExpert:
 
     @functools.cached_property
     def _engine(self) -> Any:
-        try:
-            import vllm
-        except ImportError as error:
-            raise InputError(f"expert {self.name!r}: backend vllm needs the package vllm: {error}") from error
-
         spec = self.spec
-        try:
-            return vllm.LLM(model=spec.model_path, revision=spec.revision, dtype=spec.dtype, **spec.engine)
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"expert {self.name!r}: vLLM cannot load {spec.model!r}: {reason}") from error
+        with one_line_errors(spec, "needs the package vllm"):
+            import vllm
+
+        fields = {"revision": spec.revision, "dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code}
+        with one_line_errors(spec, "cannot be loaded by vLLM"):
+            return vllm.LLM(model=spec.model_path, **fields, **spec.engine)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Generates in batches; a batch that fails gives answers with `error`.
@@ -44,12 +39,14 @@ class VllmExpert:
             InputError: vLLM is not installed or cannot load the model.
         """
         with self._lock:
-            tokenizer = self._engine.get_tokenizer()
-            ids = [prompt_ids(tokenizer, self.spec, query) for query in queries]
-            context = self._engine.llm_engine.model_config.max_model_len
-            return answer_locally(self.spec, self._spend_cap, ids, context, self._generate)
+            engine = self._engine
+            with one_line_errors(self.spec, "cannot be used"):
+                tokenizer = engine.get_tokenizer()
+                context = engine.llm_engine.model_config.max_model_len
+            prompts = [make_prompt(tokenizer, self.spec, query) for query in queries]
+            return answer_locally(self.spec, self._spend_cap, prompts, context, self._generate)
 
-    def _generate(self, prompts: list[list[int]]) -> list[tuple[str, int]]:
+    def _generate(self, prompts: list[list[int]]) -> list[Output]:
         from vllm import SamplingParams
 
         sampling = self.spec.generation
@@ -62,4 +59,5 @@ class VllmExpert:
             **sampling.extra,
         )
         outputs = self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-        return [(output.outputs[0].text, len(output.outputs[0].token_ids)) for output in outputs]
+        completions = [output.outputs[0] for output in outputs]
+        return [Output(one.text, len(one.token_ids), one.finish_reason or "stop") for one in completions]

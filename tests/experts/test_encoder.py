@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,29 @@ def test_the_default_model_without_package_and_hub_says_what_to_install(monkeypa
 def test_bad_arguments_are_one_line(arguments: dict):
     with pytest.raises(InputError) as caught:
         Encoder(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_among_an_encoders_files_does_not_run_and_nothing_asks(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, ran = shutil.copytree(tiny, tmp_path / "model"), tmp_path / "ran"
+    (path / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = json.loads((path / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (path / "config.json").write_text(json.dumps(config | own))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    with pytest.raises(InputError, match=r"encoder .* cannot be loaded") as caught:
+        Encoder(str(path), cache_dir=tmp_path / "cache").encode(["one"])
+    assert "\n" not in str(caught.value) and not ran.exists()
+
+
+def test_half_of_an_encoders_weights_is_one_line(tiny: Path, tmp_path: Path):
+    path = shutil.copytree(tiny, tmp_path / "model")
+    weights = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"encoder .* cannot be loaded") as caught:
+        Encoder(str(path), cache_dir=tmp_path / "cache").encode(["one"])
     assert "\n" not in str(caught.value)
 
 

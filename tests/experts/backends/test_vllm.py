@@ -46,7 +46,7 @@ def plain(model):
 
 
 def facts(answers):
-    return [(a.text, a.prompt_tokens, a.completion_tokens, a.error) for a in answers]
+    return [(a.text, a.prompt_tokens, a.completion_tokens, a.finish_reason, a.error) for a in answers]
 
 
 def test_the_offline_engine_says_what_transformers_says(model, plain, monkeypatch):
