@@ -18,6 +18,8 @@ import torch
 import tyro
 
 from agents.estimators.ensemble import Predictor, fit_predictors
+from agents.evaluation.report import show
+from agents.progress import shown
 from agents.routers import Router, one_call_routers
 from agents.training.checkpoint import latest_checkpoint
 from agents.training.config import TrainConfig
@@ -89,7 +91,11 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
 def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bool) -> int:
     """One agent, or several seeds with what they share fitted once; arguments as `train_agent`."""
     seeds = range(config.seed, config.seed + config.seeds)
-    fits = (lambda: fit_predictors(table, seeds), lambda: one_call_routers(table, config.horizon, config.seed))
+    print(table)
+    fits = (
+        lambda: fit_predictors(table, seeds, shown),
+        lambda: one_call_routers(table, config.horizon, config.seed, shown),
+    )
     predictors, routers = run_in_parallel(*fits)
     if config.seeds == 1:
         return train_agent(config, table, predictors[0], routers, run_dir, new)
@@ -116,7 +122,7 @@ def train_agent(
     new: bool,
 ) -> int:
     """One agent, from its settings to its report; if it is not `new`, it goes on with what `run_dir` holds."""
-    trainer = Trainer(config, table, predictor)
+    trainer = Trainer(config, table, predictor, bars=shown)
     trainer.prepare()
     sha256 = trainer.description.table_sha256
     checkpoint = None
@@ -130,12 +136,13 @@ def train_agent(
     with locked(run_dir):
         if config.max_calls > 1:
             routers = routers | trainer.multi_call_routers()
-        print(f"{table}\nwriting to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
-        if not trainer.fit(run_dir, routers, checkpoint):
+        print(f"writing to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
+        val = trainer.play_on_val(routers)
+        if not trainer.fit(run_dir, val, checkpoint):
             step = trainer.model.num_timesteps
             print(f"saved at step {step:,}; go on with: python train.py --resume --run-dir {run_dir}")
             return 130
-        trainer.evaluate(run_dir, routers)
+        print(show(trainer.evaluate(run_dir, routers, val)))
         finish_run(run_dir)
     print(f"report: {run_dir / 'report.md'}")
     return 0

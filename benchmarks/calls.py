@@ -142,7 +142,7 @@ def _trained(config: TrainConfig, run_dir: Path, table: ExpertTable, predictor: 
         began = time.perf_counter()
         trainer.prepare()
         planned = time.perf_counter()
-        trainer.fit(run_dir, {"cheapest": Cheapest(table)})
+        trainer.fit(run_dir, trainer.play_on_val({"cheapest": Cheapest(table)}))
         (run_dir / "finished").touch()
         print(
             f"seed {config.seed}, horizon {config.horizon}, {config.max_calls} calls: plan {planned - began:.0f} s, "

@@ -76,6 +76,17 @@ def steps(run_dir: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in run_dir.glob("checkpoints/step-*"))
 
 
+def check_log(stderr: str) -> None:
+    """Without a terminal, progress is whole lines: every piece of work begins, ends, and overwrites nothing."""
+    lines = stderr.splitlines()
+    assert "\r" not in stderr and "\x1b" not in stderr and all(lines)
+    for work in ("estimates", "routers", "evaluating on val", "training", "evaluating on test"):
+        shown = [line for line in lines if line.startswith(f"{work}: ")]
+        assert shown[0] == f"{work}: begins" and shown[-1].startswith(f"{work}: 100 %"), shown
+        assert len(shown) == len(set(shown))
+    assert "score=" in next(line for line in lines if line.startswith("training: 100 %"))
+
+
 @pytest.fixture(scope="module")
 def finished(small_synthetic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
@@ -83,7 +94,7 @@ def finished(small_synthetic: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ended = start(str(ROOT / "train.py"), *begin(small_synthetic, run_dir, *SHORT), cwd=run_dir.parent)
     assert ended.returncode == 0, ended.stderr
     assert "agent" in ended.stdout and "synthetic" in ended.stdout
-    assert "step/s" in ended.stderr and "score=" in ended.stderr
+    check_log(ended.stderr)
     return run_dir
 
 
@@ -97,14 +108,23 @@ def test_writes_what_it_promises(finished: Path):
     assert routers[-2:] == ["hindsight", "hindsight on estimates"]
     for estimate in ("domain means", "kNN", "kernel ridge", "MLP", "LinUCB"):
         assert {f"paced {estimate}", f"fixed price {estimate}", f"planned {estimate}"} < set(routers)
-    assert set(evaluation["metrics"]) == set(routers[:-2])
+    assert set(evaluation["metrics"]) == set(routers[:-2]) == set(evaluation["all_budgets"]["routers"])
+    assert evaluation["decision"]["rows"][0]["name"] == evaluation["decision"]["deploy"]
+    assert evaluation["decision"]["training"]["steps"] >= 20_000
     for router in evaluation["routers"].values():
         for key in ("score", "cost_usd", "stderr"):
             assert len(router[key]) == 6 and np.isfinite(router[key]).all()
     report = (finished / "report.md").read_text()
-    for text in ("synthetic", "| agent |", "| best mixture |", "| large |", f"{evaluation['budgets_usd'][3]:.3g}"):
+    for text in (
+        "synthetic",
+        "| agent |",
+        "| best mixture |",
+        "| large |",
+        f"{1000 * evaluation['budgets_usd'][3]:.3g}",
+    ):
         assert text in report
-    for text in ("of its cost", "| prediction regret |", "| allocation regret |", "AIQ", "APGR", "By domain"):
+    assert report.splitlines()[2].startswith("**Deploy ") and "PPO added " in report.split("# Appendix")[0]
+    for text in ("of its cost", "| prediction regret |", "| allocation regret |", "AIQ", "APGR", "by domain"):
         assert text in report
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
     config = yaml.safe_load((finished / "config.yaml").read_text())
@@ -117,18 +137,46 @@ def test_tensorboard_shows_learning_and_choices(finished: Path):
     events = EventAccumulator(str(finished), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    budgets = json.loads((finished / "evaluation.json").read_text())["budgets_usd"]
-    expected = {f"held_out/{what}_at_usd_{b:.3g}" for what in ("score", "spend") for b in budgets}
-    expected |= {f"share_of_calls/{name}" for name in ("small", "coder", "large")}
+    names = ("small", "coder", "large")
+    expected = {f"val/{what}/budget_{b}" for what in ("score", "spend_share") for b in range(1, 7)}
+    expected |= {f"choices/budget_{b}/{name}" for b in range(1, 7) for name in names}
+    expected |= {f"share_of_calls/{name}" for name in names}
     expected |= {f"episode/{n}" for n in ("return", "score_per_query", "spend_usd_per_query")}
     expected |= {"episode/budget_left_share", "episode/refused_calls", "train/entropy", "time/steps_per_s"}
-    expected |= {"held_out/score", "train/value_loss", "train/policy_gradient_loss"}
+    expected |= {"val/score", "val/kept_score", "val/lead_over_start", "val/lead_over_best_router"}
+    expected |= {"test/score", "test/lead_over_start", "test/lead_over_best_router"}
+    expected |= {"train/value_loss", "train/policy_gradient_loss"}
     assert expected <= tags, expected - tags
-    assert "held_out/score_over_spend" in events.Tags()["images"]
-    shares = [[e.value for e in events.Scalars(f"share_of_calls/{n}")] for n in ("small", "coder", "large")]
-    assert np.sum(shares, axis=0) == pytest.approx(np.ones(len(shares[0])), abs=1e-5)
-    score = [e.value for e in events.Scalars("held_out/score")]
-    assert max(score[1:]) > score[0] + 0.05, "the held-out score rises"
+    assert "train/entropy_loss" not in tags, "it would be train/entropy twice"
+    assert "val/score_over_dollars" in events.Tags()["images"]
+    for prefix in ("share_of_calls", *(f"choices/budget_{b}" for b in range(1, 7))):
+        shares = [[e.value for e in events.Scalars(f"{prefix}/{n}")] for n in names]
+        assert np.sum(shares, axis=0) == pytest.approx(np.ones(len(shares[0])), abs=1e-5)
+    score, lead = ([e.value for e in events.Scalars(tag)] for tag in ("val/score", "val/lead_over_start"))
+    assert max(score[1:]) > score[0] + 0.05, "the score on val rises"
+    assert lead == pytest.approx([one - score[0] for one in score], abs=1e-6)
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    (test,) = events.Scalars("test/score")
+    assert test.value == pytest.approx(np.mean(evaluation["routers"]["agent"]["score"]))
+
+
+def test_tensorboard_says_what_its_tags_mean(finished: Path):
+    events = EventAccumulator(str(finished), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    for tag in events.Tags()["scalars"]:
+        if not tag.startswith(("train/", "rollout/")):
+            assert events.SummaryMetadata(tag).summary_description, tag
+    texts = {tag: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in events.Tags()["tensors"]}
+    about, decision = texts["about/text_summary"], texts["decision/text_summary"]
+    assert "**val/lead_over_start** rises above 0" in about and "| timesteps | 20000 |" in about
+    assert "| budget_6 | $" in about and "| choices/budget_… |" in about
+    assert decision.startswith("**Deploy ")
+    assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
+
+
+def test_tensorboard_shows_steps_in_order(finished: Path):
+    events = EventAccumulator(str(finished), size_guidance={"scalars": 0})
+    events.Reload()
     steps = [e.step for e in events.Scalars("time/steps_per_s")]
     assert steps == sorted(set(steps))
 
@@ -180,7 +228,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(finished: Path, small_sy
     assert not list(run_dir.rglob("*.tmp"))
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
     events.Reload()
-    shown = [e.step for e in events.Scalars("held_out/score")]
+    shown = [e.step for e in events.Scalars("val/score")]
     assert shown == sorted(set(shown)), "nothing is shown twice"
 
 

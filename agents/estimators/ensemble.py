@@ -17,6 +17,7 @@ from agents.estimators.knn import Neighbours, fit_neighbours
 from agents.estimators.mlp import Networks, fit_networks
 from agents.estimators.ridge_pca import ComponentRidge, fit_components
 from agents.estimators.text_features import texts_of
+from agents.progress import Bars, silent
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
@@ -117,17 +118,20 @@ def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
     return fit_predictors(table, [seed])[0]
 
 
-def fit_predictors(table: ExpertTable, seeds: Sequence[int]) -> list[Predictor]:
+def fit_predictors(table: ExpertTable, seeds: Sequence[int], bars: Bars = silent) -> list[Predictor]:
     """`fit_predictor` for each of several seeds; parts that do not depend on the seed are fitted once."""
     if len(table.rows("train")) < 2:
         raise InputError(f"{table.name}: 1 query in the train split; estimates need 2 or more")
-    fitted_rows, predictors = None, []
+    fitted_rows, predictors = None, list[Predictor]()
+    bar = bars("estimates", 3 * len(seeds))
     for seed in seeds:
         rows = sample_rows(table.rows("train"), MAX_TRAINING_QUERIES, seed)
         if fitted_rows is None or not torch.equal(rows, fitted_rows):
             ridge, ridge_estimates = fit_components(table, rows)
+            bar.update()
             neighbours, knn_estimates = fit_neighbours(table, rows)
             fitted_rows = rows
+        bar.update(3 * len(predictors) + 2 - bar.n)
         networks, network_estimates = fit_networks(table, rows, seed)
         out_of_fold = _mixed((ridge_estimates, knn_estimates, network_estimates))
         predictor = Predictor(
@@ -140,6 +144,8 @@ def fit_predictors(table: ExpertTable, seeds: Sequence[int]) -> list[Predictor]:
             out_of_fold=Estimates.from_joint(out_of_fold),
         )
         predictors.append(predictor)
+        bar.update()
+    bar.close()
     return predictors
 
 

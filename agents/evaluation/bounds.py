@@ -169,15 +169,17 @@ def estimated_bound(
 def _result(shares: Tensor, scores: Tensor, costs_usd: Tensor, rows: Tensor) -> Result:
     """From shares [G, E, H, K + 1], scores and costs of the options [E, H, K + 1], and the queries' rows [E, H]."""
     per_query = (shares * scores).sum(dim=-1).flatten(1).cpu().numpy()  # [G, E * H]
+    paid_usd = (shares * costs_usd).sum(dim=-1).flatten(1)
     asked = rows.flatten().cpu().numpy()
     calls = shares.flatten(1, 2).mean(dim=1).cpu().numpy()
     return Result(
         score=per_query.mean(axis=1),
-        cost_usd=(shares * costs_usd).sum(dim=-1).flatten(1).mean(dim=1).cpu().numpy(),
+        cost_usd=paid_usd.mean(dim=1).cpu().numpy(),
         stderr=np.array([clustered_stderr(row, asked) for row in per_query]),
         calls=calls[:, :-1],
         refused=calls[:, -1],
         chosen=shares.argmax(dim=-1).flatten(1).cpu().numpy(),
         rows=np.broadcast_to(asked, per_query.shape),
         scored=per_query,
+        paid_usd=paid_usd.cpu().numpy(),
     )

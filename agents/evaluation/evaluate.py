@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from agents.policies.answer_model import calls_from_features
 from agents.routers.base import Context, Router
 from leeroo_env import dynamics
 from leeroo_env.dynamics import Rules, State
+from leeroo_env.table import ExpertTable
 
 QUERIES = 16_384
 
@@ -30,6 +32,7 @@ class Result:
         chosen: [G, n] int64, the first expert asked about each of the n queries at a budget, refused ones as well.
         rows: [G, n] int64, the row of the table of each query.
         scored: [G, n], the score of each query.
+        paid_usd: [G, n], what its calls cost.
     """
 
     score: np.ndarray
@@ -40,11 +43,21 @@ class Result:
     chosen: np.ndarray
     rows: np.ndarray
     scored: np.ndarray
+    paid_usd: np.ndarray
 
     @property
     def mean_score(self) -> float:
         """The figure of merit: the mean over the grid of budgets."""
         return float(self.score.mean())
+
+    def at(self, places: Sequence[int]) -> Result:
+        """The result at some of the budgets, in this order."""
+        return Result(**{f.name: getattr(self, f.name)[list(places)] for f in fields(self)})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Result]) -> Result:
+        """The results of one router at the budgets of all parts, in order."""
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
 
 def episodes_for(rules: Rules, queries: int = QUERIES) -> int:
@@ -65,13 +78,18 @@ def evaluation_episodes(rules: Rules, budgets_usd: list[float], episodes: int, s
 
 
 def evaluate(
-    router: Router, rules: Rules, budgets_usd: list[float], episodes: int | None = None, seed: int = 0
+    router: Router,
+    rules: Rules,
+    budgets_usd: list[float],
+    episodes: int | None = None,
+    seed: int = 0,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Result:
     """Plays `episodes` episodes at each budget, dollars a query; the same ones at every budget and for every router.
 
     Unless told how many, it plays as many as ask 16,384 queries. A router that has `begin` is told the budgets of the
     episodes, dollars a query [B], before their first query. One that has `max_calls` above 1 may ask that many experts
-    about a query, whatever the rules say; the others ask one.
+    about a query, whatever the rules say; the others ask one. `on_step` is called after each step of the episodes.
     """
     max_calls = router.max_calls
     rules = replace(rules, max_calls=max_calls)
@@ -81,6 +99,7 @@ def evaluate(
     features = router.features if router.features is not None else rules.features
     router.begin(state.budget_usd / rules.horizon)
     score = torch.zeros(state.rows.shape, device=features.device)
+    paid_usd = torch.zeros(state.rows.shape, dtype=torch.float64, device=features.device)
     chosen = torch.zeros_like(state.rows)
     playing = torch.arange(len(state.t), device=features.device)
     ended: list[tuple[Tensor, State]] = []
@@ -93,9 +112,11 @@ def evaluate(
         first = (state.asked[:, 0] < 0) if max_calls > 1 else slice(None)
         chosen[playing[first], state.t[first]] = actions[first]
         after, outcome = dynamics.step(rules, state, actions)
+        paid_usd[playing, state.t] += outcome.cost_usd
         told = outcome.delivered
         score[playing[told], state.t[told]] = outcome.score[told]
         state = after
+        on_step()
         if max_calls > 1 and step >= rules.horizon - 1:  # episodes end one by one
             over = outcome.terminated
             ended.append((playing[over], dynamics.select_episodes(state, over.nonzero().squeeze(1))))
@@ -116,6 +137,28 @@ def evaluate(
         chosen=chosen.view(g, -1).cpu().numpy(),
         rows=rows,
         scored=scored,
+        paid_usd=paid_usd.view(g, -1).cpu().numpy(),
+    )
+
+
+def always(table: ExpertTable, expert: int, like: Result) -> Result:
+    """What asking one expert about every query of the result `like` scores and costs, whatever the budget."""
+    rows, g = like.rows[0], len(like.rows)  # the queries are the same at every budget
+
+    def at_each_budget(value: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(value, (g, *value.shape))  # without a copy: there may be hundreds of experts
+
+    scored, paid_usd = (x[:, expert].double().cpu().numpy()[rows] for x in (table.scores, table.costs_usd))
+    return Result(
+        score=at_each_budget(scored.mean()),
+        cost_usd=at_each_budget(paid_usd.mean()),
+        stderr=at_each_budget(np.array(clustered_stderr(scored, rows))),
+        calls=at_each_budget(np.eye(like.calls.shape[1])[expert]),
+        refused=np.zeros(g),
+        chosen=at_each_budget(np.full_like(rows, expert)),
+        rows=like.rows,
+        scored=at_each_budget(scored),
+        paid_usd=at_each_budget(paid_usd),
     )
 
 

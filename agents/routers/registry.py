@@ -7,6 +7,7 @@ from collections.abc import Callable
 from agents import estimators
 from agents.estimators import Estimates
 from agents.policies.answer_model import AnswerModel
+from agents.progress import Bars, silent
 from agents.routers.base import Router
 from agents.routers.boosted import TwoStageTrees
 from agents.routers.cascade import Cascade, Gains, Majority, Scorer
@@ -27,13 +28,14 @@ ESTIMATORS: dict[str, Callable[[ExpertTable, int], Estimates]] = {
 }
 
 
-def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[str, Router]:
+def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0, bars: Bars = silent) -> dict[str, Router]:
     """The routers that ask one expert about a query, which every report shows beside the agent, by name.
 
     Args:
         table: only its train and val splits are used.
         horizon: queries in an episode, for which fixed prices are tuned.
         seed: of lotteries and estimates.
+        bars: to show the progress.
     """
     routers: dict[str, Router] = {
         "random": Random(table, seed),
@@ -41,13 +43,17 @@ def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0) -> dict[st
         "best single": BestSingle(table),
         "best mixture": FixedMixture(table, seed),
     }
+    bar = bars("routers", 2 * len(ESTIMATORS))
     for name, estimator in ESTIMATORS.items():
         estimates = estimator(table, seed)
+        bar.update()
         routers[f"paced {name}"] = PacedPrice(table, estimates)
         routers[f"fixed price {name}"] = FixedPrice(table, estimates, horizon)
         routers[f"planned {name}"] = Planned(table, estimates, seed)
         if name == "kernel ridge":
             routers[f"two-step {name}"] = TwoStep(table, estimates)
+        bar.update()
+    bar.close()
     return routers
 
 

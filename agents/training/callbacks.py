@@ -1,10 +1,10 @@
-"""Between training iterations: progress bar, TensorBoard, evaluation on val, checkpoints, and stopping on Ctrl-C."""
+"""Acts between training iterations: logs, evaluates on val, keeps the best policy, saves, and stops on Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure as LoggedFigure
-from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from agents.evaluation.decision import AGENT, best_router
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
 from agents.evaluation.plots import draw_curve
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.description import PolicyDescription
 from agents.policies.io import load_policy, save_policy
+from agents.progress import shown
 from agents.routers import Router
 from agents.routers.policy import PolicyRouter
 from agents.training.checkpoint import save_checkpoint
-from leeroo_env.dynamics import Rules, budget_grid
+from agents.training.tensorboard import about, hyperparameters, val_scalars
+from leeroo_env.dynamics import Rules
 
 VAL_QUERIES = 8_192
 WARM_UP = 0.2  # share of the training in which a bid-price policy trains its critic alone
-SHOWN = ("cheapest", "best mixture", "paced kernel ridge")  # routers evaluated on val once, to compare with
 FIGURE_EVERY = 5  # evaluations; drawing a figure takes longer than one
 
 
@@ -62,9 +62,11 @@ class Monitor(BaseCallback):
         self,
         run_dir: Path,
         rules: Rules,
-        routers: dict[str, Router],
+        budgets_usd: list[float],
+        others: Mapping[str, Result],
+        start: Router,
         description: PolicyDescription,
-        hyperparameters: dict[str, Any],
+        settings: dict[str, Any],
         timesteps: int,
         eval_every: int,
         log_every: int,
@@ -73,33 +75,31 @@ class Monitor(BaseCallback):
         Args:
             run_dir: where to write.
             rules: on val.
-            routers: by name; those in `SHOWN` are evaluated on val beside the agent.
+            budgets_usd: [G], dollars a query, at which to evaluate.
+            others: results of other routers on val at these budgets, by name.
+            start: the policy before training.
             description: of the policy, as `describe_policy` gives it.
-            hyperparameters: for TensorBoard.
+            settings: for TensorBoard.
             timesteps: of the whole training.
             eval_every: steps between two evaluations.
             log_every: steps between two summaries of the episodes.
         """
         super().__init__()
         self.run_dir, self.rules = run_dir, rules
-        self.routers = {name: router for name, router in routers.items() if name in SHOWN}
+        self.budgets_usd, self.others, self.start = budgets_usd, others, start
         self.description = description
-        self.hyperparameters, self.timesteps = hyperparameters, timesteps
+        self.settings, self.timesteps = settings, timesteps
         self.eval_every, self.log_every = eval_every, log_every
-        self.budgets_usd = budget_grid(rules)
         self.progress = Progress(evaluated_at=-eval_every)
         self.stopped = False
         self._episodes: list[dict[str, Any]] = []
-        self._others: dict[str, Result] = {}
+        self._start: Result | None = None
         self._kept: Result | None = None
 
     def _on_training_start(self) -> None:
-        metrics = {"held_out/score": 0.0, "episode/score_per_query": 0.0}
-        shown = {name: v if isinstance(v, int | float) else str(v) for name, v in self.hyperparameters.items()}
-        self.logger.record("hyperparameters", HParam(shown, metrics))
-        self._bar = tqdm(
-            total=self.timesteps, initial=self.num_timesteps, unit="step", unit_scale=True, dynamic_ncols=True
-        )
+        self.logger.record("hyperparameters", hyperparameters(self.settings))
+        self.logger.record("about", about(self.settings, self.budgets_usd, self.rules.table.experts))
+        self._bar = shown("training", self.timesteps, "step", initial=self.num_timesteps)
         self._clock, self._clock_step = time.perf_counter(), self.num_timesteps
 
     def _on_rollout_start(self) -> None:
@@ -145,7 +145,7 @@ class Monitor(BaseCallback):
         if self.num_timesteps > self._clock_step:
             self.logger.record("time/steps_per_s", (self.num_timesteps - self._clock_step) / seconds)
         if "train/entropy_loss" in self.logger.name_to_value:
-            self.logger.record("train/entropy", -self.logger.name_to_value["train/entropy_loss"])
+            self.logger.record("train/entropy", -self.logger.name_to_value.pop("train/entropy_loss"))
         if not self._episodes:
             return
         mean = {
@@ -173,20 +173,22 @@ class Monitor(BaseCallback):
             self.progress.best, self.progress.best_step = result.mean_score, self.num_timesteps
             description = self.description.model_copy(update={"step": self.num_timesteps})
             save_policy(self.run_dir / "policy", self.model.policy, description)
-        self.logger.record("held_out/score", result.mean_score)
-        for budget, score, cost in zip(self.budgets_usd, result.score, result.cost_usd, strict=True):
-            self.logger.record(f"held_out/score_at_usd_{budget:.3g}", float(score))
-            self.logger.record(f"held_out/spend_at_usd_{budget:.3g}", float(cost))
-        if not self._others:
-            self._others = {name: self._evaluated(router) for name, router in self.routers.items()}
+        if self._start is None:
+            self._start = result if self.num_timesteps == 0 else self._evaluated(self.start)
+        for tag, value in val_scalars(
+            result, self._start, self.others, self.budgets_usd, self.rules.table.experts
+        ).items():
+            self.logger.record(tag, value)
+        self.logger.record("val/kept_score", self.progress.best)
+        best = best_router(self.others)
         if last or self.progress.evaluations % FIGURE_EVERY == 0:
-            figure = draw_curve(self.rules, "val", {"agent": result, **self._others})
-            self.logger.record("held_out/score_over_spend", LoggedFigure(figure, close=False))
+            figure = draw_curve(self.rules.table, "val", {AGENT: result, **self.others}, router=best)
+            self.logger.record("val/score_over_dollars", LoggedFigure(figure, close=False))
         self.progress.evaluations += 1
-        best = max(self._others, key=lambda name: self._others[name].mean_score)
+        against = f", {result.mean_score - self.others[best].mean_score:+.4f} over {best}" if best else ""
         tqdm.write(
-            f"step {self.num_timesteps:>9,}: val score {result.mean_score:.4f}{' (kept)' if better else '':7}  "
-            f"{best} {self._others[best].mean_score:.4f}"
+            f"step {self.num_timesteps:>9,}: val score {result.mean_score:.4f}, "
+            f"{result.mean_score - self._start.mean_score:+.4f} over the start{against}{' (kept)' if better else ''}"
         )
 
     def _evaluated(self, router: Router) -> Result:
@@ -205,19 +207,6 @@ class Monitor(BaseCallback):
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run_dir / "checkpoints", self.model, asdict(self.progress))
-
-
-class _EventFile(TensorBoardOutputFormat):
-    """SB3's TensorBoard output with a purge step."""
-
-    def __init__(self, folder: str, purge_step: int | None):
-        self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
-        self._is_closed = False
-
-
-def tensorboard_logger(run_dir: Path, resumed_at: int) -> Logger:
-    """A logger to one event file; TensorBoard hides what a killed run logged after the step that it is `resumed_at`."""
-    return Logger(str(run_dir), [_EventFile(str(run_dir), resumed_at or None)])
 
 
 def stop_on_interrupt(monitor: Monitor) -> Callable[[], None]:

@@ -12,9 +12,9 @@ import numpy as np
 import pydantic
 from matplotlib.figure import Figure
 
+from agents.evaluation.decision import AGENT
 from agents.evaluation.markdown import table_head, table_line
 from agents.evaluation.metrics import interval
-from agents.evaluation.plots import AGENT
 from leeroo_env.files import read_model, write_atomically, write_json, write_text
 from leeroo_env.manifest import check_files
 

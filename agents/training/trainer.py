@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import shlex
+from copy import deepcopy
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
-from agents.evaluation.evaluate import Result
-from agents.evaluation.report import compare, write_report
+from agents.evaluation.decision import AGENT, Interval, best_router, mean_interval
+from agents.evaluation.evaluate import evaluate
+from agents.evaluation.headline import Decision, Training, headline
+from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
 from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.description import PolicyDescription, describe_policy
 from agents.policies.io import load_policy, save_policy, save_predictor
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
+from agents.progress import Bars, silent
 from agents.routers import Router, multi_call_routers
 from agents.routers.policy import PolicyRouter
-from agents.training.callbacks import WARM_UP, Interrupted, Monitor, Progress, stop_on_interrupt, tensorboard_logger
+from agents.training.callbacks import VAL_QUERIES, WARM_UP, Interrupted, Monitor, Progress, stop_on_interrupt
 from agents.training.checkpoint import restore_checkpoint
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
+from agents.training.tensorboard import tensorboard_logger, test_scalars
 from leeroo_env import ExpertTable
 from leeroo_env.dynamics import COST_WEIGHT, Rules, make_rules
+
+DECIDES_ROUTERS = ("table", "experts", "horizon", "budget", "max_calls", "seed")  # settings that do
 
 
 class Trainer:
@@ -38,16 +46,20 @@ class Trainer:
         model: the algorithm on its environment; made by `prepare`, as are the next two.
         hyperparameters: those that the algorithm was made with.
         description: what `policy.json` says of the policy.
+        start: the policy before training.
     """
 
     model: BaseAlgorithm
     hyperparameters: dict[str, Any]
     description: PolicyDescription
+    start: PolicyRouter
 
-    def __init__(self, config: TrainConfig, table: ExpertTable, predictor: Predictor | None = None):
-        """Fits the predictor, unless one fitted to this table is given. Raises InputError for settings that make no
-        sense."""
-        self.config, self.table, self.policy_kind = config, table, config.policy_kind()
+    def __init__(
+        self, config: TrainConfig, table: ExpertTable, predictor: Predictor | None = None, bars: Bars = silent
+    ):
+        """Fits the predictor, unless one fitted to this table is given. `bars` show the progress. Raises InputError for
+        settings that make no sense."""
+        self.config, self.table, self.policy_kind, self.bars = config, table, config.policy_kind(), bars
         self.predictor = predictor or fit_predictor(table, config.seed)
         self.estimates = table_estimates(table, self.predictor)
         bid_price = self.policy_kind == "bid-price"
@@ -79,6 +91,17 @@ class Trainer:
             start_from_plan(self.model.policy, self.table, rows, estimates, config.seed)
         network = self.hyperparameters["policy_kwargs"]
         self.description = describe_policy(rules, config.algo, network, self.policy_kind, config.hide_budget)
+        start = deepcopy(self.model.policy)
+        start.set_training_mode(False)
+        self.start = PolicyRouter(start, self.description, self.features)
+
+    def budgets(self) -> Budgets:
+        """Those of evaluations: the user's, else a grid from the cheapest to the most expensive expert."""
+        return report_budgets(self.held_out_rules("val"), self.config.budget)
+
+    def play_on_val(self, routers: dict[str, Router]) -> Played:
+        """The routers on val, on the episodes that the agent is evaluated on while it trains."""
+        return play(routers, self.held_out_rules("val"), "val", self.budgets(), queries=VAL_QUERIES, bars=self.bars)
 
     @property
     def router(self) -> PolicyRouter:
@@ -96,12 +119,12 @@ class Trainer:
         answer_model = policy.answer_model if isinstance(policy, MultiCallPolicy) else None  # takes seconds to fit
         return multi_call_routers(self.table, self.estimates, config.max_calls, config.seed, answer_model)
 
-    def fit(self, run_dir: Path, routers: dict[str, Router], checkpoint: Path | None = None) -> bool:
+    def fit(self, run_dir: Path, val: Played, checkpoint: Path | None = None) -> bool:
         """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val.
 
         Args:
             run_dir: where to write.
-            routers: by name; some are shown on val beside the agent.
+            val: other routers on val, to be compared with.
             checkpoint: where to go on from; None: from the start.
 
         Returns:
@@ -112,7 +135,9 @@ class Trainer:
         monitor = Monitor(
             run_dir,
             self.held_out_rules("val"),
-            routers,
+            val.budgets.main,
+            val.main,
+            self.start,
             self.description,
             {**asdict(self.config), **self.hyperparameters, "policy": self.policy_kind},
             timesteps,
@@ -130,26 +155,61 @@ class Trainer:
             never: Any = None  # SB3 has no other way to log by callbacks alone
             model.learn(remaining, callback=monitor, log_interval=never, reset_num_timesteps=checkpoint is None)
         except Interrupted:
+            model.logger.close()
             return False
         finally:
             undo()
             monitor.close()
-            model.logger.close()
         return True
 
-    def evaluate(self, run_dir: Path, routers: dict[str, Router]) -> dict[str, Result]:
-        """Plays the policy that `fit` kept and the `routers` on test, and writes the report."""
-        config, rules = self.config, self.held_out_rules("test")
+    def evaluate(self, run_dir: Path, routers: dict[str, Router], val: Played) -> Decision:
+        """Plays the policy that `fit` kept and the `routers` on test, chooses what to deploy by the results on `val`,
+        and writes the report."""
+        config, rules, budgets = self.config, self.held_out_rules("test"), self.budgets()
         agent = self.kept_router(run_dir)
-        routers = {"agent": agent, **routers}
-        results = compare(routers, rules, config.seed)
+        own = play({AGENT: agent}, val.rules, "val", budgets, queries=VAL_QUERIES)
+        test = play({AGENT: agent, **routers}, rules, "test", budgets, config.seed, bars=self.bars)
+        training = self._training(agent, test)
         notes = (
             f"Made with `{config.algo}` and the {self.policy_kind} policy, seed {config.seed}, "
-            f"{self.model.num_timesteps:,} steps; kept is the state at step {agent.description.step:,}, the best on "
+            f"{training.steps:,} steps; kept is the state at step {training.kept_step:,}, the best on "
             "val. `config.yaml` has all settings."
         )
-        write_report(run_dir, rules, "test", config.seed, routers, results, self.estimates, notes)
-        return results
+        report = Report(
+            subject=AGENT,
+            routers={AGENT: agent, **routers},
+            val=own.beside(val),
+            test=test,
+            estimates=self.estimates,
+            training=training,
+            horizon={"train": config.horizon, "val": val.rules.horizon, "test": rules.horizon},
+            command=deploy_command(config),
+            notes=notes,
+        )
+        decision = write_report(run_dir, report)
+        self._log_end(test, decision, best_router(val.main))
+        return decision
+
+    def _training(self, agent: PolicyRouter, test: Played) -> Training:
+        kept = agent.description.step or 0
+        gain: Interval | None = None
+        if kept > 0:
+            before = evaluate(self.start, test.rules, test.budgets.main, seed=test.seed)
+            gained = test.main[AGENT].scored - before.scored
+            gain = mean_interval(gained.mean(axis=0), before.rows[0])
+        start = "an untrained network"
+        if self.policy_kind == "bid-price":
+            start = "the plan computed from the estimates"
+        return Training(self.config.algo, start, self.model.num_timesteps, kept, gain)
+
+    def _log_end(self, test: Played, decision: Decision, rival: str | None) -> None:
+        """Test scores and the decision, for TensorBoard."""
+        logger, gain = self.model.logger, decision.training.gain
+        for tag, value in test_scalars(test.main, gain.mean if gain else 0.0, rival).items():
+            logger.record(tag, value)
+        logger.record("decision", "\n".join(headline(decision, self.table, deploy_command(self.config))))
+        logger.dump(self.model.num_timesteps)
+        logger.close()
 
     def learn(self, timesteps: int) -> None:
         """Trains without evaluations and files: first the critic alone, then all of the policy."""
@@ -166,3 +226,14 @@ class Trainer:
         """Writes the policy as it stands, and what it needs, for `Orchestrator.load`."""
         predictor = self.predictor if self.policy_kind == "bid-price" else None
         save_policy(run_dir / "policy", self.model.policy, self.description, predictor)
+
+
+def deploy_command(config: TrainConfig) -> str:
+    """The command that makes a run directory with a router of the report, NAME standing for its name."""
+    options = ["leeroo", "train"]
+    for field in fields(TrainConfig):
+        value = getattr(config, field.name)
+        if field.name in DECIDES_ROUTERS and value != field.default:
+            words = [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
+            options += [f"--{field.name.replace('_', '-')}", *words]
+    return f"{shlex.join(options)} --agent NAME"
