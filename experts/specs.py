@@ -24,7 +24,7 @@ from leeroo_env.errors import InputError
 
 SECRET_PARAMETER = re.compile(r"key|token|secret|passw|sig(nature)?$|auth|code$|cred", re.IGNORECASE)  # of an address
 TEMPLATE_TOKENS = 256  # the most that a chat template adds to a prompt
-Dollars = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Dollars = Annotated[float, pydantic.Field(ge=0, le=1e9)]
 Text = Annotated[str, pydantic.Field(min_length=1)]
 VariableName = Annotated[str, pydantic.Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 
@@ -64,11 +64,13 @@ class ExpertSpec(StrictModel):
     usd_per_mtok_cache_write: Dollars | None = None  # of prompt tokens written to a cache; null: usd_per_mtok_in
     usd_per_mtok_reasoning: Dollars | None = None  # null: usd_per_mtok_out
     usd_per_second: Dollars | None = None
-    max_tokens: int = pydantic.Field(default=1024, gt=0)
+    max_tokens: int = pydantic.Field(default=1024, gt=0, lt=2**31)
     prompt: str = "{text}"
     system: str | None = None
     generation: Generation = Generation()
-    timeout_s: float = pydantic.Field(default=120.0, gt=0)  # of one request; a price by the second bills no more
+    timeout_s: float = pydantic.Field(
+        default=120.0, gt=0, le=1e6
+    )  # of one request; a price by the second bills no more
     directory: Path | None = pydantic.Field(default=None, exclude=True)  # of a local model, set by the loader
 
     @pydantic.field_validator("name")
@@ -145,8 +147,8 @@ class OpenAISpec(ExpertSpec):
     api_key_env: VariableName | None = "OPENAI_API_KEY"  # null: the server needs no key
     chat: bool = True  # false: /completions instead of /chat/completions
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    concurrency: int = pydantic.Field(default=8, gt=0)
-    max_retries: int = pydantic.Field(default=5, ge=0)
+    concurrency: int = pydantic.Field(default=8, gt=0, le=100_000)
+    max_retries: int = pydantic.Field(default=5, ge=0, le=1000)
     tokenizer: str | None = None  # name or directory; counts tokens where the server reports none
 
     @pydantic.field_validator("generation")
@@ -230,6 +232,7 @@ class VllmSpec(LocalSpec):
 
 
 AnySpec = OpenAISpec | HuggingFaceSpec | VllmSpec
+BACKENDS: dict[str, type[ExpertSpec]] = {"openai": OpenAISpec, "huggingface": HuggingFaceSpec, "vllm": VllmSpec}
 
 
 class Pool(StrictModel):

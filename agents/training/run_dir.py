@@ -18,9 +18,9 @@ import yaml
 from agents.training.config import TrainConfig
 from leeroo_env import InputError
 from leeroo_env.atomic import locked
-from leeroo_env.errors import first_line
 from leeroo_env.files import write_text
 from leeroo_env.manifest import MANIFEST, check_files, write_manifest
+from leeroo_env.yaml_file import read_yaml
 
 CONFIG = "config.yaml"
 REPORT = ("evaluation.json", "report.md", "curve.png")
@@ -118,12 +118,7 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
     """The contents of `config.yaml`. Raises InputError."""
     path = run_dir / CONFIG
     check_files(run_dir, [CONFIG], others=False)
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {first_line(error)}") from None
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise InputError(f"{path}: not the settings of a run")
     return settings

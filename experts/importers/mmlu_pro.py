@@ -12,7 +12,6 @@ from typing import Any
 
 import pydantic
 import tyro
-import yaml
 
 from experts.data.fields import LETTERS, render_options, text_of, without_padding
 from experts.grading import grade_multiple_choice
@@ -21,6 +20,7 @@ from experts.spending import CHARS_PER_TOKEN
 from experts.types import Query
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertInfo, ExpertTable
+from leeroo_env.yaml_file import read_yaml
 
 SHOTS_SUFFIX = re.compile(r"^model_outputs_|_\d+shots?$")
 OUTPUT_FIELDS = ("model_outputs", "response", "generated_text")
@@ -64,10 +64,7 @@ def import_mmlu_pro(
 
 
 def _read_prices(path: Path) -> dict[str, ExpertInfo]:
-    try:
-        prices = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    prices = read_yaml(path)
     if not isinstance(prices, dict) or not prices:
         raise InputError(f"{path}: is not a mapping of models to prices")
     infos = {}

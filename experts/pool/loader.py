@@ -9,22 +9,23 @@
         max_tokens: 64
         prompt: "Question: {text}\nAnswer:"
 
-`experts.specs` lists all fields of each backend with their defaults.
+docs/pool.md lists all fields of each backend with their defaults.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
+from experts.pool.problems import first_problem
 from experts.specs import AnySpec, OpenAISpec, Pool
 from leeroo_env.errors import InputError
+from leeroo_env.yaml_file import read_yaml
 
 SECRET_NAMES = re.compile(
     r"(api|access|secret|private)[_-]?key$|authorization|passw(or)?d|secret$|(^|api|auth|access|hf)[_-]?token$", re.I
@@ -33,7 +34,6 @@ SECRET_VALUES = re.compile(
     r"\b(sk|pk|rk|gsk|xai|hf|r8|pplx|nvapi)[-_][\w-]{16,}|\bAKIA[0-9A-Z]{12,}|\bAIza\w{20,}|\bBearer\s", re.ASCII
 )
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-BACKENDS = ("openai", "huggingface", "vllm")
 
 
 def load_pool(path: str | os.PathLike) -> Pool:
@@ -43,13 +43,13 @@ def load_pool(path: str | os.PathLike) -> Pool:
         InputError: one line that names file, field and value; the value of a secret is never shown.
     """
     path = Path(path)
-    data = _read_yaml(path)
+    data = read_yaml(path)
     for field, problem in _secrets(data):
         raise InputError(f"{path}: {field}: {problem}; name an environment variable with api_key_env instead")
     try:
         pool = Pool.model_validate(data)
     except pydantic.ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
+        raise InputError(f"{path}: {first_problem(error)}") from None
     names = [spec.name for spec in pool.experts]
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -58,20 +58,11 @@ def load_pool(path: str | os.PathLike) -> Pool:
     return pool.model_copy(update={"path": path, "experts": specs})
 
 
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise InputError(f"{path}: invalid YAML" + (f" in line {mark.line + 1}" if mark else "")) from None
-
-
 def _find_model(spec: AnySpec, path: Path, field: str) -> AnySpec:
     """The spec with the directory of its local model, if it has one."""
     if isinstance(spec, OpenAISpec):
-        return spec
+        beside = path.parent / (spec.tokenizer or "")
+        return spec.model_copy(update={"tokenizer": str(beside)}) if spec.tokenizer and beside.is_dir() else spec
     directory = (path.parent / Path(spec.model).expanduser()).resolve()
     if (directory / "config.json").is_file():
         return spec.model_copy(update={"directory": directory})
@@ -94,20 +85,3 @@ def _secrets(node: Any, field: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(name, str) and SECRET_NAMES.search(name) and value is not None:
             yield inner, "a key must not be in this file (its value is not shown)"
         yield from _secrets(value, inner)
-
-
-def _first_problem(error: pydantic.ValidationError) -> str:
-    """pydantic's first error as "field: message, not value"; the backend's name is no part of the field."""
-    first = error.errors(include_url=False)[0]
-    location = [part for i, part in enumerate(first["loc"]) if not (i == 2 and part in BACKENDS)]
-    field = ".".join(str(part) for part in location) or "the file"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("missing", "value_error") or isinstance(first["input"], dict | list):
-        return f"{field}: {message}"
-    return f"{field}: {message}, not {_printable(first['input'], location)}"
-
-
-def _printable(value: Any, location: Sequence[Any]) -> str:
-    """A value for an error message; possible secrets are not shown."""
-    hidden = any("key" in str(part).lower() for part in location)
-    return "the value given (not shown)" if hidden else repr(value)[:80]

@@ -52,7 +52,10 @@ def test_a_pool_of_two_backends(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("model: some/model", "model: some/model\n    colour: red"), r"experts\.0\.colour: Extra inputs .* not 'red'"),
+        (
+            ("model: some/model", "model: some/model\n    colour: red"),
+            r"experts\.0\.colour: there is no such field \(here 'red'\)$",
+        ),
         (("usd_per_mtok_in: 1", "usd_per_mtok_in: -1"), r"experts\.0\.usd_per_mtok_in: .* not -1"),
         (("usd_per_mtok_in: 1", "usd_per_mtok_in: '1'"), r"experts\.0\.usd_per_mtok_in: .* not '1'"),
         (("usd_per_mtok_in: 1", "usd_per_second: 1"), r"experts\.0: give either"),
@@ -61,7 +64,10 @@ def test_a_pool_of_two_backends(tmp_path):
         (("    model: some/model\n", ""), r"experts\.0\.model: Field required"),
         (("backend: openai", "backend: openai\n    prompt: hello"), r"experts\.0\.prompt: should contain \{text\}"),
         (("backend: openai", "backend: openai\n    max_tokens: 0"), r"experts\.0\.max_tokens: .* not 0"),
-        (("backend: openai", "backend: openai\n    generation: {heat: 1}"), r"experts\.0\.generation\.heat: .* not 1"),
+        (
+            ("backend: openai", "backend: openai\n    generation: {heat: 1}"),
+            r"experts\.0\.generation\.heat: .* \(here 1\)$",
+        ),
         (
             ("backend: openai", "backend: openai\n    generation: {extra: {n: 9}}"),
             r"generation\.extra: n cannot be set",
@@ -154,3 +160,86 @@ def test_an_address_that_is_refused(tmp_path, lines, message):
     with pytest.raises(InputError, match=r"pool\.yaml: experts\.0.*" + message) as error:
         load_pool(write(tmp_path, REMOTE + f"    {lines}\n"))
     assert "hunter2secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("base_urll: http://x", "did you mean base_url?"),
+        ("base-url: http://x", "did you mean base_url?"),
+        ("api_base: http://x", "did you mean base_url?"),
+        ("endpoint: http://x", "did you mean base_url?"),
+        ("base_url_environment: X", "did you mean base_url_env?"),
+        ("max_new_tokens: 9", "did you mean max_tokens?"),
+        ("max_token: 9", "did you mean max_tokens?"),
+        ("temperature: 1", "did you mean generation.temperature?"),
+        ("temprature: 1", "did you mean generation.temperature?"),
+        ("extra_body: {a: 1}", "did you mean generation.extra?"),
+        ("system_prompt: x", "did you mean system?"),
+        ("usd_per_mtok_input: 1", "did you mean usd_per_mtok_in?"),
+        ("price_out: 1", "did you mean usd_per_mtok_out?"),
+        ("timeout: 1", "did you mean timeout_s?"),
+        ("retries: 1", "did you mean max_retries?"),
+        ("device: cpu", "device is a field of backend huggingface"),
+        ("dtype: auto", "dtype is a field of backend huggingface and vllm"),
+        ("engine: {}", "engine is a field of backend vllm"),
+        ("generation: {temp: 1}", "did you mean generation.temperature?"),
+        ("generation: {max_tokens: 1}", "did you mean max_tokens beside generation?"),
+        ("generation: {stops: [a]}", "did you mean generation.stop?"),
+        ("generation: {top_k: 1}", "did you mean generation.top_p?"),
+        ("colour: red", "there is no such field (here 'red')"),
+    ],
+)
+def test_an_unknown_field_says_which_may_be_meant(tmp_path, line, hint):
+    with pytest.raises(InputError, match=r"pool\.yaml: experts\.0\..*: there is no such field") as error:
+        load_pool(write(tmp_path, REMOTE + f"    {line}\n"))
+    assert str(error.value).endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("backend", "hint"),
+    [
+        ("ollama", "did you mean openai, with the server's address as base_url?"),
+        ("Anthropic", "did you mean openai, with the server's address as base_url?"),
+        ("transformers", "did you mean huggingface?"),
+        ("hugging-face", "did you mean huggingface?"),
+        ("vLLM", "did you mean vllm?"),
+        ("x", "'vllm'"),
+        ("null", "'vllm'"),
+    ],
+)
+def test_an_unknown_backend_says_which_may_be_meant(tmp_path, backend, hint):
+    with pytest.raises(InputError, match=r"experts\.0: ") as error:
+        load_pool(write(tmp_path, REMOTE.replace("openai", backend)))
+    assert str(error.value).endswith(hint)
+
+
+def test_a_missing_backend_and_an_unknown_field_of_the_file(tmp_path):
+    with pytest.raises(InputError, match=r"experts\.0\.backend: is missing; one of openai, huggingface, vllm$"):
+        load_pool(write(tmp_path, REMOTE.replace("backend: openai", "revision: main")))
+    with pytest.raises(InputError, match=r"pool\.yaml: expert: there is no such field; did you mean experts\?$"):
+        load_pool(write(tmp_path, REMOTE + "expert: []\n"))
+
+
+@pytest.mark.parametrize("line", ["base_url_env: http://me:hunter2@x/v1", "base_url_env: https://x/v1?k=hunter2"])
+def test_an_address_in_the_place_of_its_variable(tmp_path, line):
+    with pytest.raises(InputError, match=r"base_url_env: .*; an address goes into base_url$") as error:
+        load_pool(write(tmp_path, REMOTE + f"    {line}\n"))
+    assert "hunter2" not in str(error.value)
+
+
+def test_what_a_pool_may_not_pass_on(tmp_path):
+    for line, message in (
+        ("generation: {extra: {custom_generate: ./code}}", "generation: extra: custom_generate .* it can run code"),
+        ("engine: {worker_cls: code.Worker}", "engine: worker_cls cannot be set here, it can run code"),
+    ):
+        text = REMOTE.replace("openai", "vllm") + f"    {line}\n"
+        with pytest.raises(InputError, match=rf"experts\.0\.{message}"):
+            load_pool(write(tmp_path, text))
+
+
+def test_a_tokenizer_beside_the_pool(tmp_path):
+    (tmp_path / "tokenizers" / "x").mkdir(parents=True)
+    for name, expected in (("tokenizers/x", str(tmp_path / "tokenizers" / "x")), ("org/name", "org/name")):
+        (spec,) = load_pool(write(tmp_path, REMOTE + f"    tokenizer: {name}\n")).experts
+        assert isinstance(spec, OpenAISpec) and spec.tokenizer == expected
