@@ -15,7 +15,6 @@ from agents.policies.bid_price import BidPricePolicy
 from agents.policies.budget_value import BudgetValue
 from agents.selfplay.acquisition import acquisition_value, draw_domains, draw_pairs
 from agents.selfplay.context import SelfPlay
-from agents.selfplay.labelling import unanswered_usd
 from agents.selfplay.records import ChosenPairs, Writing
 from agents.serving.orchestrator import Orchestrator
 from experts.generation.model_writer import ModelWriter
@@ -49,6 +48,8 @@ def write_queries(selfplay: SelfPlay, number: int) -> tuple[list[Query], Written
     got no reference.
     """
     config, rng, total = selfplay.config, selfplay.rng(number, 1), Written()
+    store = selfplay.asker.store
+    store.label = f"round {number}: writing"
     known = selfplay.training_queries(number)
     earlier = [query.text for before in range(number) for query in selfplay.queries(before)]
     novelty = NoveltyFilter(selfplay.encoder, [query.text for query in selfplay.held_out], earlier)
@@ -64,6 +65,7 @@ def write_queries(selfplay: SelfPlay, number: int) -> tuple[list[Query], Written
                 batch = WRITTEN_AT_ONCE if isinstance(writer, ModelWriter) else max(n, 1)
                 for done in range(0, n, batch):
                     missing[domain] -= write_batch(selfplay, writer, domain, min(batch, n - done), novelty, total, rng)
+    total.cost_usd += store.lost_usd[store.label]
     return total.queries, total
 
 
@@ -77,14 +79,14 @@ def write_batch(
     rng: np.random.Generator,
 ) -> int:
     """Adds up to n new queries of a domain to `total`, within the dollars for writing; returns how many."""
-    spend_cap = selfplay.asker.spend_cap
-    before_usd = spend_cap.spent_usd
-    spend_cap.max_usd = before_usd + WRITING_SHARE * selfplay.config.usd_per_round - total.cost_usd
+    spend_cap, store = selfplay.asker.spend_cap, selfplay.asker.store
+    billed_usd = total.cost_usd + store.lost_usd[store.label]
+    spend_cap.max_usd = spend_cap.spent_usd + WRITING_SHARE * selfplay.config.usd_per_round - billed_usd
     written = writer.write(n, domain, rng)
     filtered = novelty.filter(written.queries)
     total.queries += [replace(query, split="train") for query in filtered.queries]
     total.dropped += written.dropped + filtered.dropped
-    total.cost_usd += written.cost_usd + unanswered_usd(spend_cap.spent_usd - before_usd, written.cost_usd)
+    total.cost_usd += written.cost_usd
     return len(filtered.queries)
 
 

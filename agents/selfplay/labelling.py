@@ -20,7 +20,6 @@ from experts.spending import SpendCap
 from experts.types import Answer, Expert, Query
 
 Pair = tuple[Query, str]
-ROUNDING_USD = 1e-12  # of sums of dollars
 
 
 @dataclass
@@ -57,28 +56,30 @@ class Asker:
         spec = self.specs[expert]
         return spec.attempts * spec.worst_usd(query)
 
-    def ask(self, pairs: Sequence[Pair], max_usd: float) -> float:
-        """Asks the pairs in order until `max_usd` does not cover the next, and returns what their answers cost.
+    def ask(self, pairs: Sequence[Pair], max_usd: float, label: str) -> float:
+        """Asks the pairs in order until `max_usd` does not cover the next, and returns what they were billed.
 
         In waves, each of as many pairs as the remaining dollars cover in the worst case. Stored answers are not asked
-        again, but count at their cost: a killed run asks the same pairs when it is resumed, and pays for none twice.
+        again, but count at their cost, and so do attempts that failed: a killed run asks the same pairs when it is
+        resumed. What was in flight when it was killed is not known and not counted.
+
+        Args:
+            label: what the pairs are asked for, the same when a killed run is resumed and not used for anything else.
         """
-        spent_usd, rest = 0.0, list(pairs)
+        self.store.label = label
+        answered_usd, rest = 0.0, list(pairs)
         while rest:
-            wave = rest[: self._affordable(rest, max_usd - spent_usd)]
+            left_usd = max_usd - answered_usd - self.store.lost_usd[label]
+            wave = rest[: self._affordable(rest, left_usd)]
             if not wave:
                 break
-            before_usd = self.spend_cap.spent_usd
-            self.spend_cap.max_usd = before_usd + max_usd - spent_usd
-            new = [pair for pair in wave if self.found(pair) is None]
-            self._ask_all(new)
-            spent_usd += self._paid_usd(wave) + unanswered_usd(
-                self.spend_cap.spent_usd - before_usd, self._paid_usd(new)
-            )
+            self.spend_cap.max_usd = self.spend_cap.spent_usd + left_usd
+            self._ask_all([pair for pair in wave if self.found(pair) is None])
+            answered_usd += self._answered_usd(wave)
             rest = rest[len(wave) :]
-        return spent_usd
+        return answered_usd + self.store.lost_usd[label]
 
-    def _paid_usd(self, pairs: Sequence[Pair]) -> float:
+    def _answered_usd(self, pairs: Sequence[Pair]) -> float:
         return math.fsum(answer.cost_usd for pair in pairs if (answer := self.found(pair)))
 
     def _affordable(self, pairs: Iterable[Pair], usd: float) -> int:
@@ -98,12 +99,6 @@ class Asker:
             if queries:
                 queues.append(queue_for(StoredExpert(expert, self.key(name), self.store), self.specs[name], queries))
         ask_all(queues, show_progress=False)
-
-
-def unanswered_usd(billed_usd: float, answered_usd: float) -> float:
-    """The cost of failed calls: billed dollars above those of answers, without rounding errors."""
-    rest_usd = billed_usd - answered_usd
-    return rest_usd if rest_usd > ROUNDING_USD else 0.0
 
 
 def graded_answers(asker: Asker, pairs: Iterable[Pair], grader: str) -> list[GradedAnswer]:

@@ -2,10 +2,11 @@
 
     python -m agents.selfplay --rounds 3 --usd-per-round 0.012 --run-dir runs/mine
 
-The same command resumes a run that was stopped at any point, and pays for no answer twice. The method follows the
+The same command resumes a run that was stopped at any point, and asks nothing again but the calls that were in flight
+when it was killed, and those that failed. The method follows the
 Leeroo Orchestrator (arXiv 2401.13979), whose generation, orchestration and evaluation make its own training data.
 
-    RUN_DIR/store/              every answer that was paid for, see `experts.collect.store`
+    RUN_DIR/store/              every answer, and what failed calls were billed, see `experts.collect.store`
     RUN_DIR/rounds/NNN/         queries.jsonl, voters.json and asks.json, written before asking; references.json, the
                                 result of the votes; table/ (all answers so far), policy/ (for `Orchestrator.load`), and
                                 round.json, written last; see `agents.selfplay.records`
@@ -104,7 +105,7 @@ def find_new_agent(selfplay: SelfPlay, number: int) -> Round:
     chosen = load_or_choose_pairs(selfplay, number, left_usd)
     votes = set(voting.votes)
     new = [pair for pair in chosen.explore + chosen.aim if pair not in votes]
-    spent_usd = voting.spent_usd + asker.ask(selfplay.as_pairs(number, new), left_usd)
+    spent_usd = voting.spent_usd + asker.ask(selfplay.as_pairs(number, new), left_usd, f"round {number}: choices")
     answered = len(votes) + sum(asker.found(pair) is not None for pair in selfplay.as_pairs(number, new))
 
     drift = measure_drift(
@@ -146,7 +147,8 @@ def ask_validation(selfplay: SelfPlay, number: int, changed: list[str], spent_us
     asker.versions |= {name: number for name in changed}
     experts = changed if number else list(asker.specs)
     pairs = [pair for pair in selfplay.all_experts_pairs(of_split(selfplay.held_out, "val")) if pair[1] in experts]
-    return asker.ask(pairs, evaluation_usd(selfplay) if number else selfplay.config.usd_to_begin - spent_usd)
+    limit_usd = evaluation_usd(selfplay) if number else selfplay.config.usd_to_begin - spent_usd
+    return asker.ask(pairs, limit_usd, f"round {number}: val")
 
 
 def evaluation_usd(selfplay: SelfPlay) -> float:
@@ -164,7 +166,7 @@ def load_or_evaluate(selfplay: SelfPlay) -> FinalTest | None:
     if path.exists() and len((stored := FinalTest.read(path)).score) == len(rounds):
         return stored
     selfplay.asker.versions = selfplay.expert_versions(len(rounds))
-    measured_usd = selfplay.asker.ask(selfplay.all_experts_pairs(test), evaluation_usd(selfplay))
+    measured_usd = selfplay.asker.ask(selfplay.all_experts_pairs(test), evaluation_usd(selfplay), "test")
     table, seen = partial_table(*table_parts(selfplay, len(rounds) - 1, rounds[-1].changed, test))
     table = fill_missing(table, seen, seed)
     rules = make_rules(table, "test", min(selfplay.config.horizon, len(table.rows("test"))))

@@ -45,7 +45,7 @@ def load_or_find_references(selfplay: SelfPlay, number: int, queries: Sequence[Q
         if questions:
             all_vote = selfplay.config.ask == "all" or len(selfplay.asker.specs) <= VOTERS
             share = len(without) / len(queries) * (1.0 if all_vote else VOTING_SHARE)
-            spent_usd = ask_voters(selfplay, questions, voters, share * limit_usd)
+            spent_usd = ask_voters(selfplay, number, questions, voters, share * limit_usd)
         references, votes, dropped = collect_votes(selfplay, number, questions)
         dropped |= {"unlikely to be settled": len(without) - len(questions)}
         Voting(references=references, votes=votes, dropped=dropped, spent_usd=spent_usd).write(path)
@@ -95,17 +95,19 @@ def rank_voters(estimates: Estimates, teacher: int | None = None) -> tuple[np.nd
     return np.lexsort((-score_per_cost, ~first), axis=1), probability[np.arange(n), best]
 
 
-def ask_voters(selfplay: SelfPlay, queries: Sequence[Query], voters: dict[str, list[str]], limit_usd: float) -> float:
+def ask_voters(
+    selfplay: SelfPlay, number: int, queries: Sequence[Query], voters: dict[str, list[str]], limit_usd: float
+) -> float:
     """Asks the first voters about each question, and the next ones where some calls failed; returns dollars."""
     asker, n_experts, has_teacher = selfplay.asker, len(selfplay.asker.specs), bool(selfplay.config.teacher)
     n_first = n_experts if selfplay.config.ask == "all" else min(VOTERS, n_experts)
     pairs = [(query, name) for query in queries for name in voters[query.query_id][:n_first]]
-    spent_usd = asker.ask(pairs, limit_usd)
+    spent_usd = asker.ask(pairs, limit_usd, f"round {number}: votes")
     for rank in range(n_first, 0 if has_teacher else n_experts):
         asked = {query: voters[query.query_id][:rank] for query in queries}
         votes = [sum(asker.found((query, name)) is not None for name in names) for query, names in asked.items()]
         pairs = [(query, voters[query.query_id][rank]) for query, n in zip(asked, votes, strict=True) if 0 < n < VOTERS]
-        spent_usd += asker.ask(pairs, limit_usd - spent_usd)
+        spent_usd += asker.ask(pairs, limit_usd - spent_usd, f"round {number}: votes, expert {rank + 1}")
     return spent_usd
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from leeroo_env import ExpertTable, InputError
 from leeroo_env.files import read_json, read_tensors
 from tests.experts.collecting import processes
 from tests.experts.openai_server import OpenAIServer
+from tests.experts.tiny_llama import make_tiny_llama
 
 USD = 0.8
 
@@ -175,6 +177,46 @@ def test_killed_anywhere_it_goes_on(server, tmp_path):
     for name in ("policy.safetensors", "predictor.safetensors"):
         ours, theirs = (read_tensors(c.run_dir / "rounds/001/policy" / name) for c in (config, whole))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def billed_usd(config: Config, prefix: str) -> float:
+    """What the store says that calls for a purpose were billed, answered or not."""
+    rows = read_parts(config.run_dir / "store").to_pylist()
+    return sum(row["cost_usd"] + row["lost_usd"] for row in rows if row["label"].startswith(prefix))
+
+
+def test_what_failed_calls_were_billed_counts_after_a_kill_and_in_the_next_run(server, tmp_path):
+    """A 500 may have been billed: the dollars of a round pay for it once, in whichever run it happened."""
+    config = made(tmp_path, rounds=1)
+    run(made(tmp_path, rounds=0), Encoder())
+    server.behaviour = lambda prompt, times: 500 if _hash(prompt) % 6 == 0 else "ok"
+    server.delay_s = 0.02
+    killed(config, server, server.requests.total() + 40)
+    server.delay_s = 0.0
+    before = billed_usd(config, "round 1: ")
+    stored = read_parts(config.run_dir / "store")
+    one = run(config, Encoder())[1]
+    assert sum(row["lost_usd"] for row in stored.to_pylist()) > 0 and 0 < before < one.spent_usd
+    assert one.spent_usd + one.measured_usd == pytest.approx(billed_usd(config, "round 1: ")) and one.spent_usd <= USD
+    tested = read_json(config.run_dir / "test.json")["measured_usd"]
+    assert tested == pytest.approx(billed_usd(config, "test"))
+
+
+@pytest.mark.parametrize("most_bytes", [0, 4_000, 60_000])  # fails a part, a table, a policy
+def test_a_full_disk_is_one_line(server, tmp_path, capsys, most_bytes):
+    """A limit on the size of files fails a write in the same way."""
+    config = made(tmp_path, rounds=0)
+    options = {"pool": config.pool, "seed-queries": config.seed_queries, "run-dir": config.run_dir, "rounds": 0}
+    options |= {"timesteps": 0, "horizon": 8, "encoder": make_tiny_llama(tmp_path / "encoder")}
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        assert main([part for name, value in options.items() for part in (f"--{name}", str(value))]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "File too large" in line
 
 
 def test_everyone_is_asked_for_the_same_money(server, tmp_path):
