@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from leeroo_env.errors import InputError
 from leeroo_env.vector_env import LeerooVectorEnv
 
 
@@ -20,6 +22,9 @@ class LeerooSB3VecEnv(VecEnv):
     """
 
     def __init__(self, env: LeerooVectorEnv):
+        """Raises InputError for an `env` that does not start new episodes within the step that ends the old ones."""
+        if env.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise InputError(f"autoreset_mode {env.autoreset_mode}: stable-baselines3 needs {AutoresetMode.SAME_STEP}")
         self.env = env
         self._infos: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

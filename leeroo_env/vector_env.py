@@ -31,6 +31,10 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     the number of environments. An episode that ends is followed by the next one within the same step
     (`AutoresetMode.SAME_STEP`): the observation is the first of the new episode, `infos["final_obs"]` holds the last of
     the old one and `infos["final_info"]` its information, `infos["episode"]` its statistics (masked by `_episode`).
+
+    With `AutoresetMode.NEXT_STEP`, which some of Gymnasium's wrappers need, the step that ends an episode returns its
+    last observation; the next step ignores the action and returns the first one of the new episode, with reward 0.
+    With `AutoresetMode.DISABLED` episodes that have ended have to be reset, by `reset_mask`, before the next step.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -49,13 +53,18 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         max_calls: int = 1,
         reliability: Tensor | None = None,
         features: Tensor | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ):
-        """Args: `num_envs` B; the rest as in `LeerooEnv`. Raises `InputError`."""
+        """Args: `num_envs` B; `autoreset_mode` as above; the rest as in `LeerooEnv`. Raises `InputError`."""
         self.rules = dynamics.make_rules(
             resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability, features
         )
         if num_envs < 1:
             raise InputError(f"num_envs {num_envs}: must be 1 or more")
+        if autoreset_mode not in [*AutoresetMode, *(mode.value for mode in AutoresetMode)]:
+            raise InputError(f"autoreset_mode {autoreset_mode!r}: must be one of {', '.join(map(str, AutoresetMode))}")
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.single_observation_space, self.single_action_space = spaces(self.rules)
@@ -96,17 +105,17 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if chosen.shape != (self.num_envs,) or chosen.min() < 0 or chosen.max() >= self.rules.n_actions:
             raise ValueError(f"actions must be [{self.num_envs}] of {self.single_action_space}, got {actions!r}")
         self._actions = chosen
-        self._state, result = dynamics.step(self.rules, self._playing(), chosen)
-        self._outcome = result
-        rewards, terminated = result.reward.cpu().numpy(), result.terminated.cpu().numpy()
+        played = self._all if self.autoreset_mode == AutoresetMode.SAME_STEP else self._not_ended()
+        self._state, self._outcome = dynamics.step(self.rules, self._playing(), chosen)
+        host = {name: value.cpu().numpy() for name, value in vars(self._outcome).items()}
+        if not played.all():
+            where = torch.from_numpy(np.flatnonzero(~played)).to(chosen.device)
+            self._start(where)
+            self._actions = chosen.index_fill(0, where, -1)  # nothing to tell of
+            host = {name: np.where(played, value, np.zeros_like(value)) for name, value in host.items()}
+        rewards, terminated = host.pop("reward"), host.pop("terminated")
         self._returns += rewards
-        steps = {
-            "score": result.score.cpu().numpy(),
-            "cost_usd": result.cost_usd.cpu().numpy(),
-            "refused": result.refused.cpu().numpy(),
-            "delivered": result.delivered.cpu().numpy(),
-        }
-        infos = self._infos() | steps | {f"_{name}": self._all for name in steps}
+        infos = self._infos() | host | {f"_{name}": played for name in host}
         if terminated.any():
             infos = self._finish(terminated, infos)
         return self._observations(), rewards, terminated, np.zeros_like(terminated), infos
@@ -118,7 +127,8 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def render(self) -> tuple[str, ...] | None:
         if self.render_mode != "ansi" or self._state is None:
             return None
-        actions = [None] * self.num_envs if self._outcome is None else self._actions.tolist()
+        shown = [-1] * self.num_envs if self._outcome is None else self._actions.tolist()
+        actions = [None if action < 0 else action for action in shown]
         return tuple(describe(self.rules, self._state, self._outcome, i, a) for i, a in enumerate(actions))
 
     @property
@@ -203,7 +213,7 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         else:
             usd = torch.as_tensor(check_budget(budget), dtype=torch.float64, device=where.device)
             new = dynamics.sample_episodes(self.rules, self._keys(where), usd.expand(self.num_envs)[where])
-        self._episodes[where] += 1
+        self._episodes = self._episodes.index_add(0, where, torch.ones_like(where))
         self._sampled[ended] = False
         self._state = new if self._state is None else dynamics.replace_episodes(self._state, where, new)
         if len(ended) == self.num_envs:
@@ -228,17 +238,26 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         assert self._next_state is not None
         return dynamics.select_episodes(self._next_state, where)
 
+    def _not_ended(self) -> np.ndarray:
+        """Which episodes have not ended, [B] bool. Raises ResetNeeded where one has and the caller has to reset it."""
+        playing = (self._playing().t < self.rules.horizon).cpu().numpy()
+        if self.autoreset_mode == AutoresetMode.DISABLED and not playing.all():
+            raise gymnasium.error.ResetNeeded(f"reset the environments {np.flatnonzero(~playing).tolist()} first")
+        return playing
+
     def _finish(self, ended: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
-        """Starts new episodes where the old ones have `ended` [B] bool; returns the `infos` of the step with the
-        statistics of the old ones, and the mask and budget of the new ones."""
+        """The `infos` of a step in which episodes have `ended` [B] bool, with the statistics of these. With SAME_STEP
+        it starts new ones, and mask and budget are theirs."""
+        seconds = time.perf_counter() - self._started_at
+        statistics = episode_statistics(self.rules, self._playing(), self._returns.copy(), seconds)
+        episode = {"episode": statistics, "_episode": ended}
+        if self.autoreset_mode != AutoresetMode.SAME_STEP:
+            return infos | episode
         where = torch.from_numpy(np.flatnonzero(ended)).to(self.rules.table.device)
         last = dynamics.observe(self.rules, dynamics.select_episodes(self._playing(), where)).cpu().numpy()
         final_obs = np.zeros((self.num_envs, last.shape[1]), last.dtype)
         final_obs[ended] = last
-        seconds = time.perf_counter() - self._started_at
-        statistics = episode_statistics(self.rules, self._playing(), self._returns.copy(), seconds)
         new = self._start(where)
-        episode = {"episode": statistics, "_episode": ended}
         started = {name: infos[name].copy() for name in ("action_mask", "left_usd")}
         started["action_mask"][ended] = dynamics.state_mask(self.rules, new).cpu().numpy()
         started["left_usd"][ended] = new.left_usd.cpu().numpy()

@@ -12,13 +12,15 @@ from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics.rules import Rules
 from leeroo_env.dynamics.state import State, current_rows
 from leeroo_env.dynamics.voting import VoteCount
+from leeroo_env.tensors import normal_tensors
 
 
+@normal_tensors
 def observe(rules: Rules, state: State) -> Tensor:
     """Query features, with M > 1 call features, then budget features: [B, F + 2] or [B, F + 3K + 5], float32."""
     features = rules.features.index_select(0, current_rows(state))
     c, (b, f) = state.call_features.shape[1], features.shape
-    observations = torch.empty(b, f + c + 2, device=features.device)
+    observations = torch.empty(b, f + c + 2, dtype=torch.float32, device=features.device)
     observations[:, :f] = features  # converts half precision on the way: the widest part is written once
     observations[:, f : f + c] = state.call_features
     observations[:, f + c :] = budget_features(rules.cost_scale, state.left_usd, rules.horizon - state.t)
@@ -52,7 +54,7 @@ def call_features(n_experts: int, asked: Tensor, answered: Tensor, votes: VoteCo
     """
     k, made, expert = n_experts, asked >= 0, asked.clamp(min=0)
     of_calls = torch.cat([made, made & votes.agrees, answer_feature(votes.group, max_calls) * answered], dim=1)
-    features = torch.zeros(len(asked), 3 * k + 3, device=asked.device)
+    features = torch.zeros(len(asked), 3 * k + 3, dtype=torch.float32, device=asked.device)
     features.scatter_add_(1, torch.cat([expert, expert + k, expert + 2 * k], dim=1), of_calls)  # no expert twice
     features[:, 3 * k :] = vote_features(votes.share, votes.different, made.sum(dim=1), max_calls)
     return features
@@ -60,7 +62,7 @@ def call_features(n_experts: int, asked: Tensor, answered: Tensor, votes: VoteCo
 
 def answer_feature(group: Tensor, max_calls: int) -> Tensor:
     """Which answer was given, by the first call `group` [...] that gave it; see `call_features`."""
-    return (group + 1).masked_fill(group < 0, -1) / max_calls
+    return (group + 1).masked_fill(group < 0, -1).float() / max_calls
 
 
 def vote_features(share: Tensor, different: Tensor, made: Tensor, max_calls: int) -> Tensor:
@@ -78,6 +80,7 @@ def action_mask(mean_cost_usd: Tensor, left_usd: Tensor) -> Tensor:
     return mean_cost_usd <= left_usd.maximum(mean_cost_usd.amin())[:, None]
 
 
+@normal_tensors
 def state_mask(rules: Rules, state: State) -> Tensor:
     """The actions that make sense, bool: [B, K] as in `action_mask`, with M > 1 [B, K + 1] as in `call_mask`."""
     if rules.max_calls == 1:

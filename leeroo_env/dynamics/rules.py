@@ -15,9 +15,13 @@ from torch import Tensor
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
+from leeroo_env.table.schema import MAX_COST_USD
+from leeroo_env.tensors import normal_tensors
 
 HORIZON = 64
 COST_WEIGHT = 0.02
+MAX_COST_WEIGHT = 1e6
+MAX_COST_RATIO = 1e18
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Rules:
         return len(self.table.experts) + (self.max_calls > 1)
 
 
+@normal_tensors
 def make_rules(
     table: ExpertTable,
     split: str = "train",
@@ -85,9 +90,14 @@ def make_rules(
         raise InputError(
             f"horizon {horizon}: must be 1 to {len(rows)}, the queries in the {split} split of {table.name}"
         )
-    if not (math.isfinite(cost_weight) and cost_weight >= 0):
-        raise InputError(f"cost weight {cost_weight}: must be 0 or more")
+    if not 0 <= cost_weight <= MAX_COST_WEIGHT:
+        raise InputError(f"cost weight {cost_weight}: must be 0 or more, at most {MAX_COST_WEIGHT:g}")
     scale = table.cost_scale()
+    if scale.high_usd > scale.low_usd * MAX_COST_RATIO:
+        raise InputError(
+            f"{table.name}: mean costs of a call from {scale.low_usd:.3g} to {scale.high_usd:.3g} dollars are too far "
+            f"apart to be compared; at most {MAX_COST_RATIO:g} times"
+        )
     budget = _budget_range(table, scale, budget_usd_per_query)
     _check_max_calls(table, max_calls)
     return Rules(
@@ -112,6 +122,8 @@ def _budget_range(table: ExpertTable, scale: CostScale, given: float | Sequence[
         raise InputError(f"budget {tuple(numbers)}: give one number or two")
     if not all(math.isfinite(usd) and usd > 0 for usd in numbers):
         raise InputError(f"budget {', '.join(f'{usd:g}' for usd in numbers)}: must be finite and above 0")
+    if max(numbers) > MAX_COST_USD:
+        raise InputError(f"budget {max(numbers):g} dollars a query: must be at most {MAX_COST_USD:g}")
     cheapest = float(scale.mean_usd.min())
     if min(numbers) < cheapest * (1 - 1e-6):
         name = table.experts[int(scale.mean_usd.argmin())]

@@ -13,6 +13,7 @@ from torch import Tensor
 from leeroo_env.dynamics.rng import sample_without_replacement, uniform
 from leeroo_env.dynamics.rules import Rules
 from leeroo_env.dynamics.voting import no_votes
+from leeroo_env.tensors import normal_tensors
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class State:
     steps: Tensor
 
 
+@normal_tensors
 def sample_episodes(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | None = None) -> State:
     """The initial state of B episodes, whose queries and budget depend on their keys alone.
 
@@ -69,6 +71,7 @@ def sample_episodes(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | N
     return new_episodes(rules, rows, budget_usd_per_query.double() * rules.horizon)
 
 
+@normal_tensors
 def new_episodes(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
     """The initial state of B episodes with the queries `rows` [B, H] and `budget_usd` [B] float64."""
     b, k = len(rows), len(rules.table.experts)
@@ -80,7 +83,7 @@ def new_episodes(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
         t=zeros,
         budget_usd=budget_usd,
         left_usd=budget_usd,
-        score=torch.zeros(b, device=rows.device),
+        score=torch.zeros(b, dtype=torch.float32, device=rows.device),
         refused=zeros,
         calls=torch.zeros(b, k, dtype=torch.int32, device=rows.device),
         asked=torch.full((b, rules.max_calls), -1, device=rows.device),
@@ -88,7 +91,7 @@ def new_episodes(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
         support=support,
         strongest=strongest,
         leader=leader,
-        call_features=torch.zeros(b, 3 * k + 3 if several else 0, device=rows.device),
+        call_features=torch.zeros(b, 3 * k + 3 if several else 0, dtype=torch.float32, device=rows.device),
         steps=zeros,
     )
 
@@ -98,11 +101,13 @@ def current_rows(state: State) -> Tensor:
     return state.rows.gather(1, state.t.clamp(max=state.rows.shape[1] - 1)[:, None]).squeeze(1)
 
 
+@normal_tensors
 def select_episodes(state: State, indices: Tensor) -> State:
     """The episodes at the `indices` [b]."""
     return State(**{field.name: getattr(state, field.name).index_select(0, indices) for field in fields(State)})
 
 
+@normal_tensors
 def replace_episodes(state: State, indices: Tensor, new: State) -> State:
     """`state` with the episodes at the `indices` [b] replaced by the b `new` ones."""
     if len(indices) == len(state.t):
@@ -111,6 +116,7 @@ def replace_episodes(state: State, indices: Tensor, new: State) -> State:
     return replace(state, **{n: getattr(state, n).index_copy(0, indices, getattr(new, n)) for n in names})
 
 
+@normal_tensors
 def replace_ended(state: State, ended: Tensor, new: State) -> State:
     """`state` with the episodes that have `ended` [B] bool replaced by those of `new`, B too; without waiting for a
     device."""

@@ -14,6 +14,7 @@ from leeroo_env.dynamics.observation import answer_feature, calls_made, vote_fea
 from leeroo_env.dynamics.rules import Rules
 from leeroo_env.dynamics.state import State, current_rows
 from leeroo_env.dynamics.voting import add_vote, leading_share, vote_weight
+from leeroo_env.tensors import normal_tensors
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Outcome:
     delivered: Tensor
 
 
+@normal_tensors
 def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
     """Calls one expert for the current query of every episode or, with M > 1, stops and delivers.
 

@@ -30,6 +30,7 @@ from leeroo_env.table.checks import check_content, check_mapped_queries, first_a
 from leeroo_env.table.files import check_table, read_embeddings, read_parquet, write_mapped, write_table
 from leeroo_env.table.mapped import CHUNK
 from leeroo_env.table.schema import ANSWER_COLUMNS, NULLABLE_QUERY_COLUMNS, QUERY_COLUMNS, SPLITS, ExpertInfo, TableInfo
+from leeroo_env.tensors import normal_tensors
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class ExpertTable:
         return self.scores.device
 
     @classmethod
+    @normal_tensors
     def load(
         cls,
         path: str | os.PathLike,
@@ -115,6 +117,7 @@ class ExpertTable:
         return cls.from_arrow(*content, experts, path).to(device)
 
     @classmethod
+    @normal_tensors
     def from_arrow(
         cls,
         info: TableInfo,
@@ -185,6 +188,7 @@ class ExpertTable:
         )
         return cls.from_arrow(info, queries, rows, embeddings, source=name)
 
+    @normal_tensors
     def to(self, device: torch.device | str, embeddings_device: torch.device | str | None = None) -> ExpertTable:
         """The same table with its tensors on `device`.
 
@@ -202,6 +206,7 @@ class ExpertTable:
             answer_ids=_each_row(self.answer_ids, lambda ids: ids.to(device)),
         )
 
+    @normal_tensors
     def select(self, experts: Sequence[str]) -> ExpertTable:
         """The same queries with only these experts, in this order. Copies scores, costs and answer ids."""
         columns = torch.tensor(_expert_columns(self.experts, experts, self.name), device=self.device)

@@ -91,11 +91,13 @@ def test_a_table_is_shared_not_copied(table: ExpertTable):
 
 
 @CALLS
-def test_vector_env_plays_what_single_envs_play(max_calls: int):
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_vector_env_plays_what_single_envs_play(max_calls: int, mode: AutoresetMode):
     """Step by step over several episodes, against Gymnasium's own SyncVectorEnv: all that it returns."""
     kwargs: dict[str, Any] = {"table": answers_table(), "max_calls": max_calls, "reliability": torch.rand(60, 4)}
-    vector = make_vec(n=5, **kwargs)
-    sync = SyncVectorEnv([lambda: make(**kwargs)] * 5, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector = make_vec(n=5, autoreset_mode=mode, **kwargs)
+    sync = SyncVectorEnv([lambda: make(**kwargs)] * 5, autoreset_mode=mode)
+    assert vector.metadata["autoreset_mode"] == mode
     assert vector.observation_space == sync.observation_space and vector.action_space == sync.action_space
     rng = np.random.default_rng(0)
     seeds: tuple[Any, ...] = (3, None, [9, 8, 7, 6, 5])
