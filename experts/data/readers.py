@@ -106,19 +106,9 @@ def _check_encoding(texts: Iterable[str], where: str) -> None:
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """The columns of a parquet file, each with a name of its own; all texts are valid."""
-    try:
-        columns = table.read_parquet(path)
-        names = columns.column_names
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: a column's name is not UTF-8") from None
-    _check_header(path, names)
-    for name, column in zip(names, columns.columns, strict=True):
-        try:
-            column.validate(full=True)
-        except pa.ArrowException as error:
-            problem = f"row {_bad_row(column)}: is not UTF-8" if "UTF8" in str(error) else str(error).splitlines()[0]
-            raise InputError(f"{path}: column {name}: {problem}") from None
+    """The columns of a parquet file, each with a name of its own."""
+    columns = table.read_parquet(path)
+    _check_header(path, columns.column_names)
     return columns
 
 
@@ -128,16 +118,6 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
         return columns.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:  # such as a date beyond the year 9999
         raise InputError(f"{path}: holds a value that cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def _bad_row(column: pa.ChunkedArray) -> int:
-    """The first row with text that is not UTF-8."""
-    for row, value in enumerate(column):
-        try:
-            value.as_py()
-        except UnicodeDecodeError:
-            return row
-    return 0
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:

@@ -48,7 +48,18 @@ def validate(column: pa.ChunkedArray, where: str) -> None:
     try:
         column.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{where}: damaged: {str(error).splitlines()[0]}") from None
+        row = _row_of_bad_text(column) if "UTF8" in str(error) else None
+        problem = str(error).splitlines()[0] if row is None else f"row {row}: is not UTF-8"
+        raise InputError(f"{where}: damaged: {problem}") from None
+
+
+def _row_of_bad_text(column: pa.ChunkedArray) -> int | None:
+    for row, value in enumerate(column):
+        try:
+            value.as_py()
+        except UnicodeDecodeError:
+            return row
+    return None
 
 
 def with_columns(

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from experts.data.fields import COLUMNS
 from experts.data.queries import load_queries, text_id
+from experts.data.readers import READERS
 from experts.types import Query
 from leeroo_env.errors import InputError
 
@@ -405,7 +408,7 @@ def test_broken_texts_of_parquet_files(tmp_path: Path):
     lists = pa.ListArray.from_arrays(pa.array([0, 1, 2]), bad)
     for columns, name in (({"text": bad}, "text"), ({"text": ["1", "2"], "options": lists}, "options")):
         pq.write_table(pa.table(columns), tmp_path / "q.parquet")
-        assert f"column {name}: row 1: is not UTF-8" in refusal(tmp_path / "q.parquet")
+        assert f"column {name}: damaged: row 1: is not UTF-8" in refusal(tmp_path / "q.parquet")
     far = pa.array([2**62], pa.timestamp("us"))
     pq.write_table(pa.table({"text": ["1"], "made": far}), tmp_path / "q.parquet")
     assert "cannot be read" in refusal(tmp_path / "q.parquet")
@@ -465,3 +468,11 @@ def test_gaps_of_a_csv_data_set_are_text(tmp_path: Path):
     rows = [{"question": "NA", "answer": "null"}, {"question": "None", "answer": "nan"}]
     write(tmp_path / "own" / "test.csv", rows)
     assert [(q.text, q.reference) for q in load_queries("own")] == [("NA", "null"), ("None", "nan")]
+
+
+def test_the_page_names_every_ending_and_column():
+    page = (Path(__file__).parents[3] / "docs" / "questions.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("|")]
+    assert set(re.findall(r"`(\.\w+)`", " ".join(first for first, _ in rows))) == set(READERS)
+    columns = {first.strip(): set(re.findall(r"`(\w+)`", second)) for first, second in rows}
+    assert {field: columns[field] for field in COLUMNS} == {field: set(names) for field, names in COLUMNS.items()}
