@@ -61,10 +61,11 @@ def probe(
     with open_store(parts_directory(out)) as store:
         queues = []
         for expert, spec in zip(asked, specs, strict=True):
-            stored = StoredExpert(expert, keys_for(spec), store)
+            key = keys_for(spec)
+            stored = StoredExpert(expert, key, store)
             missing = sorted(stored.missing(queries), key=lambda query: len(query.text))
             fresh = [query for query in missing if stored.failed(query) is None] or missing
-            wanted = max(1, calls - (len(queries) - len(missing)))
+            wanted = max(1, calls - (len({key(query) for query in queries}) - len(missing)))
             queues.append(queue_for(stored, spec, [fresh[i] for i in spread(len(fresh), wanted)]))
         ask_all(queues, show_progress=False)
     return queues

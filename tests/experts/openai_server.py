@@ -31,6 +31,8 @@ class OpenAIServer:
 
     Attributes:
         requests: how often each prompt was sent.
+        answered: how often it was answered.
+        answered_tokens: of these prompts and answers, which this server bills.
         bodies: every request's body.
         most_at_once: the largest number of simultaneous requests.
         behaviour: called with the prompt and its number of requests so far, from 1.
@@ -42,6 +44,7 @@ class OpenAIServer:
         self.behaviour, self.delay_s = behaviour, delay_s
         self.reply: Callable[[str], str] = reply_to
         self.requests: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
         self.answered_tokens = 0
         self.bodies: list[dict] = []
         self.keys: set[str] = set()
@@ -125,6 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         written = limit if what == "nothing" else tokens(text)
         usage = {"prompt_tokens": tokens(prompt), "completion_tokens": written}
         with self.owner.lock:
+            self.owner.answered[prompt] += 1
             self.owner.answered_tokens += sum(usage.values())
         reasons = {"nothing": "length", "cut": "length", "filtered": "content_filter"}
         choice: dict = {"index": 0, "finish_reason": reasons.get(what, "stop")}
