@@ -22,7 +22,7 @@ from agents.evaluation.report import show
 from agents.progress import shown
 from agents.routers import Router, one_call_routers
 from agents.training.checkpoint import latest_checkpoint
-from agents.training.config import TrainConfig
+from agents.training.config import AGENT, TrainConfig
 from agents.training.run_dir import (
     begin_run,
     check_new_run,
@@ -123,6 +123,8 @@ def train_agent(
 ) -> int:
     """One agent, from its settings to its report; if it is not `new`, it goes on with what `run_dir` holds."""
     trainer = Trainer(config, table, predictor, bars=shown)
+    if config.agent != AGENT:
+        return deploy_router(config, trainer, routers, run_dir, new)
     trainer.prepare()
     sha256 = trainer.description.table_sha256
     checkpoint = None
@@ -143,6 +145,19 @@ def train_agent(
             print(f"saved at step {step:,}; go on with: python train.py --resume --run-dir {run_dir}")
             return 130
         print(show(trainer.evaluate(run_dir, routers, val)))
+        finish_run(run_dir)
+    print(f"report: {run_dir / 'report.md'}")
+    return 0
+
+
+def deploy_router(config: TrainConfig, trainer: Trainer, routers: dict[str, Router], run_dir: Path, new: bool) -> int:
+    """A run directory that holds a router of the report in place of a trained agent."""
+    if new:
+        begin_run(run_dir, {**config.as_settings(run_dir), "table_sha256": trainer.table.fingerprint()})
+    with locked(run_dir):
+        if config.max_calls > 1:
+            routers = routers | trainer.multi_call_routers()
+        print(show(trainer.deploy(run_dir, routers)))
         finish_run(run_dir)
     print(f"report: {run_dir / 'report.md'}")
     return 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, sample_rows
 from agents.estimators.knn import Neighbours, fit_neighbours
 from agents.estimators.mlp import Networks, fit_networks
+from agents.estimators.models import Predicts
 from agents.estimators.ridge_pca import ComponentRidge, fit_components
 from agents.estimators.text_features import texts_of
 from agents.progress import Bars, silent
@@ -73,8 +74,13 @@ class Predictor:
             out_of_fold=Estimates.from_joint(stored["out_of_fold"]),
         )
 
-    def predict(self, embeddings: Tensor, texts: Sequence[str] | pa.ChunkedArray | None = None) -> Estimates:
-        """Estimates for queries [B, D]. Without texts their form is taken to be average."""
+    def predict(
+        self,
+        embeddings: Tensor,
+        texts: Sequence[str] | pa.ChunkedArray | None = None,
+        domains: Sequence[str] | None = None,
+    ) -> Estimates:
+        """Estimates for queries [B, D]. Without texts their form is taken to be average; domains are not used."""
         parts = (
             self.ridge.predict(embeddings, texts),
             self.neighbours.predict(embeddings),
@@ -149,11 +155,14 @@ def fit_predictors(table: ExpertTable, seeds: Sequence[int], bars: Bars = silent
     return predictors
 
 
-def predict_all(predictor: Predictor, table: ExpertTable) -> Estimates:
+def predict_all(predictor: Predicts, table: ExpertTable) -> Estimates:
     """Estimates for every row of the table, as if none were a training query."""
-    texts = texts_of(table)
+    texts, domains = texts_of(table), table.queries["domain"].to_pylist()
     starts = range(0, len(table), CHUNK)
-    parts = [predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts]
+    parts = [
+        predictor.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK), domains[i : i + CHUNK])
+        for i in starts
+    ]
     return Estimates.concatenate(parts)
 
 

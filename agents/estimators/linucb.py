@@ -6,6 +6,8 @@ in units of the expert's mean cost.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -22,36 +24,84 @@ BATCH = 64
 EXPECTED = (0.5, 1.0)  # prior score and relative cost: those of an expert that was never asked
 
 
-def linucb_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
-    """Estimates of one ridge regression for each expert, fitted only to the answers that were asked for.
+@dataclass(frozen=True)
+class LinUCB:
+    """One ridge regression for each expert, on principal components of the embedding.
+
+    Attributes:
+        mean: [D], of the embeddings of the training queries, of length 1.
+        components: [D, d - 1], directions.
+        length: of the components' vectors, on average.
+        weights: [K, d, 2], of scores and of relative costs, the last of a constant.
+        usd: [K], what relative costs are multiplied with.
+    """
+
+    mean: Tensor
+    components: Tensor
+    length: Tensor
+    weights: Tensor
+    usd: Tensor
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        """[B, D] -> [B, 2K]."""
+        return self.of_features(self.features(embeddings))
+
+    def features(self, embeddings: Tensor) -> Tensor:
+        """Principal components of embeddings [B, D] and a 1; [B, d], of about unit length without the 1."""
+        x = (normalize(embeddings.float(), dim=1) - self.mean) @ self.components
+        return pad(x / self.length, (0, 1), value=1.0)
+
+    def of_features(self, x: Tensor) -> Tensor:
+        """[B, d] -> [B, 2K]."""
+        out = torch.einsum("nd,kdt->nkt", x, self.weights)
+        return self.of_answers(out)
+
+    def of_answers(self, answers: Tensor) -> Tensor:
+        """Scores and costs_usd [B, 2K] from answers less what is expected [B, K, 2]."""
+        joint = (answers + torch.tensor(EXPECTED, device=answers.device)).movedim(2, 1).flatten(1)
+        return joint * torch.cat([torch.ones_like(self.usd), self.usd])
+
+
+def fit_linucb(table: ExpertTable, seed: int = 0) -> tuple[LinUCB, Tensor]:
+    """The regressions, fitted only to the answers that were asked for, and estimates of all rows [N, 2K], those of
+    training queries without their own answers.
 
     In a few passes over the training queries, each is given, at a random price, to the expert with the highest upper
     confidence bound on score minus price times cost. The ridge, one for scores and one for costs, is that of least
-    leave-one-out error on these answers. A training query is estimated without its own answers.
+    leave-one-out error on these answers.
     """
-    x = _features(table)
     usd = table.mean_cost_usd().clamp(min=1e-30)
+    model = _principal(table, usd)
+    x = model.features(table.embeddings)
     answers = torch.stack([table.scores, table.costs_usd / usd], dim=2) - torch.tensor(EXPECTED, device=x.device)
     asked = _ask(x, answers, table.rows("train"), usd, torch.Generator(x.device).manual_seed(seed))
     gram, moments = _sums(x, answers, asked)
-    estimates, errors = [], []
+    estimates, errors, weights = [], [], []
     for ridge in RIDGES:
-        out = _estimates(x, answers, asked, gram, moments, ridge)
+        out, weight = _estimates(x, answers, asked, gram, moments, ridge)
         errors.append(((out - answers).square() * asked[..., None]).sum(dim=(0, 1)))
-        estimates.append((out + torch.tensor(EXPECTED, device=x.device)).movedim(2, 1).flatten(1))
+        estimates.append(model.of_answers(out))
+        weights.append(weight)
     score, cost = torch.stack(errors).argmin(dim=0).tolist()
-    return Estimates.from_joint(combine(estimates, (score, cost)) * torch.cat([torch.ones_like(usd), usd]))
+    chosen = torch.stack([weights[score][..., 0], weights[cost][..., 1]], dim=2)
+    return replace(model, weights=chosen), combine(estimates, (score, cost))
 
 
-def _features(table: ExpertTable) -> Tensor:
-    """Principal components of the embeddings and a 1; [N, d], of about unit length without the 1."""
+def linucb_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
+    """Estimates by `fit_linucb`."""
+    return Estimates.from_joint(fit_linucb(table, seed)[1])
+
+
+def _principal(table: ExpertTable, usd: Tensor) -> LinUCB:
+    """The model's features, without weights yet."""
     rows = table.rows("train")
     x = normalize(table.embeddings.float(), dim=1)
-    x = x - x[rows].mean(dim=0)
+    mean = x[rows].mean(dim=0)
+    x = x - mean
     _, vectors = torch.linalg.eigh(x[rows].T @ x[rows])
-    x = x @ vectors[:, -DIMENSIONS:]
-    x = x / x[rows].square().sum(dim=1).mean().sqrt().clamp(min=1e-6)
-    return pad(x, (0, 1), value=1.0)
+    components = vectors[:, -DIMENSIONS:]
+    length = (x @ components)[rows].square().sum(dim=1).mean().sqrt().clamp(min=1e-6)
+    return LinUCB(mean, components, length, x.new_zeros(0), usd)
 
 
 def _ask(x: Tensor, answers: Tensor, rows: Tensor, usd: Tensor, generator: torch.Generator) -> Tensor:
@@ -87,9 +137,12 @@ def _inverse(gram: Tensor, ridge: float) -> Tensor:
     return torch.linalg.inv(gram + penalty.diag())
 
 
-def _estimates(x: Tensor, answers: Tensor, asked: Tensor, gram: Tensor, moments: Tensor, ridge: float) -> Tensor:
-    """[N, K, 2]; leave-one-out where the expert was asked."""
+def _estimates(
+    x: Tensor, answers: Tensor, asked: Tensor, gram: Tensor, moments: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Answers [N, K, 2], leave-one-out where the expert was asked, and the weights [K, d, 2]."""
     inverse = _inverse(gram, ridge)
-    out = torch.einsum("nd,kdt->nkt", x, inverse @ moments)
+    weights = inverse @ moments
+    out = torch.einsum("nd,kdt->nkt", x, weights)
     leverage = torch.einsum("nd,kde,ne->nk", x, inverse, x) * asked
-    return out - ((answers - out) * (leverage / (1 - leverage))[..., None])
+    return out - ((answers - out) * (leverage / (1 - leverage))[..., None]), weights

@@ -26,6 +26,9 @@ from agents.evaluation.evaluate import Result
 from agents.evaluation.markdown import table_head, table_line
 from leeroo_env.table import ExpertTable
 
+NOT_MATCHED = (
+    " At no budget does it score as much on val as the best expert: where every point counts, always ask that one."
+)
 FEW = 300  # queries of val or test: with fewer, an interval of the score is wider than 5 points to either side
 
 
@@ -35,7 +38,7 @@ class Training:
 
     Attributes:
         algorithm: that trained; None: nothing was trained.
-        start: what the policy is before training, in words.
+        start: what the policy is before training, or where it comes from if nothing was trained, in words.
         steps: trained.
         kept_step: at which the kept policy was; 0 is its start.
         gain: in test score of the kept policy over its start, mean over the budgets; None where they are the same.
@@ -177,17 +180,19 @@ def _deploy(decision: Decision, command: str) -> str:
             f"**Deploy no router: always ask {decision.expert}, at {usd} per 1,000 queries.** On val no router is "
             "clearly better for the same money, or as good for less."
         )
+    kept = "" if decision.as_good_as_best_expert else NOT_MATCHED
     if decision.deploy == AGENT:
         return (
             f"**Deploy the agent with a budget of {usd} per 1,000 queries**: "
             f"`Orchestrator.load` of this directory, with `remaining_usd` of {usd} for every 1,000 `remaining_queries`."
+            f"{kept}"
         )
     made = command.replace("NAME", f'"{decision.deploy}"')
     how = "It is in this directory, for `Orchestrator.load`" if decision.training.algorithm is None else f"`{made}`"
     return (
         f"**Deploy the router {decision.deploy} with a budget of {usd} per 1,000 queries**, not the agent. {how}"
         f"{'' if decision.training.algorithm is None else ' makes a directory for `Orchestrator.load`'}, with "
-        f"`remaining_usd` of {usd} for every 1,000 `remaining_queries`."
+        f"`remaining_usd` of {usd} for every 1,000 `remaining_queries`.{kept}"
     )
 
 
@@ -237,7 +242,7 @@ def _saving(row: Row, role: str) -> str:
 
 def _training(training: Training) -> str:
     if training.algorithm is None:
-        return "Nothing was trained by reinforcement learning: this router is computed from the training queries."
+        return f"Reinforcement learning trained nothing here: {training.start}."
     name = training.algorithm.upper().replace("_", " ")
     if training.kept_step == 0:
         return (

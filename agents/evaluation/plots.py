@@ -146,7 +146,7 @@ def _draw_best(axes: Any, name: str, best: Result, own: Result, top_usd: float) 
     matched = 1000 * matching_cost(own.cost_usd, own.score, score)
     if np.isnan(matched):
         axes.annotate(
-            f"{_short(name)}, the best expert: {score:.3f}, not matched",
+            f"the best expert: {score:.3f}, not matched",
             (0, score),
             xytext=(6, 4),
             fontsize=8.5,

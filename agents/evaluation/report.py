@@ -281,6 +281,8 @@ def show(decision: Decision) -> str:
     ]
     for row in decision.rows[1:]:
         assert row.lead is not None
-        saved = "" if row.saved is None else f", {100 * row.saved.mean:.0f} % cheaper"
+        saved = ""
+        if row.saved is not None:
+            saved = f", {100 * abs(row.saved.mean):.0f} % {'cheaper' if row.saved.mean >= 0 else 'more expensive'}"
         lines.append(f"  against {row.name}: {row.lead.mean:+.3f} ± {row.lead.half:.3f}{saved}")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from leeroo_env.dynamics import Rules
 from leeroo_env.files import read_model, write_json
 
 FORMAT = 2
+NO_ALGORITHM = "none"  # of a router that no reinforcement learning has trained
 MAX_DIM = 2**20
 
 
@@ -22,7 +23,7 @@ class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
 
     Attributes:
         format: 2.
-        algorithm: that trained the policy; a name in `ALGORITHMS`.
+        algorithm: that trained the policy; a name in `ALGORITHMS`, or "none".
         policy: of which kind it is.
         policy_kwargs: arguments of its class.
         hide_budget: whether it sees nothing of the budget.
@@ -43,7 +44,7 @@ class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
 
     format: int = FORMAT
     algorithm: str
-    policy: Literal["mlp", "bid-price"]
+    policy: Literal["mlp", "bid-price", "router"]
     policy_kwargs: dict[str, Any]
     hide_budget: bool
     max_calls: int = pydantic.Field(1, ge=1)
@@ -70,7 +71,7 @@ class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
     @pydantic.field_validator("algorithm")
     @classmethod
     def _check_algorithm(cls, value: str) -> str:
-        if value not in ALGORITHMS:
+        if value not in (*ALGORITHMS, NO_ALGORITHM):
             raise ValueError(f"{value!r} is none of {', '.join(ALGORITHMS)}")
         return value
 
@@ -89,7 +90,7 @@ def describe_policy(
     rules: Rules,
     algorithm: str,
     policy_kwargs: dict[str, Any],
-    policy: Literal["mlp", "bid-price"] = "mlp",
+    policy: Literal["mlp", "bid-price", "router"] = "mlp",
     hide_budget: bool = False,
 ) -> PolicyDescription:
     """The description of a policy that was trained by these rules; the other arguments as its attributes."""

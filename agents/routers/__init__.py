@@ -9,6 +9,7 @@ from agents.routers.base import Context, Router, within_reserve
 from agents.routers.boosted import TwoStageTrees
 from agents.routers.cascade import Cascade, Gains, Majority, Scorer
 from agents.routers.cascade_routing import CascadeRouting
+from agents.routers.function import FunctionRouter, from_function
 from agents.routers.panels import Panels
 from agents.routers.planned import Planned
 from agents.routers.policy import PolicyRouter
@@ -26,6 +27,7 @@ __all__ = [
     "Context",
     "FixedMixture",
     "FixedPrice",
+    "FunctionRouter",
     "Gains",
     "Majority",
     "PacedPrice",
@@ -37,6 +39,7 @@ __all__ = [
     "Scorer",
     "TwoStageTrees",
     "TwoStep",
+    "from_function",
     "multi_call_routers",
     "one_call_routers",
     "within_reserve",

@@ -6,6 +6,7 @@ n training queries, K experts, C: the most experts of a panel, P policies, X pri
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class TwoStageTrees(SequenceRouter):
         fixed = torch.tensor(cheapest_first(panels), device=features.device)
         prices = panels.prices
         tried = [(fixed, panels.score[fixed].mean(dim=1), panels.cost_usd[fixed].mean(dim=1), 0.0 * fixed.float())]
-        self.trees: dict[int, Any] = {}
+        self.trees: dict[int, Trees] = {}
         for number in self._promising(panels, gains.predicted):
             predicted, self.trees[number] = _fit(panels, number, seed)
             score, cost_usd = second_stage(panels, number, (predicted + gains.predicted[number]) / 2, prices)
@@ -68,7 +69,7 @@ class TwoStageTrees(SequenceRouter):
             order = self.policies.order[policy[at]]
             these = Calls(calls.asked[at], calls.group[at], calls.made[at])
             described = described_calls(estimates[at], these, order)
-            predicted = _predict(self.trees[number], _inputs(described, estimates[at]), panel.device)
+            predicted = self.trees[number].predict(_inputs(described, estimates[at])).float()
             last = order.gather(1, these.made[:, None])
             chance, cost_usd = (part[at].gather(1, last) for part in (estimates.score, estimates.cost_usd))
             linear = with_chance(described, chance) @ self.linear[number]
@@ -100,22 +101,72 @@ def second_stage(panels: Panels, number: int, predicted: Tensor, prices: Tensor)
     return score, paid
 
 
-def _inputs(described: Tensor, estimates: Estimates) -> np.ndarray:
+def _inputs(described: Tensor, estimates: Estimates) -> Tensor:
     """Inputs of the trees: `describe` [B, F] without its constant, and the estimated scores of all experts."""
-    return torch.cat([described[:, 1:], estimates.score], dim=1).cpu().numpy()
+    return torch.cat([described[:, 1:], estimates.score], dim=1)
 
 
-def _predict(trees: Any, inputs: np.ndarray, device: Any) -> Tensor:
-    return torch.from_numpy(trees.predict(inputs)).float().to(device)
+@dataclass(frozen=True)
+class Trees:
+    """Boosted regression trees as tensors, which are stored and need no scikit-learn.
+
+    Attributes:
+        start: the prediction that the trees add to.
+        feature: [T, V] int64, the input that each node of T trees looks at.
+        threshold: [T, V] float64; inputs up to it go left.
+        child: [T, V, 2] int64, left and right; a leaf is its own child.
+        value: [T, V] float64, of leaves.
+        depth: of the deepest leaf.
+    """
+
+    start: float
+    feature: Tensor
+    threshold: Tensor
+    child: Tensor
+    value: Tensor
+    depth: int
+
+    @classmethod
+    def of(cls, fitted: Any) -> Trees:
+        """From a fitted HistGradientBoostingRegressor of numbers."""
+        nodes = [trees[0].nodes for trees in fitted._predictors]
+        size = max(len(tree) for tree in nodes)
+
+        def padded(column: str, dtype: Any) -> Tensor:
+            return torch.tensor(np.stack([np.pad(tree[column].astype(dtype), (0, size - len(tree))) for tree in nodes]))
+
+        leaf, own = padded("is_leaf", bool), torch.arange(size).expand(len(nodes), -1)
+        child = torch.stack([torch.where(leaf, own, padded(side, np.int64)) for side in ("left", "right")], dim=2)
+        return cls(
+            start=float(np.ravel(fitted._baseline_prediction)[0]),
+            feature=padded("feature_idx", np.int64).where(~leaf, 0),
+            threshold=padded("num_threshold", np.float64),
+            child=child,
+            value=padded("value", np.float64),
+            depth=int(max(tree["depth"].max() for tree in nodes)),
+        )
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """[B, inputs] -> [B] float64, summed tree by tree as scikit-learn does."""
+        t = len(self.feature)
+        at = torch.zeros(t, len(inputs), dtype=torch.int64, device=inputs.device)
+        x = inputs.double().T
+        for _ in range(self.depth):
+            right = x.gather(0, self.feature.gather(1, at)) > self.threshold.gather(1, at)
+            at = self.child.flatten(1).gather(1, 2 * at + right)
+        total = torch.full((len(inputs),), self.start, dtype=torch.float64, device=inputs.device)
+        for value in self.value.gather(1, at):
+            total = total + value
+        return total
 
 
-def _fit(panels: Panels, number: int, seed: int) -> tuple[Tensor, Any]:
+def _fit(panels: Panels, number: int, seed: int) -> tuple[Tensor, Trees]:
     """Out-of-fold predictions of the gain of a panel's last expert over the others [n], and the trees fitted to all."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     before = panels.parts(number)[int((panels.members[number] >= 0).sum()) - 2]
     described = panels.described(torch.tensor([before], device=panels.score.device))[0]
-    inputs = _inputs(described, panels.estimates)
+    inputs = _inputs(described, panels.estimates).cpu().numpy()
     gain = (panels.score[number] - panels.score[before]).cpu().numpy()
     fold = panels.fold.cpu().numpy()
     predicted = np.zeros(len(gain))
@@ -128,4 +179,8 @@ def _fit(panels: Panels, number: int, seed: int) -> tuple[Tensor, Any]:
     for part in range(FOLDS):
         if (fold == part).any() and (fold != part).any():
             predicted[fold == part] = fitted(fold != part).predict(inputs[fold == part])
-    return torch.from_numpy(predicted).float().to(panels.score.device), fitted(fold >= 0)
+    trees = Trees.of(fitted(fold >= 0))
+    on_device: dict[str, Any] = {
+        name: x.to(panels.score.device) for name, x in vars(trees).items() if isinstance(x, Tensor)
+    }
+    return torch.from_numpy(predicted).float().to(panels.score.device), replace(trees, **on_device)

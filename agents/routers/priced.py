@@ -5,6 +5,8 @@ B episodes, N queries in the table, n of them in the training split, K experts, 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ N_PRICES = 256
 MAX_ROWS = 4_000
 N_CANDIDATES = 40
 TUNING_EPISODES = 64
+TINY = 1e-30
 
 
 def best_at_price(estimates: Estimates, price: Tensor, allowed: Tensor, remaining_usd: Tensor) -> Tensor:
@@ -119,6 +122,7 @@ class FixedPrice(Router):
     """
 
     features: Estimates
+    rules: dynamics.Rules | None
 
     def __init__(self, table: ExpertTable, estimates: Estimates, horizon: int):
         """Args: the table, estimates of all its rows, and queries an episode."""
@@ -131,29 +135,39 @@ class FixedPrice(Router):
 
     def begin(self, budgets_usd_per_query: Tensor) -> None:
         budgets, which = budgets_usd_per_query.unique(return_inverse=True)
-        for budget in budgets.tolist():
-            if budget not in self.tuned:
-                self.tuned[budget] = self._tune(budget)
-        prices = [self.tuned[budget] for budget in budgets.tolist()]
+        prices = [self._price_of(budget) for budget in budgets.tolist()]
         self.price = torch.tensor(prices, device=which.device)[which]
 
     def choose(self, context: Context) -> Tensor:
         allowed = within_reserve(self.mean_cost_usd, context.remaining_usd, context.remaining_queries)
         return best_at_price(context.estimates, self.price, allowed, context.remaining_usd)
 
+    def _price_of(self, budget_usd: float) -> float:
+        """The price tuned for a budget; without a table to tune it on, as where the router is deployed, that of the
+        nearest budget."""
+        if self.rules is None:
+            return self.tuned[
+                min(self.tuned, key=lambda tuned: abs(math.log(max(tuned, TINY) / max(budget_usd, TINY))))
+            ]
+        if budget_usd not in self.tuned:
+            self.tuned[budget_usd] = self._tune(budget_usd)
+        return self.tuned[budget_usd]
+
     def _tune(self, budget_usd: float) -> float:
         """The best price for a budget, dollars a query, among those that spend a quarter to eight times as much."""
         device = self.features.device
+        rules = self.rules
+        assert rules is not None
         powers = torch.linspace(-2, 3, N_CANDIDATES, dtype=torch.float64, device=device)
         candidates = self.price_table.price(budget_usd * 2**powers)
         number = torch.arange(TUNING_EPISODES, device=device)
         keys = dynamics.episode_keys(torch.full_like(number, -1), number).repeat(N_CANDIDATES)
         state = dynamics.sample_episodes(
-            self.rules, keys, torch.full(keys.shape, budget_usd, device=device, dtype=torch.float64)
+            rules, keys, torch.full(keys.shape, budget_usd, device=device, dtype=torch.float64)
         )
         price = candidates.repeat_interleave(TUNING_EPISODES)
-        for _ in range(self.rules.horizon):
-            allowed = within_reserve(self.mean_cost_usd, state.left_usd, self.rules.horizon - state.t)
+        for _ in range(rules.horizon):
+            allowed = within_reserve(self.mean_cost_usd, state.left_usd, rules.horizon - state.t)
             actions = best_at_price(self.features[dynamics.current_rows(state)], price, allowed, state.left_usd)
-            state, _ = dynamics.step(self.rules, state, actions)
+            state, _ = dynamics.step(rules, state, actions)
         return float(candidates[state.score.view(N_CANDIDATES, -1).mean(dim=1).argmax()])

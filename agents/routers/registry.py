@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from agents import estimators
 from agents.estimators import Estimates
+from agents.estimators.models import MODELS, Predicts
 from agents.policies.answer_model import AnswerModel
 from agents.progress import Bars, silent
 from agents.routers.base import Router
@@ -55,6 +56,22 @@ def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0, bars: Bars
         bar.update()
     bar.close()
     return routers
+
+
+def router_names(max_calls: int = 1) -> list[str]:
+    """The names of all routers of a report with so many calls a query."""
+    kinds = [f"{kind} {name}" for name in ESTIMATORS for kind in ("paced", "fixed price", "planned")]
+    several = ["majority", "cascade", "cascade routing", "two-stage trees"] if max_calls > 1 else []
+    return ["random", "cheapest", "best single", "best mixture", *kinds, "two-step kernel ridge", *several]
+
+
+def fit_estimator(name: str, table: ExpertTable, seed: int, own: Predicts) -> Predicts:
+    """The estimator that the router of this name observes queries by; `own`, the agent's, if it asks several experts.
+    Routers that ignore the query have the least one."""
+    found = [estimator for estimator in MODELS if name.endswith(f" {estimator}")]
+    if name in router_names(2)[-4:]:
+        return own
+    return MODELS[found[0] if found else "domain means"](table, seed)
 
 
 def multi_call_routers(

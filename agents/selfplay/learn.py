@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
-from agents.routers.policy import PolicyRouter
+from agents.routers import Router
 from agents.selfplay.context import SelfPlay
 from agents.selfplay.records import Learned, ValScores
 from agents.training.callbacks import VAL_QUERIES
@@ -39,7 +39,7 @@ def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> Learned:
         weights = {name: x for name, x in last.policy.state_dict().items() if name not in FROM_TABLE}
         policy.load_state_dict(policy.state_dict() | weights)
 
-    def play(router: PolicyRouter) -> Result:
+    def play(router: Router) -> Result:
         return evaluate(router, val_rules, budgets, episodes_for(val_rules, VAL_QUERIES), config.seed)
 
     start = {name: x.clone() for name, x in policy.state_dict().items()}

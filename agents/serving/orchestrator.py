@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.estimators.ensemble import Predictor, predict_all
+from agents.estimators.models import Predicts
 from agents.policies.add_expert import add_expert
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.policies.bid_price import estimate_features
-from agents.policies.description import PolicyDescription
+from agents.policies.description import NO_ALGORITHM, PolicyDescription, describe_policy, read_description
 from agents.policies.io import PREDICTOR, load_policy, load_predictor, save_policy
-from agents.routers.base import Context
+from agents.routers.base import Context, Router
+from agents.routers.function import FunctionRouter
 from agents.routers.policy import PolicyRouter
+from agents.routers.stored import StoredRouter, load_router, save_router
 from agents.serving.answer_match import Compare, by_normal_form
 from agents.serving.breaker import CircuitBreaker
 from agents.serving.checks import as_budgets, as_embeddings, as_queries, as_texts, check_stream, experts_in_order
@@ -29,7 +33,8 @@ from agents.serving.reply import Reply
 from agents.serving.session import Session
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
-from leeroo_env.dynamics import call_features, count_votes, vote_weight
+from leeroo_env.cost_scale import CostScale
+from leeroo_env.dynamics import call_features, count_votes, make_rules, vote_weight
 
 AT_ONCE = 16
 
@@ -44,20 +49,24 @@ class Orchestrator:
         deliver: K, the stop action of a policy with several calls: ask no further expert.
     """
 
-    def __init__(self, policy: BasePolicy, description: PolicyDescription, predictor: Predictor | None = None):
-        """Args: a policy, its `describe_policy`, and the predictor that turns embeddings into the policy's features;
-        None where these are the embeddings themselves. Users call `load`."""
+    def __init__(self, policy: BasePolicy | Router, description: PolicyDescription, predictor: Predicts | None = None):
+        """Args: a policy or a router, its `describe_policy`, and the predictor that turns embeddings into its features;
+        None where these are the embeddings themselves. Users call `load` or `of`."""
         self._breaker = CircuitBreaker()
         self._set_policy(policy, description, predictor)
 
-    def _set_policy(self, policy: BasePolicy, description: PolicyDescription, predictor: Predictor | None) -> None:
-        self.policy, self.predictor, self.description = policy, predictor, description
+    def _set_policy(
+        self, policy: BasePolicy | Router, description: PolicyDescription, predictor: Predicts | None
+    ) -> None:
+        self.policy: Any = policy
+        self.predictor, self.description = predictor, description
         self.experts: list[str] = list(description.experts)
         self.encoder: dict[str, Any] = description.encoder
         self.embedding_dim: int = description.embedding_dim if predictor else description.feature_dim
         self.table_sha256: str = description.table_sha256
-        router = PolicyRouter(policy, description)
-        self.cost_scale, self._router = router.cost_scale, router
+        self._router = policy if isinstance(policy, Router) else PolicyRouter(policy, description)
+        self.cost_scale: CostScale = self._router.cost_scale  # type: ignore[attr-defined]
+        self.device = self.cost_scale.mean_usd.device
 
     @property
     def max_calls(self) -> int:
@@ -73,6 +82,9 @@ class Orchestrator:
         directory = Path(run_dir) / "policy"
         if not directory.is_dir():
             raise InputError(f"{run_dir}: holds no policy/; is it the directory of a training run?")
+        if read_description(directory / "policy.json").policy == "router":
+            stored, estimator = load_router(directory, device)
+            return cls(stored, stored.description, estimator)
         policy, description = load_policy(directory, device)
         if description.policy == "mlp":
             return cls(policy, description)
@@ -82,6 +94,12 @@ class Orchestrator:
             raise InputError(f"{file}: is not the predictor of this policy: it was fitted to other experts")
         return cls(policy, description, predictor)
 
+    @classmethod
+    def of(cls, router: FunctionRouter, table: ExpertTable) -> Orchestrator:
+        """Any policy that observes the embeddings of a table, as `agents.routers.from_function` makes a router of."""
+        rules = make_rules(table, max_calls=router.max_calls)
+        return cls(router, describe_policy(rules, NO_ALGORITHM, {}, "router"))
+
     def choose(
         self,
         embeddings: npt.ArrayLike,
@@ -89,6 +107,7 @@ class Orchestrator:
         remaining_queries: npt.ArrayLike,
         texts: Sequence[str] | str | None = None,
         calls: Calls | None = None,
+        domains: Sequence[str] | None = None,
     ) -> np.ndarray:
         """The expert to ask next for each of B queries.
 
@@ -99,6 +118,7 @@ class Orchestrator:
             texts: [B], the queries' texts, from which a bid-price policy takes more features for its estimates; one
                 text where B is 1.
             calls: of a policy with several calls, the calls so far, with C = M - 1; None: none yet.
+            domains: [B], the queries' domains, which a router by domain means needs.
 
         Returns:
             [B] int64, indices into `experts`, or `deliver`. No expert is chosen whose mean cost exceeds the remaining
@@ -113,8 +133,8 @@ class Orchestrator:
         self._check_calls(calls, len(x))
         if len(x) == 0:
             return np.zeros(0, dtype=np.int64)
-        left_usd, left = (torch.from_numpy(part).to(self.policy.device) for part in (usd, queries))
-        features = self._features(x, texts)
+        left_usd, left = (torch.from_numpy(part).to(self.device) for part in (usd, queries))
+        features = self._features(x, texts, domains)
         router_calls = self._router_calls(calls, features) if self.max_calls > 1 else None
         return self._router.choose(Context(features, left_usd, left, router_calls)).cpu().numpy()
 
@@ -170,7 +190,7 @@ class Orchestrator:
             return []
         texts = [query.text for query in batch]
         x = as_embeddings(self._encoder.encode(texts) if embeddings is None else embeddings, self.embedding_dim)
-        features = self._features(x, as_texts(texts, len(x)))
+        features = self._features(x, as_texts(texts, len(x)), [query.domain for query in batch])
         session = Session(
             self._router,
             in_order,
@@ -207,12 +227,12 @@ class Orchestrator:
         return calls_from_features(polled, m)
 
     @torch.no_grad()
-    def _features(self, x: np.ndarray, texts: Sequence[str] | None) -> Tensor:
+    def _features(self, x: np.ndarray, texts: Sequence[str] | None, domains: Sequence[str] | None = None) -> Tensor:
         """The policy's features of queries [B, D], [B, F]."""
-        embeddings = torch.from_numpy(x).to(self.policy.device)
+        embeddings = torch.from_numpy(x).to(self.device)
         if self.predictor is None:
             return embeddings
-        return estimate_features(self.predictor.predict(embeddings, texts), self.cost_scale)
+        return estimate_features(self.predictor.predict(embeddings, texts, domains), self.cost_scale)
 
     def _reliability(self, features: Tensor) -> Tensor:
         """[B, K], the estimated probabilities that experts are right; without estimates all 0.5."""
@@ -228,12 +248,13 @@ class Orchestrator:
             raise InputError("embeddings: the training table does not say how to make them")
         return Encoder(self.encoder["model"], max_tokens=self.encoder.get("max_tokens"))
 
-    def router(self, table: ExpertTable) -> PolicyRouter:
+    def router(self, table: ExpertTable) -> Router:
         """The router for `evaluate` on a table with the same experts, of queries that were not trained on."""
         if self.predictor is None:
             return self._router
-        features = estimate_features(predict_all(self.predictor, table), self.cost_scale)
-        return PolicyRouter(self.policy, self.description, features)
+        router = copy(self._router)
+        router.features = estimate_features(predict_all(self.predictor, table), self.cost_scale)
+        return router
 
     def add_expert(
         self,
@@ -258,7 +279,7 @@ class Orchestrator:
         Raises:
             InputError: the name is taken, the arrays do not fit, or the policy has no estimates.
         """
-        if self.predictor is None:
+        if not isinstance(self.predictor, Predictor) or not isinstance(self.policy, BasePolicy):
             raise InputError("add_expert: needs a bid-price policy; this one has no estimates to extend")
         if name in self.experts:
             raise InputError(f"expert {name}: there is already one of this name")
@@ -273,11 +294,17 @@ class Orchestrator:
             raise InputError("embeddings and costs_usd must be finite, scores 0 to 1")
         if (cost_usd < 0).any():
             raise InputError("costs_usd must not be negative")
-        device = self.policy.device
+        device = self.device
         queries, score_rows, cost_rows = (torch.from_numpy(array).to(device) for array in (x, score, cost_usd))
         grown = add_expert(self.policy, self.description, self.predictor, name, queries, score_rows, cost_rows, texts)
         self._set_policy(*grown)
 
     def save(self, run_dir: str | os.PathLike) -> None:
         """Writes the policy so that `load` reads it."""
-        save_policy(Path(run_dir) / "policy", self.policy, self.description, self.predictor)
+        directory = Path(run_dir) / "policy"
+        if isinstance(self.policy, StoredRouter) and self.predictor is not None:
+            return save_router(directory, self.policy.router, self.predictor, self.description)
+        if isinstance(self.policy, Router):
+            raise InputError("save: this policy is a function, which Leeroo cannot store; store what it is made of")
+        predictor = self.predictor if isinstance(self.predictor, Predictor) else None
+        save_policy(directory, self.policy, self.description, predictor)

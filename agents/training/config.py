@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from agents.algorithms import ALGORITHMS, AlgorithmName
+from agents.routers.registry import router_names
 from agents.training.runtime import check_threads
 from leeroo_env import InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON
 
+AGENT = "agent"  # the name of what is trained, beside the routers of a report
 PolicyKind = Literal["bid-price", "mlp"]
 
 
@@ -25,6 +28,9 @@ class TrainConfig:
     """A table directory, or the name of a built-in one (tiny: real answers of the tiny models that ship)."""
     experts: str = ""
     """Names of the experts to use, separated by commas; all of the table's if empty."""
+    agent: str = AGENT
+    """What the run directory is to hold: the agent, which is trained, or a router of the report by its name, such as
+    "paced kNN", which is not trained but fitted, compared and stored, to be deployed."""
     algo: AlgorithmName = "ppo"
     """The algorithm that learns: ppo, a2c, dqn from stable-baselines3; maskable_ppo, qrdqn, trpo from sb3-contrib."""
     policy: Literal["auto", "bid-price", "mlp"] = "auto"
@@ -74,6 +80,15 @@ class TrainConfig:
             last = "2^32 - 1" if self.seeds == 1 else f"2^32 - {self.seeds}, for {self.seeds} seeds"
             raise InputError(f"seed {self.seed}: must be 0 to {last}")
         check_threads(self.threads)
+        if self.agent not in (AGENT, *(names := router_names(self.max_calls))):
+            close = get_close_matches(self.agent, names, 1) or names
+            raise InputError(
+                f"agent {self.agent!r}: no such router; did you mean {close[0]!r}? There are {', '.join(names)}"
+            )
+        if self.agent != AGENT and self.seeds > 1:
+            raise InputError(
+                f"agent {self.agent}: is not trained, so that there is nothing to vary by --seeds {self.seeds}"
+            )
 
     def policy_kind(self) -> PolicyKind:
         """The policy that `auto` stands for. Raises InputError where the algorithm cannot train it."""

@@ -15,7 +15,7 @@ import pydantic
 import torch
 import yaml
 
-from agents.training.config import TrainConfig
+from agents.training.config import AGENT, TrainConfig
 from leeroo_env import InputError
 from leeroo_env.atomic import locked
 from leeroo_env.files import write_text
@@ -126,7 +126,7 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
 
 def config_of(run_dir: Path) -> TrainConfig:
     """The settings that the run in `run_dir` was begun with. Raises InputError."""
-    settings = read_settings(run_dir)
+    settings = {"agent": AGENT, **read_settings(run_dir)}  # runs of earlier versions always trained one
     try:
         known = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name != "verify"}
         return pydantic.TypeAdapter(TrainConfig).validate_python(known)

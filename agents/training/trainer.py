@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from copy import deepcopy
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,21 @@ from agents.evaluation.evaluate import evaluate
 from agents.evaluation.headline import Decision, Training, headline
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
 from agents.policies.bid_price import BidPricePolicy, estimate_features
-from agents.policies.description import PolicyDescription, describe_policy
+from agents.policies.description import NO_ALGORITHM, PolicyDescription, describe_policy
 from agents.policies.io import load_policy, save_policy, save_predictor
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
 from agents.progress import Bars, silent
-from agents.routers import Router, multi_call_routers
+from agents.routers import Router, multi_call_routers, one_call_routers
 from agents.routers.policy import PolicyRouter
+from agents.routers.registry import fit_estimator
+from agents.routers.stored import save_router
 from agents.training.callbacks import VAL_QUERIES, WARM_UP, Interrupted, Monitor, Progress, stop_on_interrupt
 from agents.training.checkpoint import restore_checkpoint
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
 from agents.training.tensorboard import tensorboard_logger, test_scalars
 from leeroo_env import ExpertTable
-from leeroo_env.dynamics import COST_WEIGHT, Rules, make_rules
+from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
 
 DECIDES_ROUTERS = ("table", "experts", "horizon", "budget", "max_calls", "seed")  # settings that do
 
@@ -115,7 +118,7 @@ class Trainer:
 
     def multi_call_routers(self) -> dict[str, Router]:
         """The routers that may ask several experts about a query, from the same estimates as the agent."""
-        policy, config = self.model.policy, self.config
+        config, policy = self.config, self.model.policy if hasattr(self, "model") else None
         answer_model = policy.answer_model if isinstance(policy, MultiCallPolicy) else None  # takes seconds to fit
         return multi_call_routers(self.table, self.estimates, config.max_calls, config.seed, answer_model)
 
@@ -165,30 +168,67 @@ class Trainer:
     def evaluate(self, run_dir: Path, routers: dict[str, Router], val: Played) -> Decision:
         """Plays the policy that `fit` kept and the `routers` on test, chooses what to deploy by the results on `val`,
         and writes the report."""
-        config, rules, budgets = self.config, self.held_out_rules("test"), self.budgets()
         agent = self.kept_router(run_dir)
-        own = play({AGENT: agent}, val.rules, "val", budgets, queries=VAL_QUERIES)
-        test = play({AGENT: agent, **routers}, rules, "test", budgets, config.seed, bars=self.bars)
+        own = play({AGENT: agent}, val.rules, "val", val.budgets, queries=VAL_QUERIES)
+        test = self._play_on_test({AGENT: agent, **routers})
         training = self._training(agent, test)
-        notes = (
-            f"Made with `{config.algo}` and the {self.policy_kind} policy, seed {config.seed}, "
-            f"{training.steps:,} steps; kept is the state at step {training.kept_step:,}, the best on "
-            "val. `config.yaml` has all settings."
-        )
-        report = Report(
-            subject=AGENT,
-            routers={AGENT: agent, **routers},
-            val=own.beside(val),
-            test=test,
-            estimates=self.estimates,
-            training=training,
-            horizon={"train": config.horizon, "val": val.rules.horizon, "test": rules.horizon},
-            command=deploy_command(config),
-            notes=notes,
-        )
-        decision = write_report(run_dir, report)
+        decision = self._report(run_dir, AGENT, {AGENT: agent, **routers}, own.beside(val), test, training)
         self._log_end(test, decision, best_router(val.main))
         return decision
+
+    def deploy(self, run_dir: Path, routers: dict[str, Router]) -> Decision:
+        """Stores the router `config.agent` for `Orchestrator.load`, and reports on it beside the others. Nothing is
+        trained."""
+        config, name = self.config, self.config.agent
+        routers = {name: routers[name], **routers}
+        val, test = self.play_on_val(routers), self._play_on_test(routers)
+        rules = replace(self.training_rules(), max_calls=routers[name].max_calls)
+        estimator = fit_estimator(name, self.table, config.seed, self.predictor)
+        description = describe_policy(rules, NO_ALGORITHM, {}, "router")
+        save_router(run_dir / "policy", routers[name], estimator, description)
+        return self._report(run_dir, name, routers, val, test, Training(None, "this router is computed, not trained"))
+
+    def report_on(self, router: Router, run_dir: Path, routers: dict[str, Router]) -> Decision:
+        """Plays a policy of the user's own beside the routers, and writes the report."""
+        routers = {AGENT: router, **routers}
+        val, test = self.play_on_val(routers), self._play_on_test(routers)
+        return self._report(run_dir, AGENT, routers, val, test, Training(None, "the policy was given as it is"))
+
+    def _play_on_test(self, routers: dict[str, Router]) -> Played:
+        rules = self.held_out_rules("test")
+        return play(routers, rules, "test", self.budgets(), self.config.seed, bars=self.bars)
+
+    def _report(
+        self,
+        run_dir: Path,
+        subject: str,
+        routers: dict[str, Router],
+        val: Played,
+        test: Played,
+        training: Training,
+    ) -> Decision:
+        config = self.config
+        notes = f"Seed {config.seed}. {training.start.capitalize()}."
+        if training.algorithm:
+            notes = (
+                f"Made with `{config.algo}` and the {self.policy_kind} policy, seed {config.seed}, "
+                f"{training.steps:,} steps; kept is the state at step {training.kept_step:,}, the best on "
+                "val. `config.yaml` has all settings."
+            )
+        return write_report(
+            run_dir,
+            Report(
+                subject=subject,
+                routers=routers,
+                val=val,
+                test=test,
+                estimates=self.estimates,
+                training=training,
+                horizon={"train": config.horizon, "val": val.rules.horizon, "test": test.rules.horizon},
+                command=deploy_command(config),
+                notes=notes,
+            ),
+        )
 
     def _training(self, agent: PolicyRouter, test: Played) -> Training:
         kept = agent.description.step or 0
@@ -237,3 +277,29 @@ def deploy_command(config: TrainConfig) -> str:
             words = [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
             options += [f"--{field.name.replace('_', '-')}", *words]
     return f"{shlex.join(options)} --agent NAME"
+
+
+def report_on(
+    router: Router,
+    table: ExpertTable,
+    run_dir: str | os.PathLike,
+    horizon: int = HORIZON,
+    seed: int = 0,
+    budget: tuple[float, ...] = (),
+) -> Decision:
+    """The report on any policy beside all routers: `evaluation.json`, `curve.png` and `report.md` in a directory.
+
+    Args:
+        router: such as `agents.routers.from_function` makes of a policy; without `features` it observes embeddings.
+        table: what it was trained on; val and test are played.
+        run_dir: where to write.
+        horizon: queries an episode.
+        seed: of the routers and the episodes.
+        budget: dollars a query, one or a range; by default a grid from the cheapest to the most expensive expert.
+    """
+    config = TrainConfig(policy="mlp", horizon=horizon, seed=seed, budget=budget, max_calls=router.max_calls)
+    trainer = Trainer(config, table)
+    routers = one_call_routers(table, horizon, seed)
+    if router.max_calls > 1:
+        routers |= trainer.multi_call_routers()
+    return trainer.report_on(router, Path(run_dir), routers)

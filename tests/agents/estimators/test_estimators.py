@@ -149,15 +149,15 @@ def test_nearest_are_the_nearest_of_the_others(monkeypatch: pytest.MonkeyPatch):
 def test_linucb_leaves_out_what_it_has_heard_itself():
     """Against models fitted again to all other answers that were asked for."""
     table = synthetic_table(150)
-    x, rows = linucb._features(table), table.rows("train")
+    x, rows = linucb._principal(table, table.mean_cost_usd()).features(table.embeddings), table.rows("train")
     answers = torch.stack([table.scores, table.costs_usd * 1000], dim=2)
     asked = linucb._ask(x, answers, rows, table.mean_cost_usd(), torch.Generator().manual_seed(0))
     assert not bool(asked[table.rows("val")].any()) and int(asked[rows].sum(dim=1).max()) <= linucb.PASSES
-    estimated = linucb._estimates(x, answers, asked, *linucb._sums(x, answers, asked), 10.0)
+    estimated, _ = linucb._estimates(x, answers, asked, *linucb._sums(x, answers, asked), 10.0)
     for row in rows[:5]:
         without = asked.clone()
         without[row] = False
-        again = linucb._estimates(x, answers, without, *linucb._sums(x, answers, without), 10.0)
+        again, _ = linucb._estimates(x, answers, without, *linucb._sums(x, answers, without), 10.0)
         assert torch.allclose(estimated[row], again[row], atol=1e-4)
 
 

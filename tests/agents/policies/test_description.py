@@ -39,7 +39,7 @@ def test_descriptions_from_before_several_calls_make_one_call(description: Polic
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"format": 1}, "format: 1 is not 2"),
         ({"algorithm": "os.system"}, "algorithm: 'os.system' is none of ppo, "),
-        ({"policy": "cnn"}, "policy: Input should be 'mlp' or 'bid-price'"),
+        ({"policy": "cnn"}, "policy: Input should be 'mlp', 'bid-price' or 'router'"),
         ({"mean_cost_usd": [1e-4]}, "mean_cost_usd: 1 costs for 4 experts"),
         ({"max_calls": 0}, "max_calls: Input should be greater than or equal to 1"),
     ],

@@ -96,7 +96,9 @@ def test_a_policy_that_asks_several_is_live_as_from_the_table(tiny: ExpertTable,
 def test_votes_are_live_as_from_the_table(
     tiny: ExpertTable, trained: Orchestrator, tiny_pool: dict[str, Expert], monkeypatch: pytest.MonkeyPatch
 ):
-    router = SecondOpinion((2, 0, 4), 5, trained.router(tiny).features)
+    features = trained.router(tiny).features
+    assert isinstance(features, torch.Tensor)
+    router = SecondOpinion((2, 0, 4), 5, features)
     monkeypatch.setattr(trained, "_router", router)
     replies = assert_plays_alike(trained, router, tiny_pool, tiny, 6e-5)
     assert {(len(reply.calls), reply.stop_reason) for reply in replies} == {(2, "policy"), (3, "max calls")}
