@@ -75,9 +75,9 @@ class ExpertSpec(StrictModel):
 
     @pydantic.field_validator("name")
     @classmethod
-    def _can_be_shown(cls, name: str) -> str:
-        if not name.isprintable() or name != name.strip():
-            raise ValueError(f"{name!r} has blanks at an end or characters that cannot be printed")
+    def _can_be_stored(cls, name: str) -> str:
+        if not name.strip() or name != name.encode("utf-8", "replace").decode():
+            raise ValueError(f"{name!r} is no name")
         return name
 
     @pydantic.field_validator("prompt")
