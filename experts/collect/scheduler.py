@@ -21,7 +21,7 @@ from experts.types import Answer, Expert, Query
 
 GIVE_UP_AT_FIRST = 8  # failed calls, of any kind, of an expert that has not answered yet
 GIVE_UP_AFTER = 24  # later: failed calls in a row, except empty replies and errors that the query itself causes:
-UNANSWERABLE = re.compile(r"prompt tokens and max_tokens|the prompt has no tokens|\b(400|413|422)\b")
+UNANSWERABLE = re.compile(r"prompt tokens and max_tokens|the prompt has no tokens|Error code: (400|413|422)\b")
 BATCHES_IN_FLIGHT = 2  # per server: the next calls are ready while the last ones of a batch are still running
 STATUS_EVERY_S = 30.0
 
