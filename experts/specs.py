@@ -182,7 +182,8 @@ def _address_problem(url: str) -> str | None:
         port = parts.port
     except ValueError:
         return "is no address such as http://localhost:8000/v1"
-    if parts.username is not None or any(SECRET_PARAMETER.search(name) for name, _ in parse_qsl(parts.query, True)):
+    parameters = parse_qsl(parts.query, True) + parse_qsl(parts.fragment, True)
+    if parts.username is not None or any(SECRET_PARAMETER.search(name) for name, _ in parameters):
         return "holds a password or a key (not shown); put the address into a variable and name that with base_url_env"
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"[\s\x00-\x1f]", url):
         return f"{url!r} is no address such as http://localhost:8000/v1"

@@ -147,6 +147,7 @@ def test_an_address_may_stand_in_the_file(tmp_path, url):
         ("base_url: https://hunter2secret@localhost/v1", "base_url: holds a password or a key"),
         ("base_url: https://x.com/v1?api_key=hunter2secret", "base_url: holds a password or a key"),
         ("base_url: https://x.com/v1?sig=hunter2secret", "base_url: holds a password or a key"),
+        ("base_url: https://x.com/v1#access_token=hunter2secret", "base_url: holds a password or a key"),
         ("base_url: localhost:8000/v1", "base_url: 'localhost:8000/v1' is no address"),
         ("base_url: 'http://'", "base_url: 'http://' is no address"),
         ("base_url: 'http://host:port/v1'", "base_url: is no address"),
