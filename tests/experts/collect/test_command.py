@@ -179,11 +179,12 @@ def test_answers_that_state_none_are_counted(server, tmp_path, capsys):
 
 
 def test_control_codes_of_a_server_do_not_reach_the_terminal(server, tmp_path, capsys):
-    write_pool(tmp_path)
+    pool = write_pool(tmp_path)
+    pool.write_text(pool.read_text().replace("name: beta", 'name: "be\\e[2Jta"'))
     server.behaviour = lambda prompt, time: "escape" if prompt.startswith("beta") else "ok"
     main(arguments(tmp_path, "--encoder", str(make_tiny_llama(tmp_path / "encoder"))))
     out, err = capsys.readouterr()
-    assert "clear [2J me" in out
+    assert "be [2Jta: " in out and "clear [2J me" in out
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out + err)
 
 
