@@ -20,6 +20,9 @@ _TAG = re.compile(
     r"|(?P<details></details>)",
     re.IGNORECASE | re.MULTILINE,
 )
+_HINT = re.compile(
+    r"th(?:ink|ough)|reason|analysis|reflection|scratchpad|rationale|inner|cot>|chain|unused9|channel|respon", re.I
+)
 _CHANNEL = re.compile(r"<\|channel\|>\s?(\w{1,20})[^<\n]{0,60}<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
 _GLUED_FINAL = "assistantfinal"  # what is left of the same marks without special tokens
@@ -37,6 +40,8 @@ def split_reasoning(output: str) -> tuple[str, str]:
     if re.match(r"analysis(?=[A-Z*\"'])", output):
         reasoning, found, answer = output.removeprefix("analysis").rpartition(_GLUED_FINAL)
         return (reasoning.strip(), answer.strip()) if found else (answer.strip(), "")
+    if not _HINT.search(output):
+        return "", output
     tags = [tag for tag in _TAG.finditer(output) if output[tag.start() - 1 : tag.start()] != "`"]
     return _split_tags(output, tags) if any(not tag["details"] for tag in tags) else ("", output)
 

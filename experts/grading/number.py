@@ -2,53 +2,58 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from fractions import Fraction
+from typing import Literal
 
-from experts.grading.base import Grade, boxed, first_reply, reference_of, statements
+from experts.grading.base import Grade, reference_of
+from experts.grading.formula import formula_process, have_math_verify
+from experts.grading.numerals import UNIT, Number, number_in_words, numbers, plain_numerals
+from experts.grading.stated import boxed, graded_text, statements
 from experts.types import Query
 from leeroo_env.errors import InputError
 
-_DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-_TIMES = r"(?:\\times|\\cdot|[x*\u00d7\u00b7])"
-_POWER = rf"(?:[eE][-+]?\d{{1,3}}(?!\d)|\s*{_TIMES}\s*10\s*\^\s*\{{?\s*(?P<power>[-+]?\d{{1,3}})\s*\}}?)?"
-_NUMBER = re.compile(
-    r"(?<![\w./])(?P<sign>-)?(?:\\?[$€£]\s?)?(?P<sign2>-)?(?:"
-    r"\\[dt]?frac\s*\{\s*(?P<fn>-?\d+)\s*\}\s*\{\s*(?P<fd>\d+)\s*\}"
-    r"|(?:(?P<whole>\d{1,3}) )?(?P<n>\d+)\s?/\s?(?P<d>\d+)(?![\d/])"
-    rf"|(?P<plain>{_DIGITS}){_POWER})(?P<percent>\s?\\?%|\s?percent\b)?"
-)
-_LONGEST_NUMBER = 400
+NUMBER_TIMEOUT_S = 3.0
 _RELATIVE_TOLERANCE = Fraction(1, 10_000)
+_SEGMENT_CHARS = 400
 
+_LEAD = re.compile(
+    r"[\s*_`\"'$(\[{\u201c\u2018:=\u2248~\u300c\u3010]{0,8}(?:(?:the|is|be|exactly|about|approximately|roughly"
+    r"|around|nearly|almost|a total of|equal to"
+    r"|clearly|therefore|thus|simply|just|only|number|value|of|approx\.?|circa|ca\.|ungef\u00e4hr|environ"
+    r"|aproximadamente|cerca de)[ :*_$(]{1,4}){0,5}",
+    re.IGNORECASE,
+)
+_JOIN = (
+    r" ?(?:[,;&|]|\u3001|\bor\b|\band\b|\boder\b|\bund\b|\bou\b|\bet\b|\bo\b|\by\b|\be\b|\u6216|\u548c|\bto\b"
+    r"|\bbis\b)"
+)
+_JOINED = re.compile(
+    rf"(?P<unit>[ $]{{0,2}}(?:{UNIT.pattern})?[ $]{{0,2}}){_JOIN}{{1,2}} ?(?:maybe "
+    rf"|also )?(?:[a-z]_?\d? ?= ?)?[(\[{{$]{{0,2}}(?=[-+$]?[\d.])",
+    re.IGNORECASE,
+)
+_RANGE = re.compile(r" ?(?:-|\.\.\.?|\u2026) ?(?=\d)")
+_OPERATION = re.compile(
+    r" ?(?:[-+*/=\u00d7\u00f7\u00b7\u2248x<>\u2264\u2265] ?[-(]?[\d\\(a-zA-Z]|\\(?:approx|le|ge|times))"
+)
+_SET = re.compile(r"^[\s$]*(?:\\?[{(\[]).*,.*(?:\\?[})\]])[\s$.]*$")
+_RELATION = re.compile(
+    r"[<>\u2264\u2265\u2260\u2208\u222a]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|in|cup|leqslant|geqslant)(?![a-z])"
+)
+_SEVERAL = re.compile(r"^[\s$]*\u00b1|\\pm")
+_UNKNOWNS = re.compile(r"(?<![a-zA-Z\\])([a-zA-Z]_?\d?) ?=")
+_CLAUSE = re.compile(r"[,;] |\. |\.$| (?:since|because|as|so|which|where|when|and)\b")
+_FORMULA = re.compile(
+    r"(?:\\[a-zA-Z]+|[\d.,]+|[{}()^_+\-*/\u00d7\u00b7\u221a\u03c0\u00f7\u27e8\u27e9!]|[a-zA-Z](?![a-zA-Z])"
+    r"| (?=[\\\d{(^+\-*/\u00d7\u00b7\u221a\u03c0])){1,120}"
+)
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+$(?<![1-9],\d{3})(?<![1-9]\d,\d{3})(?<![1-9]\d\d,\d{3})")  # or is it a list?
+_UNKNOWN: Literal["unknown"] = "unknown"  # there is a number, but not a single one, or not one that can be read
 
-def _with_ascii_minus(text: str) -> str:
-    return re.sub("[\N{MINUS SIGN}\N{EN DASH}\N{FULLWIDTH HYPHEN-MINUS}\N{SMALL HYPHEN-MINUS}]", "-", text)
-
-
-def _value(match: re.Match[str]) -> Fraction | None:
-    """The value of a match of `_NUMBER`; None for a division by zero and for excessive lengths."""
-    if len(match[0]) > _LONGEST_NUMBER:
-        return None
-    if match["plain"] is None:
-        numerator, denominator = int(match["fn"] or match["n"]), int(match["fd"] or match["d"])
-        if denominator == 0:
-            return None
-        value = int(match["whole"] or 0) + Fraction(numerator, denominator)
-    else:
-        exponent = re.search(r"[eE]([-+]?\d+)", match[0])
-        power = int(match["power"] or (exponent[1] if exponent else 0))
-        value = Fraction(re.sub(r"[,{}]", "", match["plain"])) * Fraction(10) ** power
-    return -value if match["sign"] or match["sign2"] else value
-
-
-def _numbers(text: str) -> list[tuple[Fraction, bool]]:
-    """Each number in a text, and whether it is a percentage."""
-    found = []
-    for match in _NUMBER.finditer(_with_ascii_minus(text)):
-        if (value := _value(match)) is not None:
-            found.append((value, match["percent"] is not None))
-    return found
+# A number, no number at all, or numbers of which none is the answer.
+_Reading = Number | None | Literal["unknown"]
 
 
 def number_text(value: Fraction) -> str:
@@ -66,16 +71,135 @@ def number_text(value: Fraction) -> str:
     return ("-" if value < 0 else "") + whole + ("." + decimals if places else "")
 
 
-def _stated_number(output: str) -> tuple[Fraction, bool] | None:
-    text = first_reply(output)
-    if found := _numbers(boxed(text) or ""):
-        return found[-1]
-    for statement in statements(text):
-        first_line = statement.strip().split("\n")[0]
-        if found := _numbers(first_line.split("=")[-1]) or _numbers(first_line):
-            return found[0]
-    found = _numbers(text)
-    return found[-1] if found else None
+def _evaluate(formula: str) -> Number | None:
+    """The number that a formula is, by math-verify; None if it is none, or the package is missing."""
+    formula = formula.strip(" .,;:$")
+    if not formula or len(formula) > _SEGMENT_CHARS or not have_math_verify():
+        return None
+    formula = formula.replace("\u221a", r"\sqrt ").replace("\u03c0", r"\pi ").replace("\u00d7", r"\times ")
+    formula = formula.replace("\u00b7", r"\cdot ").replace("\u00f7", r"\div ").replace("**", "^")
+    formula = formula.replace("\u27e8", "(").replace("\u27e9", ")")
+    reply = formula_process.ask(["value", formula], NUMBER_TIMEOUT_S)
+    value = reply.get("value") if reply else None
+    return None if value is None else Number(Fraction(value), False, 0, len(formula))
+
+
+def _formula_at(text: str, number: Number) -> Number | None:
+    """The number that the formula around `number` is."""
+    line_start = text.rfind("\n", 0, number.start) + 1
+    start = max(line_start, number.start - _SEGMENT_CHARS)
+    for run in _FORMULA.finditer(text[start : number.end + _SEGMENT_CHARS].split("\n")[0]):
+        if run.start() <= number.start - start < run.end():
+            return _evaluate(run[0].split("=")[-1]) if re.search(r"[^\d.,\s]", run[0]) else None
+    return None
+
+
+def _whole(text: str) -> _Reading:
+    """What a text that should be one number is: a box, or a reference. Its unit may follow, "x =" precede it."""
+    text = plain_numerals(text[:_SEGMENT_CHARS]).strip(" \n.$*_")
+    text = re.sub(r"^\([A-Z]\) ?", "", text)  # the letter of an option
+    if _RELATION.search(text) or _SET.match(text) or _SEVERAL.match(text) or len(set(_UNKNOWNS.findall(text))) > 1:
+        return _UNKNOWN
+    text = text.split("=")[-1].split("\u2248")[0] if "=" in text or "\u2248" in text else text
+    text = text.strip(" $\n")
+    text = text[1:-1] if re.fullmatch(r"\{[^{}]*\}", text) else text
+    found = list(numbers(text))
+    if not found:
+        return number_in_words(text) or (_evaluate(text) if "\\" in text or "\u03c0" in text else None)
+    first = found[0]
+    unit = UNIT.match(text, first.end)
+    rest = text[unit.end() if unit else first.end :].strip(" ).*_$}!")
+    before = _LEAD.match(text)
+    if len(found) == 1 and first.value is not None and before and before.end() >= first.start and not rest:
+        return first if not text[first.end :].lstrip().startswith("!") else _evaluate(text) or _UNKNOWN
+    if re.search(r"\\(?:text|quad)|[^\W\d_]{3,}(?<!sqrt)(?<!frac)(?<!binom)", re.sub(r"\\[a-z]+", "", text)):
+        single = [one for one in found if one.value is not None]
+        return single[0] if len(single) == len(found) == 1 else _UNKNOWN
+    return (
+        _evaluate(text)
+        if not _JOINED.match(text, first.end) and not re.search(r"\d ?:", text) and _evaluate(text)
+        else _UNKNOWN
+    )
+
+
+def _of_statement(text: str) -> _Reading:
+    """The number that a statement such as "... 5 cm, since 2 + 3 = 5" begins with, or that its equation ends with."""
+    line = plain_numerals(text.strip(" \n")[:_SEGMENT_CHARS].split("\n")[0])
+    lead = _LEAD.match(line)
+    start = lead.end() if lead else 0
+    if spelled := number_in_words(line[start:]):
+        return spelled
+    found = list(numbers(line))
+    if not found:
+        return None
+    first = found[0]
+    if _SEVERAL.match(line) or _SET.match(line.rstrip(".")):
+        return _UNKNOWN
+    if first.start <= start + 1:
+        if first.value is not None and not _OPERATION.match(line, first.end):
+            return _UNKNOWN if _is_list(line, first, found) else first
+        clause = line[: clause_end.start()] if (clause_end := _CLAUSE.search(line, first.end)) else line
+        line = clause if "=" in clause or first.value is None else line
+    line = re.sub(r"(?<=[\w}]) \([^()]{0,200}\)", "", line)
+    for part in (line.split("=")[-1], line):
+        if found := list(numbers(part)):
+            return _first_of(part, found)
+    return None
+
+
+def _first_of(text: str, found: list[Number]) -> _Reading:
+    """The first number of a text, or the formula that it begins."""
+    one, rest = found[0], text[found[0].end :]
+    if _is_list(text, one, found) or re.match(r"-\d|[:.,/'_]\d", rest):  # a list, a range, a date, an address
+        return _UNKNOWN
+    if one.value is None or _OPERATION.match(rest):
+        return _formula_at(text, one) or (_UNKNOWN if one.value is None or _RANGE.match(rest) else one)
+    return one
+
+
+def _is_list(line: str, first: Number, found: list[Number]) -> bool:
+    """Whether another number is joined to the first one, as in "3, 5", "3 or 5" and "3 to 5"."""
+    joined = _JOINED.match(line, first.end)
+    if joined is None or len(found) < 2 or found[1].start > joined.end() + 1 or found[1].value == first.value:
+        return False
+    rest = line[found[1].end :]
+    return re.match(rf"[ $]{{0,2}}(?:{UNIT.pattern})?[\s$)\]}}*]{{0,4}}(?:[.,;]|$|\b(?:and|or)\b)", rest) is not None
+
+
+def _last(text: str) -> _Reading:
+    """The last number of a text; not one that is part of an enumeration or of a formula that is no number."""
+    text = plain_numerals(text)
+    lines = text.strip().split("\n")
+    if _SET.match(lines[-1]) and len(list(numbers(lines[-1]))) > 1:
+        return _UNKNOWN
+    found = list(numbers(text))
+    for i in range(len(found) - 1, max(-1, len(found) - 50), -1):
+        one = found[i]
+        if one.value is None:
+            if (read := _formula_at(text, one)) is not None:
+                return read
+            if re.match(r" ?(?:\\|\u221a|\u03c0|\^)", text[one.end :]) or not have_math_verify():
+                return _UNKNOWN
+            continue
+        if i and (joined := _JOINED.match(text, found[i - 1].end)) and joined.end() >= one.start - 1:
+            return _UNKNOWN
+        return one
+    if len(text) < _SEGMENT_CHARS:
+        return number_in_words(text.strip(" .*"))
+    return None
+
+
+def _stated_number(output: str, query: Query) -> Number | None:
+    text = graded_text(output, query)
+    box = boxed(text)
+    reading = _whole(box.text) if box else None
+    if reading is None:
+        for statement in statements(text):
+            if (reading := _of_statement(statement.text)) is not None:
+                break
+    if reading is None:
+        reading = _last(text)
+    return reading if isinstance(reading, Number) else None
 
 
 def _same_number(value: Fraction, reference: Fraction) -> bool:
@@ -86,26 +210,53 @@ def _same_number(value: Fraction, reference: Fraction) -> bool:
 
 def stated_number(output: str, query: Query) -> str | None:
     """The number that the output settles on, in normal form; see `grade_number`."""
-    stated = _stated_number(output)
-    return None if stated is None else number_text(stated[0])
+    stated = _stated_number(output, query)
+    return None if stated is None or stated.value is None else number_text(stated.value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_reference(reference: str) -> _Reading:
+    """The number that a reference is, with a known unit; of a solution that ends with "#### 5" only that."""
+    text = re.sub(r"\s+", " ", reference.split("####")[-1]).strip(" $*_")
+    if text.startswith(("~", "\u2248")):
+        return _UNKNOWN
+    box = boxed(text)
+    text = box.text if box and re.fullmatch(r"\\\w{3,10} ?\{.*\}\.?", text) else text
+    numerals = plain_numerals(text).strip(" $*_")
+    numerals = numerals[1:-1].strip() if re.fullmatch(r"\{[^{}]*\}", numerals) else numerals
+    found = list(numbers(numerals[:_SEGMENT_CHARS]))
+    if not found and not re.search(r"\\|\u03c0", text):
+        return None
+    if found and found[0].value is not None and found[0].start == 0 and not _DECIMAL_COMMA.match(numerals):
+        unit = UNIT.match(numerals, found[0].end)
+        return found[0] if numerals[unit.end() if unit else found[0].end :].strip(" .$") == "" else _UNKNOWN
+    words = re.search(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+(?:\{[a-zA-Z ]{1,20}\})?", "", text))
+    formula = re.search(r"\\[a-zA-Z]|[\u221a\u03c0]", text) and not words and not re.search(r"[=<>:,;]", text)
+    return (_evaluate(text) if formula else None) or _UNKNOWN
 
 
 def grade_number(output: str, query: Query) -> Grade:
     """Whether the number that the output settles on equals the reference's.
 
-    The output's number is the last boxed one, else the last after "answer is", else the last of all. A whole reference
-    must be matched exactly, any other to one part in 10,000. "1,234.50", "1.2345e3", "$3", "1/3", "1 1/2", LaTeX
-    fractions and Unicode minus signs are read. A percentage p% on either side equals p and p/100; its normal form is p.
+    The output's number is the boxed one, else that of the last statement ("the answer is ..."), else the last of all.
+    A whole reference must be matched exactly, any other to one part in 10,000. Read are thousands in any form,
+    powers ("1.2e3", "5 x 10^3", "2^5"), fractions and mixed numbers, "$1.5 million", "minus 5", units, Unicode's signs
+    and LaTeX (formulas by math-verify, where it is installed). Several numbers ("3, 5", "3 or 5") are no answer. A
+    percentage p% on either side equals p and p/100; its normal form is p.
+
+    Raises:
+        InputError: the reference is not wholly a number.
     """
-    references = _numbers(reference_of(query))
-    if not references:
+    reference = _read_reference(reference_of(query))
+    if reference is None:
         raise InputError(f"query {query.query_id!r}: the reference {query.reference!r} contains no number")
-    reference, reference_percent = references[-1]
-    stated = _stated_number(output)
-    if stated is None:
+    if not isinstance(reference, Number) or reference.value is None:
+        raise InputError(f"query {query.query_id!r}: the reference {query.reference!r} is not wholly a number")
+    stated = _stated_number(output, query)
+    if stated is None or stated.value is None:
         return Grade(0.0, None)
-    value, percent = stated
-    accepted = [reference]
-    if percent != reference_percent:
-        accepted.append(reference * 100 if percent else reference / 100)
-    return Grade(float(any(_same_number(value, one) for one in accepted)), number_text(value))
+    accepted = [reference.value]
+    if stated.percent != reference.percent:
+        accepted.append(reference.value * 100 if stated.percent else reference.value / 100)
+    right = any(_same_number(stated.value, one) for one in accepted)
+    return Grade(float(right), number_text(stated.value))

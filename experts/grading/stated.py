@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import NamedTuple
 
 from experts.grading.phrases import ANSWER_IS, QUESTION_WORDS
@@ -29,7 +30,12 @@ _END_OF_TURN = re.compile(
 _SPECIAL_TOKEN = re.compile(r"<\|[\w /-]{1,40}\|>|<s>|<bos>|<start_of_turn>")
 
 _NEXT_QUESTION = re.compile(rf"\n[ #*_>]{{0,10}}(?:{QUESTION_WORDS})(?!\w)[^\n:\uff1a]{{0,20}}[:\uff1a]", re.IGNORECASE)
-_ANNOUNCES_QUESTION = re.compile(r"\b(?:restat|rephras|repeat|question|problem)", re.IGNORECASE)
+_ANNOUNCES_QUESTION = re.compile(
+    r"\b(?:restat|rephras|repeat|question|problem)|\A\W{0,5}(?:sure|okay|ok|certainly|of course|absolutely|let|here"
+    r"|first"
+    r"|to (?:solve|answer|find|determine)|we|i will|i'll)\b",
+    re.IGNORECASE,
+)
 _RESTATED_CHARS = 300
 
 _STATEMENT = re.compile(
@@ -106,6 +112,20 @@ def first_reply(text: str, query: Query) -> str:
 
 def _words(text: str) -> str:
     return " " + " ".join(re.findall(r"[^\W_]+", text.casefold())) + " "
+
+
+def limit_marks(text: str) -> str:
+    """The text with at most 30 combining marks in a row, as in Unicode's stream-safe format; normal forms of more take
+    quadratic time.
+    """
+    if len(text) < 30 or text.isascii():
+        return text
+    kept, marks = [], 0
+    for char in text:
+        marks = marks + 1 if unicodedata.combining(char) else 0
+        if marks <= 30:
+            kept.append(char)
+    return "".join(kept)
 
 
 def boxed(text: str) -> Stated | None:
