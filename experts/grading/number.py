@@ -86,6 +86,8 @@ def _evaluate(formula: str) -> Number | None:
 
 def _formula_at(text: str, number: Number) -> Number | None:
     """The number that the formula around `number` is."""
+    if re.match(r"[^\W\d_]{2}", text[number.end : number.end + 2]):  # a word
+        return None
     line_start = text.rfind("\n", 0, number.start) + 1
     start = max(line_start, number.start - _SEGMENT_CHARS)
     for run in _FORMULA.finditer(text[start : number.end + _SEGMENT_CHARS].split("\n")[0]):

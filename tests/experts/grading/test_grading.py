@@ -83,40 +83,69 @@ PIECES = (
     *(
         "answer:" + " " * 900,
         "answer: ",
-        "the answer is ",
-        "answer ",
         "answer to a b c ",
-        "Answer (",
         '"answer": "',
         "<answer>",
+        "\\boxed{",
+        "\\boxed{1} or ",
+        "{",
     ),
-    *("\\boxed{", "\\boxed{}", "\\boxed{1} or ", "{", "}", "\\text{", "\\frac{1}{2}", "\\", "9^{", "$", "\x08oxed{"),
-    *("<think>", "</think>", "<|channel|>", "<|im_end|>", "<b>", "<", "\nQuestion:", "Question", "#### ", "**", "**A."),
-    *("\u0301", "a\u0301\u0302", "\u200b", "\ufdfa", "\u00bd", "\u00b2", "\u0663", "\U0001d402", "\u7b54\u6848\uff1a"),
-    *("9", "1 ", "1,", "1'", "1.", "1/", "2^", "e5", "1e5", "(5 ", "5=", "3 or ", "5 million ", "10 cm^2/", "minus "),
-    *("(A) ", "(A) or ", "A, B, ", "A. \n", "C is correct. ", "not ", "so ", "I choose ", "one hundred and "),
-    *(" ", "\n", "\t\u00a0", "- ", "_", "~", "x = "),
+    *(
+        "<think>",
+        "</think>",
+        "<",
+        "\nQuestion:",
+        "#### ",
+        "**A.",
+        "\u0301",
+        "\ufdfa",
+        "\u00bd",
+        "9",
+        "1 ",
+        "1,",
+        "1/",
+        "9^{",
+    ),
+    *(
+        "5=",
+        "3 or ",
+        "5 million ",
+        "10 cm^2/",
+        "(A) or ",
+        "A. \n",
+        "C is correct. ",
+        "so ",
+        "I choose ",
+        "(",
+        " ",
+        "\n",
+    ),
 )
 
 
-@pytest.mark.parametrize("chars", [100_000, 1_000_000])
-def test_hostile_outputs_take_no_time(chars: int):
-    """Every piece repeated; 10 s are 20 times what the slowest takes, quadratic time would be minutes."""
+def test_hostile_outputs_take_no_time():
+    """34 pieces, repeated to 100 kB, some to 1 MB: about 10 s. 3 s are 5 times what the slowest takes."""
     grade("number", r"\boxed{\sqrt{4}}", "2")  # starts the process that reads formulas
     slow = []
-    for piece in PIECES if chars == 100_000 else PIECES[::4]:
-        output = "A 1 " + piece * (chars // len(piece))
-        for name, reference in (("multiple-choice", "A"), ("number", "1"), ("exact", "a")):
-            began = time.perf_counter()
-            grade(name, output, reference)
-            NORMAL_FORMS[name](output, Query("q", FOUR))
-            normal_text(output)
-            if (took := time.perf_counter() - began) > 10:
-                slow.append(f"{name} of {piece!r}: {took:.1f} s")
+    for chars, pieces in ((100_000, PIECES), (1_000_000, PIECES[::6])):
+        for piece in pieces:
+            output = "A 1 " + piece * (chars // len(piece))
+            for name, reference in (("multiple-choice", "A"), ("number", "1"), ("exact", "a")):
+                began = time.process_time()
+                grade(name, output, reference)
+                if (took := time.process_time() - began) > 3:
+                    slow.append(f"{name} of {piece!r}: {took:.1f} s")
     assert not slow
 
 
-@pytest.mark.parametrize("piece", ["\\boxed{", "9^{", "$", "answer: ", "1/", "((", "\\frac{", "x^2+", "\u0301", " "])
+@pytest.mark.parametrize("piece", ["\u0301", "a\u0301", " ", "\\text{", "\ufdfa"])
+def test_the_normal_form_of_a_long_text_takes_no_time(piece: str):
+    began = time.process_time()
+    normal_text("x" + piece * (1_000_000 // len(piece)))
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("piece", ["\\boxed{", "9^{", "answer: ", "((", "\\frac{"])
 def test_formulas_keep_their_deadline_whatever_the_output(piece: str):
     graders()
     query = Query("q", "t", "", "1")
