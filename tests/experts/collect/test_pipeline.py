@@ -249,7 +249,7 @@ def test_existing_directories_are_not_replaced(server, tmp_path):
         ([Query("a", "x", reference="1"), Query("a", "y", reference="1")], {}, "'a' appears twice"),
         ([Query("a", "x")], {}, "'a' has no reference"),
         (make_queries(2), {"grader": "best"}, "no grader named 'best'"),
-        (make_queries(2), {"grader": "number"}, "contains no number"),
+        (make_queries(2), {"grader": "number"}, "is not wholly a number"),
         (make_queries(2), {"grader": "judge"}, "go together"),
         (make_queries(2), {"experts": ["gamma"]}, "no expert named 'gamma'"),
         (make_queries(2), {"grader": "judge", "judge": "gamma"}, "no expert named 'gamma'"),
