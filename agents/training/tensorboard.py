@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.evaluation.decision import AGENT, best_router
@@ -44,6 +45,7 @@ DESCRIPTIONS = {
     "train/approx_kl": "How far an update moved the policy (Kullback-Leibler divergence).",
     "train/clip_fraction": "Share of the steps whose update was clipped.",
 }
+NOT_COMPARED = ("agent", "device", "policy_kwargs", "resume", "run_dir", "seeds", "threads", "verify")
 METRICS = ("val/kept_score", "test/score", "test/lead_over_start", "test/lead_over_best_router")
 
 
@@ -59,6 +61,7 @@ class EventFile(TensorBoardOutputFormat):
     def __init__(self, folder: str, purge_step: int | None):
         self.writer = SummaryWriter(log_dir=folder, purge_step=purge_step)
         self._is_closed = False
+        self._described: set[str] = set()
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         scalars = {
@@ -66,15 +69,23 @@ class EventFile(TensorBoardOutputFormat):
             for key, value in key_values.items()
             if isinstance(value, np.ScalarType) and not isinstance(value, str)
         }
+        file_writer: Any = self.writer.file_writer
         for key in sorted(scalars):
-            metadata = SummaryMetadata(
-                plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), summary_description=description_of(key)
-            )
-            value = Summary.Value(tag=key, simple_value=scalars[key], metadata=metadata)
-            file_writer: Any = self.writer.file_writer
-            file_writer.add_summary(Summary(value=[value]), step)
+            if key not in self._described:
+                self._described.add(key)
+                file_writer.add_summary(Summary(value=[_described(key, scalars[key])]), step)
+            file_writer.add_summary(Summary(value=[Summary.Value(tag=key, simple_value=scalars[key])]), step)
         others = {key: value for key, value in key_values.items() if key not in scalars}
         super().write(others, {key: key_excluded[key] for key in others}, step)
+
+
+def _described(tag: str, value: float) -> Summary.Value:
+    """A first value with the description of its tag, which TensorBoard's server reads of tensors only."""
+    plugin_data = SummaryMetadata.PluginData(plugin_name="scalars", content=b"")
+    metadata = SummaryMetadata(
+        plugin_data=plugin_data, summary_description=description_of(tag), data_class="DATA_CLASS_SCALAR"
+    )
+    return Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(np.float32(value)))
 
 
 def tensorboard_logger(run_dir: Path, resumed_at: int) -> Logger:
@@ -84,20 +95,24 @@ def tensorboard_logger(run_dir: Path, resumed_at: int) -> Logger:
 
 def hyperparameters(settings: Mapping[str, Any]) -> HParam:
     """For the HParams page: settings that are numbers or words, and the scores by which runs are compared."""
-    shown = {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+    shown = {
+        name: value if isinstance(value, int | float) else str(value or "all")
+        for name, value in settings.items()
+        if name not in NOT_COMPARED
+    }
     return HParam(shown, dict.fromkeys(METRICS, 0.0))
 
 
 def about(settings: Mapping[str, Any], budgets_usd: list[float], experts: Sequence[str]) -> str:
     """The text page: what is trained, the budgets, the settings, and what every tag means; Markdown."""
     budgets = [table_line([f"budget_{i}", dollars(1000 * usd)]) for i, usd in enumerate(budgets_usd, start=1)]
-    rows = [table_line([name, str(value)]) for name, value in settings.items() if value not in ("", ())]
+    rows = [table_line([name, str(value)]) for name, value in settings.items() if value not in ("", (), False)]
     tags = [table_line([f"{tag}…" if tag[-1] in "_/" else tag, text]) for tag, text in DESCRIPTIONS.items()]
     return "\n".join(
         [
             f"Is it learning? **val/lead_over_start** rises above 0. Is it better than rules without reinforcement "
             f"learning? **val/lead_over_best_router** is above 0. What does it choose? **choices/budget_1** is what it "
-            f"asks when money is short, **choices/budget_{len(budgets_usd)}** when there is plenty.",
+            f"asks when money is short, **choices/budget_{len(budgets_usd)}** when there is plenty. Type val/ into the filter of the scalars to see the first two.",
             "",
             f"Experts: {', '.join(experts[:MOST_EXPERTS])}{' and more' if len(experts) > MOST_EXPERTS else ''}.",
             "",
