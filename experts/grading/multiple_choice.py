@@ -56,20 +56,21 @@ _FUNCTION_WORD = re.compile(
 )
 _SPEAKER = re.compile(r"I (?!(?:is|because|since|and|or|but|not|as|which)\b)[a-z]")
 _CHOICES = [re.compile(form, re.MULTILINE) for form in CHOICES]
-_CONCLUSION = re.compile(rf"(?:^|(?<=[.!?\n,;] )|(?<=[.!?\n,;]))(?i:{SO})[,:]? ?", re.MULTILINE)
+_CONCLUSION = re.compile(rf"(?:^|(?<=[.!?\n,;] )|(?<=[.!?\n,;]))(?:(?i:{SO})[,:]? ?){{1,2}}", re.MULTILINE)
 _IS_RIGHT = re.compile(
     rf"(?:^|[.,;:!?(\n*\"\uff0c\u3002]|{CALLED}"
-    r"|\b(?i:only|so|thus|hence|therefore|that|and|but|because|since)|故|所以) ?"
+    r"|\b(?i:makes|making|make|leaves|leaving|only|so|thus|hence|therefore|that|and|but|because|since)|故|所以) ?"
     rf"{_WRAP}(?P<letter>[A-Z]){_ALONE}[.:]?{_CLOSE}(?:{RIGHT_AFTER})",
     re.MULTILINE,
 )
 _LINE = re.compile(r"^[ *#>-]{0,10}\(?(?P<letter>[A-Z])[.):](?=\s|\*|$)", re.MULTILINE)
 _OPENING = re.compile(r"[*_]{0,2}(?P<letter>[A-Z])[*_]{0,2}(?:,| ?[-\u2013\u2014:]| because\b| since\b)")
+_SMALL_LABEL = re.compile(r"\(?[a-z][.):] (?P<option>[^\n]{1,500})")  # "b) a cartel"
 _SMALL_REPLY = re.compile(r"(?P<letter>[a-z])[.)]?\Z")
 _MARKS = (
-    re.compile(r"(?<![\w)\]}^_\\])[(\[\u3010\u300c]\*{0,2}(?P<letter>[A-Z])\*{0,2}[)\]\u3011\u300d]"),
+    re.compile(r"(?<![\w)\]}^_\\])[(\[\u3010\u300c] ?\*{0,2}(?P<letter>[A-Z])\*{0,2} ?[)\]\u3011\u300d]"),
     re.compile(r"(?:\*\*|__)\(?(?P<letter>[A-Z])(?:[.):][^*_\n]{0,300})?(?:\*\*|__)"),
-    re.compile(r"^[ *#>`\"-]{0,10}(?P<letter>[A-Z])[ *.`\"!]{0,10}$", re.MULTILINE),
+    re.compile(r"^[ *#>`\"-]{0,10}(?P<letter>[A-Z])[ *#.`\"!]{0,10}$", re.MULTILINE),
     re.compile(rf"(?<![^\W\d_]){CALLED}{_WRAP}(?P<letter>[A-Z]){_ALONE}"),
     re.compile(rf"(?<![^\W\d_]){CALLED}{_WRAP}(?P<letter>[b-hj-z])(?={_CLOSE}(?:[.,;:)\n]|$))"),
     re.compile(r"(?:[\u2705\u2714\u2611\u2713]|\[[xX]\]) ?\*{0,2}\(?(?P<letter>[A-Z])\b(?!['\u2019-])"),
@@ -211,7 +212,10 @@ def _marked(text: str, options: Options) -> _Choice | None:
     marks = [m.span("letter") for form in (_LINE, *_MARKS) for m in form.finditer(text)]
     if opening := _OPENING.match(text) or _SMALL_REPLY.match(text):
         marks.append(opening.span("letter"))
-    named = [(at, letter) for line, at in _first_and_last_line(text) if (letter := options.equal(line))]
+    lines_at = [(text.split("\n", 1)[0], 0), (text[text.rfind("\n") + 1 :], text.rfind("\n") + 1)]
+    if small := _SMALL_LABEL.fullmatch(text):
+        lines_at.append((small["option"], small.start("option")))
+    named = [(at, letter) for line, at in lines_at if (letter := options.equal(line))]
     last_named = _Choice(named[-1][1], named[-1][0]) if named else None
     for start, end in sorted(marks, reverse=True):
         letter = text[start].upper()
@@ -222,11 +226,6 @@ def _marked(text: str, options: Options) -> _Choice | None:
             is_one_of_two = _joined_before(text, start, options) or _second_letter(text, end, letter, options)
             return _Choice("" if is_one_of_two else letter, start)
     return last_named
-
-
-def _first_and_last_line(text: str) -> list[tuple[str, int]]:
-    end, start = text.find("\n"), text.rfind("\n") + 1
-    return [(text[:end] if end >= 0 else text, 0), (text[start:], start)]
 
 
 def chosen_letter(output: str, query: Query) -> str | None:

@@ -42,7 +42,8 @@ _SET = re.compile(r"^[\s$]*(?:\\?[{(\[]).*,.*(?:\\?[})\]])[\s$.]*$")
 _RELATION = re.compile(
     r"[<>\u2264\u2265\u2260\u2208\u222a]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|in|cup|leqslant|geqslant)(?![a-z])"
 )
-_SEVERAL = re.compile(r"^[\s$]*\u00b1|\\pm")
+_SEVERAL = re.compile(r"(?:^|=|\bis)[\s$]*(?:\u00b1|\+/-)")
+_TEX = re.compile(r"\\[a-zA-Z]+")
 _UNKNOWNS = re.compile(r"(?<![a-zA-Z\\])([a-zA-Z]_?\d?) ?=")
 _CLAUSE = re.compile(r"[,;] |\. |\.$| (?:since|because|as|so|which|where|when|and)\b")
 _FORMULA = re.compile(
@@ -98,9 +99,9 @@ def _formula_at(text: str, number: Number) -> Number | None:
 
 def _whole(text: str) -> _Reading:
     """What a text that should be one number is: a box, or a reference. Its unit may follow, "x =" precede it."""
-    text = plain_numerals(text[:_SEGMENT_CHARS]).strip(" \n.$*_")
+    text = plain_numerals(text[:_SEGMENT_CHARS]).strip(" \n.$*_\u2248~")
     text = re.sub(r"^\([A-Z]\) ?", "", text)  # the letter of an option
-    if _RELATION.search(text) or _SET.match(text) or _SEVERAL.match(text) or len(set(_UNKNOWNS.findall(text))) > 1:
+    if _RELATION.search(text) or _SET.match(text) or _SEVERAL.search(text) or len(set(_UNKNOWNS.findall(text))) > 1:
         return _UNKNOWN
     text = text.split("=")[-1].split("\u2248")[0] if "=" in text or "\u2248" in text else text
     text = text.strip(" $\n")
@@ -135,7 +136,7 @@ def _of_statement(text: str) -> _Reading:
     if not found:
         return None
     first = found[0]
-    if _SEVERAL.match(line) or _SET.match(line.rstrip(".")):
+    if _SEVERAL.search(line) or _SET.match(line.rstrip(".")):
         return _UNKNOWN
     if first.start <= start + 1:
         if first.value is not None and not _OPERATION.match(line, first.end):
@@ -170,25 +171,32 @@ def _is_list(line: str, first: Number, found: list[Number]) -> bool:
 
 def _last(text: str) -> _Reading:
     """The last number of a text; not one that is part of an enumeration or of a formula that is no number."""
-    text = plain_numerals(text)
-    lines = text.strip().split("\n")
-    if _SET.match(lines[-1]) and len(list(numbers(lines[-1]))) > 1:
+    text = plain_numerals(text.strip())
+    line = text[text.rfind("\n") + 1 :]
+    if (_SET.match(line) and len(list(numbers(line))) > 1) or _SEVERAL.search(line):
         return _UNKNOWN
+    if (
+        "\n" not in text
+        and re.search(r"[\^\u221a\u03c0\\]", text)
+        and not re.search(r"[^\W\d_]{2,}", _TEX.sub("", text))
+    ):
+        return _whole(text)
+    without_asides = re.sub(r"(?<=[\w}%]) \([^()]{0,200}\)(?=[\s.!*]*$)", "", line)
+    text = text[: len(text) - len(line)] + (without_asides if next(numbers(without_asides), None) else line)
     found = list(numbers(text))
     for i in range(len(found) - 1, max(-1, len(found) - 50), -1):
         one = found[i]
         if one.value is None:
             if (read := _formula_at(text, one)) is not None:
                 return read
-            if re.match(r" ?(?:\\|\u221a|\u03c0|\^)", text[one.end :]) or not have_math_verify():
+            if re.match(r" ?(?:\\|\u221a|\u03c0|\^)", text[one.end :]):
                 return _UNKNOWN
             continue
         if i and (joined := _JOINED.match(text, found[i - 1].end)) and joined.end() >= one.start - 1:
             return _UNKNOWN
         return one
-    if len(text) < _SEGMENT_CHARS:
-        return number_in_words(text.strip(" .*"))
-    return None
+    lead = _LEAD.match(text)
+    return number_in_words(text[lead.end() :]) if lead and len(text) < _SEGMENT_CHARS else None
 
 
 def _stated_number(output: str, query: Query) -> Number | None:

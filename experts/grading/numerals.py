@@ -86,7 +86,8 @@ _SCALE = rf"[ -]?(?:{'|'.join(sorted(_SCALES, key=len, reverse=True))})s?(?![^\W
 _SCALE_SUFFIX = {"k": 3, "m": 6, "b": 9, "t": 12, "mm": 6}
 _CURRENCY = r"[$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9]|\b(?:USD|EUR|GBP|CHF|INR|Rs\.?)"
 _NUMBER = re.compile(
-    rf"(?<![\w/])(?<!\d[.,:'^])(?<![\^_\\])(?P<sign>[-+])?(?P<currency>\\?(?:{_CURRENCY}) ?)?(?P<sign2>-)?(?:"
+    rf"(?<![\w/])(?<!\d[.,:'^])(?<![\^_\\])(?<![^\W\d_]{{2}}-)"
+    rf"(?P<sign>[-+])?(?P<currency>\\?(?:{_CURRENCY}) ?)?(?P<sign2>-)?(?:"
     r"(?:(?P<whole>\d{1,9})(?: | and |-(?=\d/))?)?\u27e8(?P<fn>-?\d{1,30})/(?P<fd>\d{1,30})\u27e9"
     r"|(?:(?P<whole2>\d{1,9})(?: and | |-(?=\d{1,3}/)))?(?P<n>\d{1,30}) ?/ ?(?P<d>\d{1,30})(?![\d/])(?!\.\d)"
     rf"|(?P<plain>{_GROUPED}|{_DECIMAL})(?:{_POWER_OF_TEN}|(?: ?(?:{_exponent('p')})))?"

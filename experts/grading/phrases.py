@@ -36,7 +36,7 @@ _OTHER = (
     rf"(?: [^\W\d_]{{1,15}}){{0,3}}?{_WRAP} ?(?:(?<=[ *_])(?:{_VERBS})(?!\w)(?:{_WRAP}[:=\uff1a])?|{_SIGN})"
 )
 _EAST_ASIAN = (  # Chinese, Japanese, Korean: no blanks between words
-    r"【(?:答案|解答|正解)】[:\uff1a]?|(?:答案|回答|解答|答え|正解|正答|答|정답|답변|답)"
+    r"【(?:答案|解答|正解)】[:\uff1a]?|(?:正确的?选项|正確的?選項|答案|回答|解答|答え|正解|正答|答|정답|답변|답)"
     rf"{_WRAP}(?:选项|選項)?应?该?應?該?[】」』]?{_WRAP} ?"
     rf"(?:(?:是|为|為|选|選|は|은|는){{1,2}}[:\uff1a]?|[:=\uff1a])(?:选|選)?"
 )
@@ -61,14 +61,15 @@ FILLERS = (
     r"|labelled"
     r"|la|le|l|el|lo|il|o|os|der|die|das|den|de|het|buchstabe|antwort|opci\u00f3n|op\u00e7\u00e3o|opzione|lettre"
     r"|letra|lettera"
-    r"|literal|opt|r\u00e9ponse|alternativa|vari\u00e1vel|вариант|буква|под буквой|opsi|pilihan"
+    r"|literal|opt|donc|daher|somit|deshalb|entonces|portanto|quindi|dunque|going to be|r\u00e9ponse|alternativa"
+    r"|vari\u00e1vel|вариант|буква|под буквой|opsi|pilihan"
     r"|ph\u01b0\u01a1ng \u00e1n|opcja|se\u00e7enek"
     r"|الخيار|الحرف|विकल्प)(?!\w)|a(?= \w)|(?:选项|選項|選択肢|选择|選擇|选|選|第)"
 )
 JOIN = (
     r"(?: ?[,;/&+|] ?(?:(?i:and|or|and/or|und|oder|et|ou|y|e|or maybe|or possibly) )?"
     r"| ?(?i:and|or|and/or|und|oder|et|ou|y|o|e|ve|veya|en|of|и|или) (?:maybe |possibly |perhaps )?"
-    r"| ?(?:或者|或|和|与|與|及|、|\uff0c|または|と|또는|및) ?)"
+    r"| ?(?:或者|或|和|与|與|及|、|\uff0c|または|と|또는|및) ?|(?<=[)\]]) ?(?=[(\[]))"
 )
 # What is called by a letter: "Option C", "Antwort C".
 CALLED = rf"(?:(?i:option|choice|answer|ans\.|letter|statement|{_NOUNS}|{_NOUN})[, ] ?|选项 ?|選項 ?|第 ?)"
@@ -99,7 +100,8 @@ RIGHT_AFTER = (
     r"|solution|choice|option|richtig\w{0,2}|korrekt\w{0,2}|juste|exacte?|correct[aeo]?|corrett[ao]|corret[ao]"
     r"|respuesta|r\u00e9ponse"
     r"|resposta|risposta|antwort|juist|prawid\u0142owa|poprawna)\b(?! (?:about|that|in|only|if|when|but))"
-    r"|fits best|fits|it is\b|matches|wins|holds true)"
+    r"| (?:as |is )?the (?:only |most )?(?:correct|right|best|likely) (?:answer|option|choice|one)\b|fits best|fits"
+    r"|it is\b|matches|wins|holds true)"
     r"|(?:项|項|选项|選項)?(?:是|为|為|が|は|가|는|이|은)? ?(?:正确|正確|正解|正しい|对的|對的|정답|맞)"
 )
 _VERB = (
@@ -124,13 +126,15 @@ CHOICES = (
     rf"(?i:(?<![\w-])(?:{_ADJECTIVE})(?: (?:{_NOUN}|\w{{2,12}} (?:{_NOUN}))){{0,1}}{_WRAP}(?:{_TO_WHAT}|,? (?:which"
     rf"|that|here|in this case))"
     rf" ?(?:\b(?:{_BE}|{_VERBS})(?!\w)|{_SIGN}))",
-    rf"(?i:^[ #*_>]{{0,8}}(?:\w{{2,12}} ){{0,1}}(?:{_NOUN}){_WRAP}(?:[:=\uff1a]|\b(?:is|ist|est|es)\b))",
+    rf"(?i:^[ #*_>]{{0,8}}(?:\w{{2,12}} ){{0,1}}(?:{_NOUN})(?: (?:that"
+    rf"|which) \w{{1,12}}(?: \w{{1,12}})?)?{_WRAP}(?:[:=\uff1a]|\b(?:is|ist|est|es)\b))",
     r"(?:选择|選擇|应选|應選|故选|故選|因此选|所以选|选|選)(?:择|擇)?(?:是|为|:)?",
 )
 NOT = r"(?:not|nicht|never|neither|nor|no|pas|não|non|不是)\b"
 RATHER = r"(?:\bbut\b|\brather\b|\binstead\b|\bit is\b|\bit's\b|\bsondern\b|\bmais\b|\bsino\b|而是)"
 SO = (
-    r"so|thus|hence|therefore|consequently|conclusion|in conclusion|finally|\u2234|->|=>|\u2192|\u21d2"
+    r"clearly|definitely|probably|most likely|likely|obviously|certainly|surely|c'est(?: la)?|es ist|es la|è la"
+    r"|so|thus|hence|therefore|consequently|conclusion|in conclusion|finally|\u2234|->|=>|\u2192|\u21d2"
     r"|it(?:'s| is| must be| has to be| should be| would be)|that(?:'s| is| leaves(?: us with)?| makes it)"
     r"|this (?:is|leaves|means|gives|must be)|leaving|leaves|must be|故|所以|因此|also|donc|por tanto|portanto|quindi"
 )
