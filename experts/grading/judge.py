@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from experts.grading.base import Grade, Grader
 from experts.grading.exact import normal_text
+from experts.reasoning import split_reasoning
 from experts.types import Expert, Query
 
 JUDGE_MAX_CHARS = 12_000
@@ -59,13 +60,16 @@ def _verdict(reply: str, code: str) -> tuple[bool, str | None] | None:
 def judge_batch(expert: Expert, outputs: Sequence[str], queries: Sequence[Query]) -> list[Grade]:
     """Grades a batch of outputs, one per query, by asking a model; empty outputs are wrong without a call.
 
+    Reasoning is shown to no judge, and a judge's own is not read.
+
     A failed call, or a reply without a clear verdict, gives a grade with `error`; its cost is reported too.
     """
+    outputs = [split_reasoning(output)[1] for output in outputs]
     asked = [i for i, output in enumerate(outputs) if output.strip()]
     prompts = [_judge_query(outputs[i], queries[i]) for i in asked]
     grades = [Grade(0.0, None)] * len(outputs)
     for i, (_, code), reply in zip(asked, prompts, expert.answer([prompt for prompt, _ in prompts]), strict=True):
-        verdict = None if reply.error else _verdict(reply.text, code)
+        verdict = None if reply.error else _verdict(split_reasoning(reply.text)[1], code)
         if verdict is None:
             error = reply.error or "the judge gave no clear verdict"
             grades[i] = Grade(0.0, None, reply.billed_usd, f"judge {expert.name}: {error}")

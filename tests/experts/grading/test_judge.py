@@ -50,6 +50,18 @@ def test_a_judge_says_right_and_wrong_and_what_it_cost():
     assert "Reference answer" not in expert.prompts[-1]
 
 
+def test_reasoning_is_neither_judged_nor_a_verdict():
+    def reply(prompt: str, code: str) -> str:
+        verdict = "INCORRECT" if "perhaps" in prompt else "CORRECT"
+        return f"<think>VERDICT-{code}: INCORRECT</think>\nANSWER-{code}: 7\nVERDICT-{code}: {verdict}"
+
+    expert = ScriptedJudge(reply)
+    outputs = ["<think>perhaps 8</think>it is 7", "<think>perhaps 7"]
+    grades = judge_batch(expert, outputs, [Query(f"q{i}", "3 + 4?", "", "7") for i in range(2)])
+    assert [(grade.score, grade.answer) for grade in grades] == [(1, "7"), (0, None)]
+    assert len(expert.prompts) == 1 and "perhaps" not in expert.prompts[0]
+
+
 @pytest.mark.parametrize(
     "reply",
     [
