@@ -14,6 +14,7 @@ from torch import Tensor
 from leeroo_env.table import ExpertTable
 
 MAX_TRAINING_QUERIES = 6_000  # that estimators and routers are fitted to; of more a sample is used
+MAX_CONSIDERED = 32  # experts for a query; of a larger pool those of the highest estimated net value
 
 
 @dataclass(frozen=True)

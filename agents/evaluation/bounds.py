@@ -13,13 +13,13 @@ among those asked, so in hindsight that call alone scores as much and costs no m
 With estimates in place of the truth the same walk separates two regrets: that of prediction (`hindsight_bound` -
 `estimated_bound`) and that of allocation (`estimated_bound` - agent).
 
-N queries in the table, K experts, E episodes, H queries an episode, G budgets. An option is an expert, 0 to K - 1, or
-none, K.
+N queries in the table, K experts, E episodes, H queries an episode, G budgets, S steps of the longest hull. An option
+is an expert, 0 to K - 1, or none, K.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ class Hulls:
     """The options worth buying for each query, by rising cost: its upper convex hull of score over cost.
 
     Attributes:
-        options: [..., K + 1] int64, the options along the hull: none first, the last one repeated.
-        efficiency: [..., K] float64, score per dollar of each step from an option to the next, never rising along the
+        options: [..., S + 1] int64, the options along the hull: none first, the last one repeated.
+        efficiency: [..., S] float64, score per dollar of each step from an option to the next, never rising along the
             hull; infinite where a step is free, 0 where there is none left.
     """
 
@@ -51,7 +51,7 @@ class Hulls:
 def hulls(values: Tensor, costs_usd: Tensor) -> Hulls:
     """The hulls of queries with `values` [..., K] and `costs_usd` [..., K], these not negative.
 
-    Each of K rounds takes, in all queries at once, the step with the most score per dollar; of equals the longest.
+    Each round takes, in all queries at once, the step with the most score per dollar; of equals the longest.
     """
     values, costs_usd = values.double(), costs_usd.double()
     k = values.shape[-1]
@@ -69,6 +69,8 @@ def hulls(values: Tensor, costs_usd: Tensor) -> Hulls:
         at_cost = torch.where(moves, costs_usd.gather(-1, best), at_cost)
         options.append(at)
         efficiency.append(steepest)
+        if not bool(moves.any()):
+            break
     # rounding must not let a step come before the one that it continues
     return Hulls(torch.cat(options, dim=-1), torch.cat(efficiency, dim=-1).cummin(dim=-1).values)
 
@@ -80,7 +82,7 @@ def buy(hull: Hulls, costs_usd: Tensor, budget_usd: Tensor) -> Tensor:
     A step may cost less than nothing, where `costs_usd` is not what the hulls were made from: what it saves is spent.
 
     Args:
-        hull: of the H queries of E episodes, [E, H, K + 1] and [E, H, K].
+        hull: of the H queries of E episodes, [E, H, S + 1] and [E, H, S].
         costs_usd: [E, H, K], what calls really cost.
         budget_usd: [..., E].
 
@@ -93,15 +95,16 @@ def buy(hull: Hulls, costs_usd: Tensor, budget_usd: Tensor) -> Tensor:
     )  # stable: a query's in their order
     price = extra_usd.flatten(-2).gather(-1, order)
     spent = price.cumsum(dim=-1)
-    over = spent.cummax(dim=-1).values > budget_usd[..., None]  # [..., E, H * K]
+    over = spent.cummax(dim=-1).values > budget_usd[..., None]  # [..., E, H * S]
     last = over.cumsum(dim=-1) == 1
     part = ((budget_usd[..., None] - (spent - price)) / price).clamp(0, 1)
     taken = torch.where(last, part, (~over).double())
     taken = torch.empty_like(taken).scatter(-1, order.expand(taken.shape), taken)
-    taken = taken.unflatten(-1, hull.efficiency.shape[-2:])  # [..., E, H, K]
+    taken = taken.unflatten(-1, hull.efficiency.shape[-2:])  # [..., E, H, S]
     reached = torch.nn.functional.pad(taken, (1, 0), value=1.0)
     stays = reached - torch.nn.functional.pad(taken, (0, 1))
-    return torch.zeros_like(stays).scatter_add(-1, hull.options.expand(stays.shape), stays)
+    shares = stays.new_zeros(*stays.shape[:-1], costs_usd.shape[-1] + 1)
+    return shares.scatter_add(-1, hull.options.expand(stays.shape), stays)
 
 
 def hindsight(values: Tensor, costs_usd: Tensor, budget_usd: Tensor) -> Tensor:
@@ -162,8 +165,11 @@ def estimated_bound(
     state = evaluation_episodes(rules, budgets_usd, episodes, seed)
     g = len(budgets_usd)
     rows = state.rows.view(g, episodes, -1)[0]  # the same at every budget
-    shares = buy(plan.of(rows), table.costs_usd[rows], state.budget_usd.view(g, episodes))
-    return _result(shares, with_no_expert(table.scores)[rows], with_no_expert(table.costs_usd)[rows], rows)
+    plan, costs_usd = plan.of(rows), table.costs_usd[rows]
+    options = with_no_expert(table.scores)[rows], with_no_expert(table.costs_usd)[rows]
+    budgets = state.budget_usd.view(g, 1, episodes)  # one at a time: the shares of all may not fit into memory
+    parts = [_result(buy(plan, costs_usd, budget), *options, rows) for budget in budgets]
+    return Result(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Result)})
 
 
 def _result(shares: Tensor, scores: Tensor, costs_usd: Tensor, rows: Tensor) -> Result:

@@ -29,6 +29,7 @@ LOADING_STEPS = 150
 STEPS = 400
 BATCH = 1_500
 LEARNING_RATE = 0.02
+BATCH_SCORES = 64_000  # the most scores in a batch: of many experts fewer queries are taken
 FITTED_CALLS = 4  # the most calls of a query in fitting
 
 
@@ -55,10 +56,11 @@ class Posterior:
 
     Attributes:
         joint: [B, H, Z], chance of hypothesis and ease; sums to 1.
-        right: [B, K, Z], chance that each expert is right, given the ease.
+        right: [B, K, Z], chance that each expert is right, given the ease; [B, L, Z], that of the experts `among`.
         count: [B, C], number of experts in each group of equal answers.
         support: [B, C], votes for each group.
         wrong: [B, H], number of experts whose answer is wrong under each hypothesis.
+        among: [B, L] int64, the experts that are considered; None: all.
     """
 
     joint: Tensor
@@ -66,6 +68,7 @@ class Posterior:
     count: Tensor
     support: Tensor
     wrong: Tensor
+    among: Tensor | None = None
 
     def leader(self) -> tuple[Tensor, Tensor]:
         """Votes for the leading answer [B], 0 where there is none, and its group [B]."""
@@ -77,11 +80,13 @@ class Posterior:
         return torch.where(votes > 0, self.joint.sum(dim=2).gather(1, leader[:, None]).squeeze(1), 0.0)
 
     def right_of(self, experts: Tensor) -> Tensor:
-        """`right` of `experts` [B, L], [B, L, Z]."""
+        """`right` of `experts` [B, l], which are among those considered; [B, l, Z]."""
+        if self.among is not None:
+            experts = (self.among[:, None] == experts[..., None]).int().argmax(dim=2)
         return self.right.gather(1, experts[..., None].expand(-1, -1, self.right.shape[2]))
 
     def expert_chance(self) -> Tensor:
-        """[B, K], the chance that each expert not called yet is right."""
+        """[B, K] or [B, L], the chance that each expert considered and not called yet is right."""
         return torch.einsum("bz,bkz->bk", self.joint.sum(dim=1), self.right)
 
 
@@ -102,25 +107,35 @@ class AnswerModel(nn.Module):
         self.trust = nn.Parameter(torch.ones(n_experts))
         self.log_concentration = nn.Parameter(torch.tensor(math.log(4.0)))
 
-    def log_odds(self, chance: Tensor) -> Tensor:
-        """Log-odds of being right at each ease, [B, K, Z], such that the mean over the ease is `chance` [B, K].
+    def log_odds(self, chance: Tensor, experts: Tensor | None = None) -> Tensor:
+        """Log-odds of being right at each ease, [B, K, Z], such that the mean over the ease is `chance` [B, K]; that of
+        `experts` [B, K] where they are not all in order.
 
         The probit approximation of the logistic-normal integral (MacKay, 1992) and one Newton step.
         """
         chance = chance.clamp(MIN_CHANCE, 1 - MIN_CHANCE)
-        slope = (self.loading[:, None] * self.ease)[None]
-        centre = torch.logit(chance) * (1 + math.pi / 8 * self.loading.square()).sqrt()
+        loading = self.loading if experts is None else self.loading[experts]
+        slope = loading[..., None] * self.ease
+        centre = torch.logit(chance) * (1 + math.pi / 8 * loading.square()).sqrt()
         right = torch.sigmoid(centre[..., None] + slope)
         error = chance - right @ self.weight
         centre = centre + (error / ((right * (1 - right)) @ self.weight).clamp(min=1e-3)).clamp(-1, 1)
         return centre[..., None] + slope
 
-    def posterior(self, chance: Tensor, votes: Tensor, calls: Calls) -> Posterior:
-        """Bayes' rule on `calls`, from experts' estimated chances of being right and votes, both [B, K]."""
-        log_odds = self.log_odds(chance)
+    def posterior(self, chance: Tensor, votes: Tensor, calls: Calls, among: Tensor | None = None) -> Posterior:
+        """Bayes' rule on `calls`, from experts' estimated chances of being right and votes, both [B, K].
+
+        Only the experts `among` [B, L] are considered for the next call; None: all.
+        """
         called, answered = calls.asked >= 0, calls.group >= 0
         experts = calls.asked.clamp(min=0)
-        called_log_odds = log_odds.gather(1, experts[..., None].expand(-1, -1, EASE_NODES))  # [B, C, Z]
+        if among is None:
+            log_odds = self.log_odds(chance)
+            called_log_odds = log_odds.gather(1, experts[..., None].expand(-1, -1, EASE_NODES))  # [B, C, Z]
+        else:
+            some = torch.cat([experts, among], dim=1)
+            both = self.log_odds(chance.gather(1, some), some)
+            called_log_odds, log_odds = both.split([experts.shape[1], among.shape[1]], dim=1)
         silence = self.silence[experts].clamp(1e-6, 1 - 1e-6)
         trust = (self.trust[experts] * called)[..., None]
         log_answer = torch.where(answered, torch.log1p(-silence), silence.log())[..., None]
@@ -140,6 +155,7 @@ class AnswerModel(nn.Module):
             count=count,
             support=(member * votes.gather(1, experts)[..., None]).sum(dim=1),
             wrong=wrong,
+            among=among,
         )
 
     def _group_prior(self, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,10 +263,11 @@ def fit_answer_model(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     start = [parameter.detach().clone() for parameter in model.parameters()]
+    size = batch_size(len(preference))
     for step in range(STEPS):
         n_calls = min(step % FITTED_CALLS + 1, len(preference))
-        batch = torch.randint(len(rows), (BATCH,), generator=generator, device=device)
-        draw = torch.empty(BATCH, len(preference), device=device).exponential_(generator=generator)
+        batch = torch.randint(len(rows), (size,), generator=generator, device=device)
+        draw = torch.empty(size, len(preference), device=device).exponential_(generator=generator)
         asked = (preference - draw.log()).topk(n_calls, dim=1).indices  # Gumbel top-k: without replacement
         loss = _loss(model, scores[batch], answer_ids[batch], chance[batch], votes[batch], asked)
         drift = sum((p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True))
@@ -261,11 +278,17 @@ def fit_answer_model(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int
     return model.requires_grad_(False)
 
 
+def batch_size(n_experts: int) -> int:
+    """The number of queries in a batch."""
+    return min(BATCH, BATCH_SCORES // n_experts)
+
+
 def _fit_loadings(model: AnswerModel, scores: Tensor, chance: Tensor, generator: torch.Generator) -> None:
     """Maximum marginal likelihood (Bock and Aitkin, 1981) of scores [n, K]."""
     optimizer = torch.optim.Adam([model.loading], lr=0.05)
     for _ in range(LOADING_STEPS):
-        batch = torch.randint(len(scores), (BATCH,), generator=generator, device=scores.device)
+        size = batch_size(scores.shape[1])
+        batch = torch.randint(len(scores), (size,), generator=generator, device=scores.device)
         log_odds, score = model.log_odds(chance[batch]), scores[batch][..., None]
         log_likelihood = (score * logsigmoid(log_odds) + (1 - score) * logsigmoid(-log_odds)).sum(dim=1)
         optimizer.zero_grad()

@@ -81,8 +81,9 @@ class BidPriceNetwork(nn.Module):
         k = len(self.mean_cost_usd)
         score, cost = observations[:, :k], observations[:, k : 2 * k]
         budget, usd, queries = self._budget(observations)
-        affordable, price = self.budget_value.call_terms(cost * self.high_usd, usd, queries)
         allowed = action_mask(self.mean_cost_usd, usd[:, 0])
+        terms = self.budget_value.considered_terms(score, cost * self.high_usd, usd, queries, allowed)
+        affordable, price, allowed, _ = terms
         gain = torch.where(allowed, score * affordable, FORBIDDEN * TEMPERATURE)
         value = self.budget_value.value_at(queries, usd)
         return torch.cat([gain, price, observations[:, : 2 * k], budget, value], dim=1)

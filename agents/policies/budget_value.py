@@ -8,7 +8,7 @@ cost have errors, a call costs one of several multiples of its estimate; one tha
 refused, as in `leeroo_env.dynamics`.
 
 Shapes: n training queries, K experts, T queries left at most, P budgets, J multiples of a cost, C bins of cost, W ways
-to call experts, M calls of a query at most.
+to call experts, M calls of a query at most, L experts considered for a query, U pairs of an expert and a bin.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from agents.estimators.base import Estimates
+from agents.estimators.base import MAX_CONSIDERED, Estimates
 from agents.policies.hull import upper_hull
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import action_mask
@@ -33,6 +33,7 @@ N_COST_RATIOS = 4
 N_COST_BINS = 48
 SAMPLE = 512
 CONCAVE_FROM = 8  # queries left: with fewer, money may be worth nothing until it pays for one expensive call
+CANDIDATE_PRICES = 8  # at which experts are considered, from where cost outweighs score to where it hardly counts
 MIN_COST_RATIO = 0.05  # of an expert's mean cost: lower estimates are raised to it
 
 
@@ -70,22 +71,51 @@ class BudgetValue:
         )
         return (intercept + slope * budget.clamp(max=points[-1])) * (queries / planned.clamp(min=1))
 
-    def call_terms(self, cost_usd: Tensor, usd: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def call_terms(
+        self, cost_usd: Tensor, usd: Tensor, queries: Tensor, experts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The chance that calls are affordable, and their opportunity cost in score; both [..., K].
 
         Args:
             cost_usd: [..., K], estimated.
             usd: [..., 1], dollars left.
             queries: [..., 1], queries left, this one included.
+            experts: [..., K], which experts these are; None: all in order.
         """
-        cost_usd = cost_usd.maximum(MIN_COST_RATIO * self.cost_scale.mean_usd)
+        mean_usd, ratios = self.cost_scale.mean_usd, self.cost_ratios
+        if experts is not None:
+            mean_usd, ratios = mean_usd[experts], ratios[:, experts]
+        cost_usd = cost_usd.maximum(MIN_COST_RATIO * mean_usd)
         rest = queries - 1
         unspent = self.value_at(rest, usd)
-        leading = [1] * (max(cost_usd.dim(), usd.dim()) - 1)
-        left = usd - cost_usd * self.cost_ratios.view(-1, *leading, cost_usd.shape[-1])  # [J, ..., K]
+        leading = [1] * (max(cost_usd.dim(), usd.dim()) + 1 - ratios.dim())
+        left = usd - cost_usd * ratios.view(-1, *leading, *ratios.shape[1:])  # [J, ..., K]
         affordable = left >= 0
         price = torch.where(affordable, unspent - self.value_at(rest, left.clamp(min=0)), 0.0)
         return affordable.float().mean(dim=0), price.mean(dim=0)
+
+    def considered_terms(
+        self, score: Tensor, cost_usd: Tensor, usd: Tensor, queries: Tensor, allowed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """`call_terms` of [B, K], the experts that are allowed and considered, [B, K] bool, and which are considered,
+        [B, L] int64; None: all.
+
+        Of a large pool only those are considered that are best at the price of the next dollar; terms of others are 0.
+
+        Args:
+            score: [B, K], estimated, as `cost_usd`.
+            usd: [B, 1], as `queries`.
+            allowed: [B, K] bool.
+        """
+        if score.shape[1] <= MAX_CONSIDERED:
+            return *self.call_terms(cost_usd, usd, queries), allowed, None
+        part = 0.05 * usd.clamp(min=1e-30)
+        price = (self.value_at(queries - 1, usd) - self.value_at(queries - 1, usd - part)) / part
+        net = (score - price * cost_usd).masked_fill(~allowed, -torch.inf)
+        among = net.topk(MAX_CONSIDERED, dim=1).indices
+        terms = self.call_terms(cost_usd.gather(1, among), usd, queries, among)
+        affordable, cost = (torch.zeros_like(score).scatter(1, among, term) for term in terms)
+        return affordable, cost, allowed & torch.zeros_like(allowed).scatter(1, among, True), among
 
 
 def relative_budgets(log_range: float, like: Tensor) -> Tensor:
@@ -109,20 +139,36 @@ def solve_one_call(estimates: Estimates, cost_ratios: Tensor, scale: CostScale, 
     lowest = 1e-3 * scale.low_usd  # an expert may be free
     first, last = (math.log10(max(float(end), lowest)) for end in cost_usd.aminmax())
     edges = torch.logspace(first, last, N_COST_BINS + 1, device=device)
-    bins = torch.bucketize(cost_usd.contiguous(), edges[1:-1]).T.contiguous()  # [K, n]
-    binned_usd = (edges[1:] * edges[:-1]).sqrt()[:, None].expand(-1, len(scale.mean_usd))  # [C, K]
+    bins = torch.bucketize(cost_usd.contiguous(), edges[1:-1])  # [n, K]
+    experts = _candidates(score, cost_usd, scale)  # [n, L]
+    pairs, places = (experts * N_COST_BINS + bins.gather(1, experts)).unique(return_inverse=True)
+    expert, places = pairs // N_COST_BINS, places.T.contiguous()  # [U] and [L, n]
+    binned_usd = (edges[1:] * edges[:-1]).sqrt()[pairs % N_COST_BINS]
+    scores = score.gather(1, experts).T[..., None]  # [L, n, 1]
     for t in range(1, N_QUERIES + 1):
         usd = t * budgets_usd
-        affordable, price = budget_value.call_terms(binned_usd, usd[:, None, None], usd.new_tensor(t))  # [P, C, K]
-        price = price.masked_fill(~action_mask(scale.mean_usd, usd)[:, None], torch.inf)
-        affordable, price = (x.permute(2, 1, 0).contiguous() for x in (affordable, price))  # whole rows copy faster
+        affordable, price = budget_value.call_terms(binned_usd, usd[:, None], usd.new_tensor(t), expert)  # [P, U]
+        price = price.masked_fill(~action_mask(scale.mean_usd, usd)[:, expert], torch.inf)
+        affordable, price = affordable.T.contiguous(), price.T.contiguous()  # whole rows copy faster
         best = torch.full((len(score), N_BUDGETS), -torch.inf, device=device)
-        for k, places in enumerate(bins):
-            gain = score[:, k, None] * affordable[k].index_select(0, places) - price[k].index_select(0, places)
+        for score_of, place in zip(scores, places, strict=True):
+            gain = score_of * affordable.index_select(0, place) - price.index_select(0, place)
             best = torch.maximum(best, gain)  # [n, P]
         value = budget_value.value_at(usd.new_tensor(t - 1), usd) + best.mean(dim=0)
         budget_value.value[t] = _monotone(value, usd, concave=t >= CONCAVE_FROM)
     return budget_value
+
+
+def _candidates(score: Tensor, cost_usd: Tensor, scale: CostScale) -> Tensor:
+    """The experts considered for each of n queries, [n, L]: all, or of a large pool those that are best at some price,
+    and the cheapest, which is always allowed."""
+    n, k = score.shape
+    if k <= MAX_CONSIDERED:
+        return torch.arange(k, device=score.device).expand(n, -1)
+    prices = torch.logspace(math.log10(0.01 / scale.high_usd), math.log10(3 / scale.low_usd), CANDIDATE_PRICES)
+    top = MAX_CONSIDERED // CANDIDATE_PRICES
+    best = [(score - price * cost_usd).topk(top, dim=1).indices for price in prices.tolist()]
+    return torch.cat([*best, scale.mean_usd.argmin().expand(n, 1)], dim=1)
 
 
 def solve_call_sequences(spent_usd: Tensor, value: Tensor, cost_ratios: Tensor, scale: CostScale) -> BudgetValue:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
-from agents.estimators.base import Estimates
+from agents.estimators.base import MAX_CONSIDERED, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answer_model, group_answers
 from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
@@ -96,7 +96,13 @@ class CallValue(nn.Module):
         nn.init.constant_(self.continuation_net[-1].bias, -4.0)  # type: ignore[arg-type]
 
     def forward(
-        self, chance: Tensor, price: Tensor, calls: Calls, allowed: Tensor, budget_share: Tensor | None = None
+        self,
+        chance: Tensor,
+        price: Tensor,
+        calls: Calls,
+        allowed: Tensor,
+        budget_share: Tensor | None = None,
+        among: Tensor | None = None,
     ) -> CallEstimates:
         """The value of a call to each of the most promising experts, and of stopping.
 
@@ -107,12 +113,15 @@ class CallValue(nn.Module):
             allowed: [B, K] bool, the experts that may be called.
             budget_share: [B, K], what part of the money left calls take; the lookahead considers two calls only where
                 both are affordable. None: no limit.
+            among: [B, l] int64, the experts that are considered; None: all, or of a large pool those that are best by
+                chance and price.
         """
         votes = vote_weight(chance.clamp(0, 1))
-        posterior = self.answer_model.posterior(chance, votes, calls)
+        if among is None and chance.shape[1] > MAX_CONSIDERED:
+            among = (chance - price).masked_fill(~allowed, FORBIDDEN).topk(MAX_CONSIDERED, dim=1).indices
+        posterior = self.answer_model.posterior(chance, votes, calls, among)
         stop_value = posterior.leader_chance()
-        alone = (posterior.expert_chance() - price).masked_fill(~allowed, FORBIDDEN)
-        alone, experts = alone.topk(min(N_CANDIDATES, alone.shape[1]), dim=1)
+        alone, experts = _best_alone(posterior, price, allowed)
         votes, price = votes.gather(1, experts), price.gather(1, experts)
         share = torch.zeros_like(price) if budget_share is None else budget_share.gather(1, experts)
         gain = self.answer_model.leader_chance_after(posterior, experts, votes) - stop_value[:, None]
@@ -168,6 +177,17 @@ class CallValue(nn.Module):
         n_calls = one_hot(made.clamp(max=self.max_calls - 1), self.max_calls)[:, None, 1:]
         n_calls = n_calls.expand(-1, net.shape[1], -1).float()
         return torch.cat([torch.stack([*own, *(x[:, None].expand_as(gain) for x in shared)], dim=2), n_calls], dim=2)
+
+
+def _best_alone(posterior: Posterior, price: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates' chances of being right less their prices, [B, L], `FORBIDDEN` where they are not allowed, and
+    which experts they are, [B, L]; from prices and permissions [B, K]."""
+    among = posterior.among
+    if among is not None:
+        price, allowed = price.gather(1, among), allowed.gather(1, among)
+    alone = (posterior.expert_chance() - price).masked_fill(~allowed, FORBIDDEN)
+    alone, place = alone.topk(min(N_CANDIDATES, alone.shape[1]), dim=1)
+    return alone, place if among is None else among.gather(1, place)
 
 
 def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Estimates, max_calls: int, seed: int = 0) -> CallValue:

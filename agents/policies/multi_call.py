@@ -80,13 +80,14 @@ class MultiCallNetwork(BidPriceNetwork):
         calls = calls_from_features(observations[:, 2 * k : 5 * k + 3], self.max_calls)
         budget, usd, queries = self._budget(observations)
         cost_usd = (observations[:, k : 2 * k] * self.high_usd).maximum(MIN_COST_RATIO * self.mean_cost_usd)
-        affordable, price = self.budget_value.call_terms(cost_usd, usd, queries)
-        price = self.price(budget).exp() * price
         allowed = action_mask(self.mean_cost_usd, usd[:, 0]) & (observations[:, 2 * k : 3 * k] == 0)
+        terms = self.budget_value.considered_terms(observations[:, :k], cost_usd, usd, queries, allowed)
+        affordable, price, allowed, among = terms
+        price = self.price(budget).exp() * price
         with torch.no_grad():
             if_affordable = torch.where(affordable > 0, price / affordable, 1.0)
             budget_share = cost_usd / usd.clamp(min=1e-30)
-            estimates = self.call_value(observations[:, :k], if_affordable, calls, allowed, budget_share)
+            estimates = self.call_value(observations[:, :k], if_affordable, calls, allowed, budget_share, among)
         experts, gain = estimates.experts, estimates.gain
         net = gain * affordable.gather(1, experts) - price.gather(1, experts)
         return NetValues(experts, net.masked_fill(gain <= FORBIDDEN, FORBIDDEN), estimates.stop_value, calls.made)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates
+from agents.estimators.base import MAX_CONSIDERED, MAX_TRAINING_QUERIES, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model
 from agents.policies.call_value import calls_from_table
 from agents.routers.base import Context, Router, experts_by_cost, price_grid, usd_per_query, within_reserve
@@ -27,7 +27,7 @@ N_PRICES = 32
 # prices after the first call, of that before it (the paper tunes one price a step), and the scale of errors
 VARIANTS = ((1.0, 1.0), (1.0, 0.5), (1.0, 0.25), (0.5, 0.25), (2.0, 0.25), (0.5, 1.0), (2.0, 1.0))
 ROWS = 500
-CHUNK = 8_192
+CHUNK = 8_192  # queries at a time; of a large pool fewer
 DRAWS = 2
 MANY = 8  # answers, after which estimates count as final
 FORBIDDEN = -1e4
@@ -54,6 +54,7 @@ class CascadeRouting(Router):
     ):
         self.features, self.max_calls = estimates, max_calls
         self.mean_cost_usd = table.mean_cost_usd()
+        self.chunk = CHUNK * MAX_CONSIDERED // max(MAX_CONSIDERED, len(self.mean_cost_usd))
         rows = table.rows("train")
         self.answer_model = answer_model or fit_answer_model(table, rows, estimates.score[rows], seed)
         rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
@@ -69,7 +70,7 @@ class CascadeRouting(Router):
         n = within_reserve(self.mean_cost_usd, before_usd, context.remaining_queries).sum(dim=1) - 1
         price, later, scale = self._setting(usd_per_query(before_usd, context.remaining_queries), n)
         all_experts = torch.arange(len(self.mean_cost_usd), device=n.device).expand(len(n), -1)
-        allowed = torch.stack([can_pay(self.mean_cost_usd, context, k) for k in all_experts.T], dim=1)
+        allowed = can_pay(self.mean_cost_usd, context, all_experts)
         expert, asks = self.next_expert(
             context.estimates, torch.where(calls.made > 0, later, price), scale, calls, allowed
         )
@@ -77,31 +78,42 @@ class CascadeRouting(Router):
 
     def qualities(self, estimates: Estimates, calls: Calls) -> Tensor:
         """[B, K], estimated chances that experts are right, given the answers so far."""
-        chance = estimates.reliability()
-        posterior = self.answer_model.posterior(chance, vote_weight(chance), calls)
-        right = posterior.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
-        k = chance.shape[1]
-        quality = torch.cat([posterior.expert_chance(), right.new_zeros(len(estimates), 1)], dim=1)
+        k = len(self.mean_cost_usd)
+        chance, right = self._chances(estimates, calls)
+        quality = torch.cat([chance, right.new_zeros(len(estimates), 1)], dim=1)
         return quality.scatter(1, calls.asked.where(calls.asked >= 0, k), right)[:, :k]
+
+    def _chances(self, estimates: Estimates, calls: Calls, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The chances, given the answers so far, that experts `among` [B, L] (None: all) are right, who were not asked
+        [B, L], and that those who were asked are, [B, C]."""
+        chance = estimates.reliability()
+        posterior = self.answer_model.posterior(chance, vote_weight(chance), calls, among)
+        right = posterior.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
+        return posterior.expert_chance(), right
 
     def next_expert(
         self, estimates: Estimates, price: Tensor, scale: Tensor, calls: Calls, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The expert to ask next [B], and whether to ask [B] bool: of the `allowed` [B, K], at a `price` [B], errors
         taken times `scale` [B]."""
-        quality, k = self.qualities(estimates, calls), len(self.mean_cost_usd)
+        k = len(self.mean_cost_usd)
         price_usd = price[:, None] * estimates.cost_usd
         asked = one_hot(calls.asked.where(calls.asked >= 0, k), k + 1).sum(dim=1)[:, :k] > 0
         allowed = allowed & ~asked
-        noise = self.noise[calls.made.clamp(max=len(self.noise) - 1)] * scale[:, None, None]  # [B, K, S]
-        drawn = torch.where(asked[..., None], quality[..., None], quality[..., None] + noise)
-        best = torch.where(asked[..., None], drawn, FORBIDDEN).amax(dim=1)  # [B, S]
+        among = None
+        if k > MAX_CONSIDERED:
+            among = (estimates.score - price_usd).masked_fill(~allowed, FORBIDDEN).topk(MAX_CONSIDERED, dim=1).indices
+            price_usd, allowed = price_usd.gather(1, among), allowed.gather(1, among)
+        chance, right = self._chances(estimates, calls, among)
+        best = right.masked_fill(calls.asked < 0, FORBIDDEN).amax(dim=1, keepdim=True).repeat(1, self.noise.shape[2])
+        drawn = chance[..., None] + self._noise_after(calls.made, among) * scale[:, None, None]  # [B, K, S]
         alone = drawn.maximum(best[:, None]).mean(dim=2) - price_usd
-        experts = alone.masked_fill(~allowed, FORBIDDEN).topk(min(CONSIDERED, k), dim=1).indices  # [B, L]
-        rank = experts_by_cost(self.mean_cost_usd).argsort()
-        experts = experts.gather(1, rank[experts].argsort(dim=1))  # by rising cost: the first of a set is its cheapest
-        drawn, open_ = drawn.gather(1, experts[..., None].expand(-1, -1, drawn.shape[2])), allowed.gather(1, experts)
-        price_usd = price_usd.gather(1, experts)
+        place = alone.masked_fill(~allowed, FORBIDDEN).topk(min(CONSIDERED, k), dim=1).indices  # [B, L]
+        experts = place if among is None else among.gather(1, place)
+        by_cost = experts_by_cost(self.mean_cost_usd).argsort()[experts].argsort(dim=1)
+        experts, place = (x.gather(1, by_cost) for x in (experts, place))  # the first of a set is its cheapest
+        drawn, open_ = drawn.gather(1, place[..., None].expand(-1, -1, drawn.shape[2])), allowed.gather(1, place)
+        price_usd = price_usd.gather(1, place)
         net, first = self._search(best, drawn, price_usd, open_, calls.made)
         stays = torch.where(calls.made > 0, best.mean(dim=1), FORBIDDEN)
         return experts.gather(1, first[:, None]).squeeze(1), (net > stays) & (net > FORBIDDEN / 2)
@@ -140,6 +152,11 @@ class CascadeRouting(Router):
             net, answer = torch.where(better, value[:, 0], net), torch.where(better, first[:, 0], answer)
         return net, answer
 
+    def _noise_after(self, made: Tensor, among: Tensor | None) -> Tensor:
+        """Samples of errors after `made` [B] calls, of the experts `among` [B, L]; [B, L, S]. None: all, [B, K, S]."""
+        made = made.clamp(max=len(self.noise) - 1)
+        return self.noise[made] if among is None else self.noise[made[:, None], among]
+
     def _noise(self, table: ExpertTable, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Samples of the changes of experts' estimates from after 0 to M - 1 calls until they, and others, have
         answered; [M, K, S]."""
@@ -147,12 +164,19 @@ class CascadeRouting(Router):
         rows = rows.repeat(DRAWS)
         estimates, answer_ids = self.features[rows], table.answer_ids[rows].long()
         order = torch.rand(len(rows), k, generator=generator, device=table.device).argsort(dim=1)[:, :MANY]
-        after = self.qualities(estimates, calls_from_table(order, answer_ids))
+        blocks = [slice(start, start + self.chunk) for start in range(0, len(rows), self.chunk)]
+
+        def qualities(calls: int) -> Tensor:
+            """After the first calls of the order."""
+            parts = ((estimates[b], calls_from_table(order[b, :calls], answer_ids[b])) for b in blocks)
+            return torch.cat([self.qualities(*part) for part in parts])
+
+        after = qualities(order.shape[1])
         half = torch.randn(k, SAMPLES // 2, generator=generator, device=table.device)
         normal = torch.cat([half, -half], dim=1)
         noise = []
         for made in range(min(m, k)):
-            moved = after - self.qualities(estimates, calls_from_table(order[:, :made], answer_ids))
+            moved = after - qualities(made)
             new = torch.zeros_like(moved).scatter(1, order[:, made:], 1.0)
             moved = moved * new
             cov = moved.T @ moved / (new.T @ new).clamp(min=1)
@@ -187,7 +211,7 @@ class CascadeRouting(Router):
         asked = torch.full((len(rows), self.max_calls), -1, device=rows.device)
         playing = torch.arange(len(rows), device=rows.device)
         for made in range(self.max_calls):
-            for part in playing.split(CHUNK):
+            for part in playing.split(self.chunk):
                 calls = calls_from_table(asked[part, :made], table.answer_ids[rows[part]].long())
                 estimates = self.features[rows[part]]
                 expert, asks = self.next_expert(

@@ -13,7 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates
+from agents.estimators.base import MAX_CONSIDERED, MAX_TRAINING_QUERIES, Estimates
 from agents.policies.answer_model import Calls
 from agents.routers.base import experts_by_cost, price_grid
 from leeroo_env import dynamics
@@ -107,9 +107,17 @@ def shortlist(scores: Tensor, cost_usd: Tensor, answer_ids: Tensor, prices: Tens
     """The `n` most useful experts for a simple rule: ask two; where they differ, deliver a third's answer. [K] bool.
 
     An expert's usefulness is the net score of the best rule with it, less that of the best rule of all, at the price
-    where this difference is smallest. The cheapest and the best expert are always included.
+    where this difference is smallest. The cheapest and the best expert are always included. Of a large pool only those
+    are compared that are among the best alone at some price: pairs with a third grow with the cube of their number.
     """
     k = scores.shape[1]
+    if k > MAX_CONSIDERED:
+        net = scores.mean(dim=0) - prices[:, None] * cost_usd.mean(dim=0)  # [X, K]
+        rank = net.argsort(dim=1, descending=True, stable=True).argsort(dim=1).amin(dim=0)
+        among = rank.argsort(stable=True)[:MAX_CONSIDERED].sort().values
+        useful = torch.zeros(k, dtype=torch.bool, device=scores.device)
+        useful[among] = shortlist(scores[:, among], cost_usd[:, among], answer_ids[:, among], prices, n)
+        return useful
     first, second = torch.triu_indices(k, k, device=scores.device)  # a pair of one expert with itself: that one alone
     one, other = answer_ids[:, first], answer_ids[:, second]
     differ = (one != other) | (one < 0)

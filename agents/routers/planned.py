@@ -24,6 +24,7 @@ class Planned(Router):
     def choose(self, context: Context) -> Tensor:
         estimates = context.estimates
         usd, queries = context.remaining_usd.float()[:, None], context.remaining_queries.float()[:, None]
-        affordable, price = self.plan.call_terms(estimates.cost_usd, usd, queries)
         allowed = action_mask(self.plan.cost_scale.mean_usd, context.remaining_usd)
+        terms = self.plan.considered_terms(estimates.score, estimates.cost_usd, usd, queries, allowed)
+        affordable, price, allowed, _ = terms
         return (estimates.score * affordable - price).masked_fill(~allowed, -torch.inf).argmax(dim=1)

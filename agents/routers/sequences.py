@@ -45,8 +45,9 @@ def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tenso
     """
     rank = experts_by_cost(mean_cost_usd).argsort()[order.clamp(min=0)].masked_fill(order < 0, 0).amax(dim=1)
     net = score.double() - prices.double()[:, None] * cost_usd.double()  # [X, P]
-    hulls = [net.masked_fill(rank > n, -torch.inf).argmax(dim=1) for n in range(len(mean_cost_usd))]
-    hull = torch.stack(hulls)
+    ranks = rank.unique()  # of a large pool few experts occur
+    hulls = torch.stack([net.masked_fill(rank > n, -torch.inf).argmax(dim=1) for n in ranks.tolist()])
+    hull = hulls[torch.searchsorted(ranks, torch.arange(len(mean_cost_usd), device=rank.device), right=True) - 1]
     hull[:, 0] = 0
     used, hull = hull.unique(return_inverse=True)
     return Policies(order[used], cost_usd[used].double(), used, hull)
@@ -76,7 +77,7 @@ class SequenceRouter(LotteryRouter):
         following = following.masked_fill(calls.made > last, -1)
         first = calls.made == 0
         asks = found & (following >= 0) & (first | self.continues(policy, estimates, calls))
-        asks &= can_pay(self.mean_cost_usd, context, following.clamp(min=0))
+        asks &= can_pay(self.mean_cost_usd, context, following.clamp(min=0)[:, None]).squeeze(1)
         return ask_or_deliver(self.mean_cost_usd, following, asks, calls)
 
     def _policy(self, context: Context, calls: Calls) -> tuple[Tensor, Tensor]:
@@ -107,11 +108,11 @@ def spent_usd(estimates: Estimates, calls: Calls) -> Tensor:
 
 
 def can_pay(mean_cost_usd: Tensor, context: Context, expert: Tensor) -> Tensor:
-    """[B] bool, whether asking `expert` [B] leaves the reserve, and is not refused if its estimated cost is right."""
+    """Whether asking `expert` [B, k] leaves the reserve, and is not refused if its estimated cost is right; bool."""
     cheapest = mean_cost_usd.double().min()
     free_usd = context.remaining_usd - (context.remaining_queries - 1) * cheapest
-    estimated = context.estimates.cost_usd.gather(1, expert[:, None]).squeeze(1)
-    return (mean_cost_usd[expert] <= free_usd) & (estimated <= context.remaining_usd)
+    estimated = context.estimates.cost_usd.gather(1, expert)
+    return (mean_cost_usd[expert] <= free_usd[:, None]) & (estimated <= context.remaining_usd[:, None])
 
 
 def ask_or_deliver(mean_cost_usd: Tensor, expert: Tensor, asks: Tensor, calls: Calls) -> Tensor:
