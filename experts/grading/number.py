@@ -30,10 +30,11 @@ _JOIN = (
     r"|\bbis\b)"
 )
 _JOINED = re.compile(
-    rf"(?P<unit>[ $]{{0,2}}(?:{UNIT.pattern})?[ $]{{0,2}}){_JOIN}{{1,2}} ?(?:maybe "
+    rf"(?P<unit>[ $]{{0,2}}(?:{UNIT.pattern})?[ $]{{0,2}})(?P<join>{_JOIN}{{1,2}}) ?(?:maybe "
     rf"|also )?(?:[a-z]_?\d? ?= ?)?[(\[{{$]{{0,2}}(?=[-+$]?[\d.])",
     re.IGNORECASE,
 )
+_LIST_ENDS = re.compile(rf"(?P<unit>[ $]{{0,2}}(?:{UNIT.pattern})?)[\s$)\]}}*]{{0,4}}(?:[.,;]|$|\b(?:and|or)\b)")
 _RANGE = re.compile(r" ?(?:-|\.\.\.?|\u2026) ?(?=\d)")
 _OPERATION = re.compile(
     r" ?(?:[-+*/=\u00d7\u00f7\u00b7\u2248x<>\u2264\u2265] ?[-(]?[\d\\(a-zA-Z]|\\(?:approx|le|ge|times))"
@@ -43,6 +44,7 @@ _RELATION = re.compile(
     r"[<>\u2264\u2265\u2260\u2208\u222a]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|in|cup|leqslant|geqslant)(?![a-z])"
 )
 _SEVERAL = re.compile(r"(?:^|=|\bis)[\s$]*(?:\u00b1|\+/-)")
+_TOWER = re.compile(r"\^[\s{(]{0,3}[\d.]{0,20}[\s{(]{0,3}\^|\^[\s{(]{0,3}-?\d{5}|\d{5}\)?!|!!")  # too large to compute
 _TEX = re.compile(r"\\[a-zA-Z]+")
 _UNKNOWNS = re.compile(r"(?<![a-zA-Z\\])([a-zA-Z]_?\d?) ?=")
 _CLAUSE = re.compile(r"[,;] |\. |\.$| (?:since|because|as|so|which|where|when|and)\b")
@@ -77,10 +79,15 @@ def _evaluate(formula: str) -> Number | None:
     formula = formula.strip(" .,;:$")
     if not formula or len(formula) > _SEGMENT_CHARS or not have_math_verify():
         return None
+    if _TOWER.search(formula):
+        return None
     formula = formula.replace("\u221a", r"\sqrt ").replace("\u03c0", r"\pi ").replace("\u00d7", r"\times ")
     formula = formula.replace("\u00b7", r"\cdot ").replace("\u00f7", r"\div ").replace("**", "^")
     formula = formula.replace("\u27e8", "(").replace("\u27e9", ")")
-    reply = formula_process.ask(["value", formula], NUMBER_TIMEOUT_S)
+    try:
+        reply = formula_process.ask(["value", formula], NUMBER_TIMEOUT_S)
+    except (RuntimeError, OSError):  # no process can be started here
+        return None
     value = reply.get("value") if reply else None
     return None if value is None else Number(Fraction(value), False, 0, len(formula))
 
@@ -140,7 +147,7 @@ def _of_statement(text: str) -> _Reading:
         return _UNKNOWN
     if first.start <= start + 1:
         if first.value is not None and not _OPERATION.match(line, first.end):
-            return _UNKNOWN if _is_list(line, first, found) else first
+            return _UNKNOWN if (len(found) > 1 and _is_list(line, first, found[1])) else first
         clause = line[: clause_end.start()] if (clause_end := _CLAUSE.search(line, first.end)) else line
         line = clause if "=" in clause or first.value is None else line
     line = re.sub(r"(?<=[\w}]) \([^()]{0,200}\)", "", line)
@@ -153,20 +160,27 @@ def _of_statement(text: str) -> _Reading:
 def _first_of(text: str, found: list[Number]) -> _Reading:
     """The first number of a text, or the formula that it begins."""
     one, rest = found[0], text[found[0].end :]
-    if _is_list(text, one, found) or re.match(r"-\d|[:.,/'_]\d", rest):  # a list, a range, a date, an address
+    if (len(found) > 1 and _is_list(text, one, found[1])) or re.match(
+        r"-\d|[:.,/'_]\d", rest
+    ):  # a list, a range, a date, an address
         return _UNKNOWN
     if one.value is None or _OPERATION.match(rest):
         return _formula_at(text, one) or (_UNKNOWN if one.value is None or _RANGE.match(rest) else one)
     return one
 
 
-def _is_list(line: str, first: Number, found: list[Number]) -> bool:
-    """Whether another number is joined to the first one, as in "3, 5", "3 or 5" and "3 to 5"."""
-    joined = _JOINED.match(line, first.end)
-    if joined is None or len(found) < 2 or found[1].start > joined.end() + 1 or found[1].value == first.value:
+def _is_list(text: str, one: Number, two: Number) -> bool:
+    """Whether two numbers are joined, as in "3, 5", "3 or 5" and "3 to 5"; "1.5 hours or 90 minutes" is one number."""
+    joined = _JOINED.match(text, one.end)
+    ends = _LIST_ENDS.match(text, two.end)
+    if joined is None or ends is None or two.start > joined.end() + 1:
         return False
-    rest = line[found[1].end :]
-    return re.match(rf"[ $]{{0,2}}(?:{UNIT.pattern})?[\s$)\]}}*]{{0,4}}(?:[.,;]|$|\b(?:and|or)\b)", rest) is not None
+    if one.value is None or two.value is None:
+        return True
+    units = joined["unit"].strip(" $"), ends["unit"].strip(" $")
+    near = [abs(one.value - value) <= abs(one.value) / 100 for value in (two.value, two.value / 100, two.value * 100)]
+    same = near[0] or (one.percent != two.percent and any(near))
+    return not same and not (all(units) and units[0] != units[1] and "or" in joined["join"].lower())
 
 
 def _last(text: str) -> _Reading:
@@ -192,7 +206,7 @@ def _last(text: str) -> _Reading:
             if re.match(r" ?(?:\\|\u221a|\u03c0|\^)", text[one.end :]):
                 return _UNKNOWN
             continue
-        if i and (joined := _JOINED.match(text, found[i - 1].end)) and joined.end() >= one.start - 1:
+        if i and _is_list(text, found[i - 1], one):
             return _UNKNOWN
         return one
     lead = _LEAD.match(text)
@@ -261,7 +275,8 @@ def grade_number(output: str, query: Query) -> Grade:
     if reference is None:
         raise InputError(f"query {query.query_id!r}: the reference {query.reference!r} contains no number")
     if not isinstance(reference, Number) or reference.value is None:
-        raise InputError(f"query {query.query_id!r}: the reference {query.reference!r} is not wholly a number")
+        hint = "" if have_math_verify() else "; formulas need the package math-verify: pip install -e '.[math]'"
+        raise InputError(f"query {query.query_id!r}: the reference {query.reference!r} is not wholly a number{hint}")
     stated = _stated_number(output, query)
     if stated is None or stated.value is None:
         return Grade(0.0, None)
