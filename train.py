@@ -40,8 +40,9 @@ from agents.training.trainer import Trainer
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.atomic import locked
 from leeroo_env.builtin import resolve
-from leeroo_env.cli import exit_code, no_interrupts
+from leeroo_env.cli import exit_code, is_interruption, no_interrupts
 from leeroo_env.dynamics import make_rules
+from leeroo_env.errors import first_line
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         run_dir = find_run(config)
         given = tyro.cli(TrainConfig, prog=prog, args=arguments, default=config_of(run_dir))
         check_unchanged(given, run_dir)
+        interrupt.will_say(how_to_continue(run_dir, new=False))
         return run(given, run_dir)
 
     return exit_code(work, "nothing was written")
@@ -83,9 +85,14 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
     try:
         with nullcontext() if new else locked(run_dir):
             return train_agents(config, table, run_dir, new)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not (is_interruption(error) or isinstance(error, OSError)):
+            raise
         with no_interrupts():
-            raise KeyboardInterrupt(how_to_continue(run_dir, new)) from None
+            kept = how_to_continue(run_dir, new)
+        if is_interruption(error) or not isinstance(error, OSError):
+            raise KeyboardInterrupt(kept) from None
+        raise InputError(f"{run_dir}: cannot be written: {error.strerror or first_line(error)}; {kept}") from None
 
 
 def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bool) -> int:
@@ -99,6 +106,7 @@ def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bo
     predictors, routers = run_in_parallel(*fits)
     if config.seeds == 1:
         return train_agent(config, table, predictors[0], routers, run_dir, new)
+    interrupt.raise_again()
     if new:
         begin_run(run_dir, config.as_settings(run_dir))
     with locked(run_dir):
@@ -127,6 +135,7 @@ def train_agent(
         return deploy_router(config, trainer, routers, run_dir, new)
     trainer.prepare()
     sha256 = trainer.description.table_sha256
+    interrupt.raise_again()
     checkpoint = None
     if new:
         made_with = {"hyperparameters": trainer.hyperparameters, "table_sha256": sha256}
@@ -169,5 +178,4 @@ def new_run_dir(config: TrainConfig) -> Path:
 
 
 if __name__ == "__main__":
-    interrupt.raise_again()
     interrupt.leave(main())

@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_program:
         quit_at_once()
     module = importlib.import_module(COMMANDS[name][0])  # only now: the others' libraries take seconds to import
-    if is_program:
+    if is_program and name != "train":  # which knows when it begins to write
         raise_again()
     code = module.main(rest, prog=f"leeroo {name}")
-    if is_program:
+    if is_program and name == "train":
         leave(code)
     return code
 

@@ -5,30 +5,40 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 
-FIT = "leeroo-fit"  # the name of threads that an interruption does not wait for
+_message = "nothing was written"
 
 
 def quit_at_once() -> None:
-    """From now on Ctrl-C ends the process: for the seconds in which libraries are imported and nothing is written."""
+    """From now on Ctrl-C ends the process, for the time before it writes anything. A KeyboardInterrupt is not enough:
+    libraries that are being imported turn it into other errors."""
+    signal.signal(signal.SIGINT, _quit)
 
-    def leave_now(signum: int, frame: object) -> None:
-        os.write(2, b"interrupted; nothing was written\n")
-        os._exit(130)
 
-    signal.signal(signal.SIGINT, leave_now)
+def _quit(signum: int, frame: object) -> None:
+    os.write(2, f"interrupted; {_message}\n".encode())
+    os._exit(130)
+
+
+def will_say(message: str) -> None:
+    """What `quit_at_once` tells the user, other than that nothing was written."""
+    global _message
+    _message = message
 
 
 def raise_again() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, as it does by default."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """From now on Ctrl-C raises KeyboardInterrupt, where it would end the process."""
+    if signal.getsignal(signal.SIGINT) is _quit:
+        from leeroo_env.cli import raise_interrupt  # only now: it takes seconds to import
+
+        signal.signal(signal.SIGINT, raise_interrupt)
 
 
 def leave(code: int) -> None:
-    """Ends the program; at once where fits are still running, since Python can crash if it shuts down under them."""
+    """Ends the program. If it was interrupted, it has saved what it could, and ends at once: fits may still be running,
+    and Python can crash if it shuts down under them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if any(thread.name == FIT for thread in threading.enumerate()):
+    if code == 130:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

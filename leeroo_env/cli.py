@@ -8,8 +8,22 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from leeroo_env.errors import InputError, first_line
+
+_received: list[int] = []  # interruptions since the program began
+
+
+def raise_interrupt(signum: int, frame: object) -> None:
+    """Handles Ctrl-C: as Python does by default, and remembers it."""
+    _received.append(signum)
+    raise KeyboardInterrupt
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether an error comes from Ctrl-C: some libraries turn a KeyboardInterrupt into errors of their own."""
+    return isinstance(error, KeyboardInterrupt) or (bool(_received) and isinstance(error, Exception))
 
 
 def exit_code(work: Callable[[], int], interrupted: str) -> int:
@@ -22,27 +36,39 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
         interrupted: tells the user what has been kept, or how to continue, unless the KeyboardInterrupt does.
     """
     warnings.showwarning = lambda message, *_: print(f"warning: {printable(str(message))}", file=sys.stderr)
+    _received.clear()
     try:
-        return work()
-    except InputError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except OSError as error:  # the disk is full, for one
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {printable(f'{where}{error.strerror or first_line(error)}')}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(f"interrupted; {error.args[0] if error.args else interrupted}", file=sys.stderr)
-        return 130
+        with _handled(raise_interrupt if signal.getsignal(signal.SIGINT) is signal.default_int_handler else None):
+            return work()
+    except BaseException as error:
+        if is_interruption(error):
+            told = isinstance(error, KeyboardInterrupt) and error.args
+            print(f"interrupted; {error.args[0] if told else interrupted}", file=sys.stderr)
+            return 130
+        if isinstance(error, InputError):
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            return 2
+        if isinstance(error, OSError):  # the disk is full, for one
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {printable(f'{where}{error.strerror or first_line(error)}')}", file=sys.stderr)
+            return 2
+        raise
 
 
 @contextmanager
 def no_interrupts() -> Iterator[None]:
-    """Ignores Ctrl-C meanwhile; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
+    """Ignores Ctrl-C meanwhile."""
+    with _handled(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
+    """Lets `handler` have Ctrl-C meanwhile; None, or another thread than the main one, changes nothing."""
+    if handler is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:

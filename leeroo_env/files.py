@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,21 +74,35 @@ def read_directory(path: Path, read: Callable[[], T]) -> T:
     """What `read` returns of a directory that `new_directory` may replace meanwhile: it reads again in that case."""
     recover(path)
     while True:
-        before = _identity(path)
-        try:
-            result = read()
-        except InputError:
-            if _identity(path) == before:
-                raise
-            continue
-        if _identity(path) == before:
-            return result
+        with _open_directory(path) as before:
+            try:
+                result = read()
+            except InputError:
+                if before == _identity(path):
+                    raise
+                continue
+            if before == _identity(path):
+                return result
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Differs where another directory has taken the place of `path`."""
+@contextmanager
+def _open_directory(path: Path) -> Iterator[tuple[int, int] | None]:
+    """The `_identity` of a directory, which no other directory gets as long as this one is open."""
     try:
-        status = path.stat()
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield None
+        return
+    try:
+        yield _identity(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(path: Path | int) -> tuple[int, int] | None:
+    """Differs where another directory has taken the place of `path`; None where there is nothing."""
+    try:
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_dev, status.st_ino
@@ -134,7 +149,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     try:
         write_atomically(path, lambda temporary: save_file(host, temporary, metadata))
     except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(None, str(error), str(path)) from None
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

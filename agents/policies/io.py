@@ -89,7 +89,8 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> tuple[Ba
             policy = empty_policy(description)
         policy.load_state_dict(with_current_names(tensors))
     except UNFIT as error:
-        raise InputError(f"{directory}: weights and description do not fit: {first_line(error)}") from None
+        file = directory / "policy.json"
+        raise InputError(f"{file}: weights and description do not fit: {first_line(error)}") from None
     if description.manifest and not known:
         raise missing_manifest(directory)
     policy.set_training_mode(False)

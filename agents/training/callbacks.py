@@ -29,6 +29,7 @@ from leeroo_env.dynamics import Rules
 
 VAL_QUERIES = 8_192
 WARM_UP = 0.2  # share of the training in which a bid-price policy trains its critic alone
+PATIENCE_S = 1.0  # after Ctrl-C, for an iteration to end
 FIGURE_EVERY = 5  # evaluations; drawing a figure takes longer than one
 
 
@@ -105,10 +106,11 @@ class Monitor(BaseCallback):
     def _on_rollout_start(self) -> None:
         if isinstance(self.model.policy, BidPricePolicy):
             self.model.policy.train_actor(self.num_timesteps >= WARM_UP * self.timesteps)
-        self._between_iterations()
-        if self.stopped:
+        if self.stopped:  # evaluated when it goes on: that can take longer than the user waits
+            signal.setitimer(signal.ITIMER_REAL, 0)
             self._checkpoint()
             raise Interrupted
+        self._between_iterations()
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
@@ -210,17 +212,22 @@ class Monitor(BaseCallback):
 
 
 def stop_on_interrupt(monitor: Monitor) -> Callable[[], None]:
-    """Makes the first Ctrl-C end the run after the current iteration, the second at once; returns what undoes this."""
-    before = signal.getsignal(signal.SIGINT)
+    """Makes the first Ctrl-C end the run after the current iteration, and at once if that takes longer than
+    `PATIENCE_S`; the second ends it at once. Returns what undoes this."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
 
     def stop(signum: int, frame: object) -> None:
         monitor.stopped = True
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
         tqdm.write("stopping after this iteration; press Ctrl-C again to stop at once")
 
     signal.signal(signal.SIGINT, stop)
 
     def undo() -> None:
-        signal.signal(signal.SIGINT, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     return undo

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from agents.interrupt import FIT
 from leeroo_env import InputError
 
 MAX_THREADS = max(64, os.cpu_count() or 1)
@@ -46,7 +45,7 @@ def run_in_parallel(*work: Callable[[], Any]) -> list[Any]:
             future.set_exception(error)
 
     for piece, future in zip(work, futures, strict=True):
-        Thread(target=run_one, args=(piece, future), daemon=True, name=FIT).start()
+        Thread(target=run_one, args=(piece, future), daemon=True).start()
     results = [future.result() for future in futures]
     torch.set_num_threads(before)
     return results

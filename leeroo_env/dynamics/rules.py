@@ -21,7 +21,7 @@ from leeroo_env.tensors import normal_tensors
 HORIZON = 64
 COST_WEIGHT = 0.02
 MAX_COST_WEIGHT = 1e6
-MAX_COST_RATIO = 1e18
+MAX_COST_RATIO = 1e19
 
 
 @dataclass(frozen=True)

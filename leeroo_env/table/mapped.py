@@ -21,12 +21,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
-from leeroo_env.errors import InputError
+from leeroo_env.errors import UNFIT, InputError, first_line
 from leeroo_env.table.checks import validate
 from leeroo_env.table.schema import MAX_COST_USD, NOT_A_COST
 
@@ -64,8 +65,8 @@ def read_npy(file: Path, mapped: bool = False) -> np.ndarray:
         raise InputError(f"{file}: missing")
     try:
         array = np.load(file, mmap_mode="c" if mapped else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: not a readable .npy file: {str(error).splitlines()[0]}") from None
+    except (*UNFIT, OSError, EOFError, MemoryError, SyntaxError, TokenError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: not a readable .npy file: {first_line(error)}") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{file}: not a readable .npy file: holds several arrays")
     return np.asarray(array)
