@@ -40,19 +40,19 @@ def _as_query(number: int, query: Any) -> Query:
     return query if isinstance(query, Query) else Query(str(number), str(text))
 
 
-def as_texts(texts: Any, n: int) -> list[str] | None:
+def as_texts(texts: Any, n: int, name: str = "texts") -> list[str] | None:
     """The texts of n queries; one text alone is that of one query. Raises InputError where they are not n texts."""
     if texts is None:
         return None
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | bytearray | Mapping | set | frozenset):
-        raise InputError(f"texts must be strings in order, not {type(texts).__name__}")
+        raise InputError(f"{name} must be strings in order, not {type(texts).__name__}")
     texts = list(texts)
     if len(texts) != n:
-        raise InputError(f"{len(texts)} texts for {n} embeddings")
+        raise InputError(f"{len(texts)} {name} for {n} embeddings")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputError(f"texts must be strings; texts[{i}] is {type(text).__name__}")
+            raise InputError(f"{name} must be strings; {name}[{i}] is {type(text).__name__}")
     return texts
 
 

@@ -34,7 +34,7 @@ from agents.serving.session import Session
 from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.cost_scale import CostScale
-from leeroo_env.dynamics import call_features, count_votes, make_rules, vote_weight
+from leeroo_env.dynamics import HORIZON, call_features, count_votes, make_rules, vote_weight
 
 AT_ONCE = 16
 
@@ -97,7 +97,8 @@ class Orchestrator:
     @classmethod
     def of(cls, router: FunctionRouter, table: ExpertTable) -> Orchestrator:
         """Any policy that observes the embeddings of a table, as `agents.routers.from_function` makes a router of."""
-        rules = make_rules(table, max_calls=router.max_calls)
+        horizon = min(HORIZON, len(table.rows("train")))
+        rules = make_rules(table, horizon=horizon, max_calls=router.max_calls)
         return cls(router, describe_policy(rules, NO_ALGORITHM, {}, "router"))
 
     def choose(
@@ -134,7 +135,7 @@ class Orchestrator:
         if len(x) == 0:
             return np.zeros(0, dtype=np.int64)
         left_usd, left = (torch.from_numpy(part).to(self.device) for part in (usd, queries))
-        features = self._features(x, texts, domains)
+        features = self._features(x, texts, as_texts(domains, len(x), "domains"))
         router_calls = self._router_calls(calls, features) if self.max_calls > 1 else None
         return self._router.choose(Context(features, left_usd, left, router_calls)).cpu().numpy()
 

@@ -60,13 +60,17 @@ def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24, p
 
 
 def rated_orchestrator(max_calls: int = 1, planned: bool = True) -> Orchestrator:
-    """Knows that gamma is right more often than beta, and beta more often than alpha; they cost about the same."""
+    """Knows how often the experts of `rated_table` are right."""
+    return orchestrator_of(rated_table(), max_calls, planned=planned)
+
+
+def rated_table() -> ExpertTable:
+    """Gamma is right more often than beta, and beta more often than alpha; they cost about the same."""
     rng = np.random.default_rng(0)
     scores = (rng.uniform(size=(90, 3)) < RELIABILITY).astype(np.float64)
     costs = np.broadcast_to([0.004, 0.005, 0.006], (90, 3))
     split = [("train", "val", "test")[i % 3] for i in range(90)]
     answers = np.where(scores > 0, "right", [NAMES] * 90).astype(object)
-    table = ExpertTable.from_arrays(
+    return ExpertTable.from_arrays(
         "rated", NAMES, rng.normal(size=(90, 4)), scores, costs, split=split, answers=answers
     )
-    return orchestrator_of(table, max_calls, planned=planned)

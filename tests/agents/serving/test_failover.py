@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agents import Orchestrator
+from agents.routers.function import from_function
 from agents.serving.breaker import CircuitBreaker
 from agents.serving.reply import Reply
 from experts.backends.openai import OpenAIExpert
 from experts.specs import OpenAISpec
 from experts.spending import SpendCap
 from experts.types import Answer, Expert, Query
-from tests.agents.serving.orchestrators import NAMES, SecondOpinion, rated_orchestrator
+from tests.agents.serving.orchestrators import NAMES, SecondOpinion, rated_orchestrator, rated_table
 from tests.experts.raw_server import RawServer, completion, raw_server
 
 USD_IN, USD_OUT, MAX_TOKENS = 1000.0, 2000.0, 5  # dollars per million tokens
@@ -183,6 +185,19 @@ def test_a_policy_with_several_calls_ranks_the_others_itself(servers: dict[str, 
     (reply,) = ask(orchestrator, served(servers), usd=20.0)
     assert reply.calls[0].expert == first and reply.calls[1].expert != first and reply.text == "7"
     assert reply.stop_reason in ("policy", "max calls")
+
+
+@pytest.mark.parametrize("max_calls", [1, 2])
+def test_a_policy_that_only_chooses_fails_over(servers: dict[str, RawServer], max_calls: int):
+    """A function that returns actions: where its choice fails, the most reliable of the others is asked."""
+    table = rated_table()
+    router = from_function(lambda observations: torch.full((len(observations),), 2), table, max_calls)
+    orchestrator = Orchestrator.of(router, table)
+    servers["gamma"].react = fails(500)
+    (reply,) = ask(orchestrator, served(servers))
+    assert reply.calls[0].expert == "gamma" and reply.text == "7" and len(reply.calls) == max_calls + 1
+    (reply,) = ask(orchestrator, served(servers))
+    assert "gamma" not in {call.expert for call in reply.calls} and reply.text == "7"
 
 
 def test_money_that_does_not_cover_the_next_expert(rated: Orchestrator, servers: dict[str, RawServer]):

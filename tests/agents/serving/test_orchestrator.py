@@ -64,6 +64,8 @@ def test_texts_are_as_many_as_queries(run_dir: Path, texts: Any, message: str):
     orchestrator, x = Orchestrator.load(run_dir), np.zeros((3, 16))
     with pytest.raises(InputError, match=message):
         orchestrator.choose(x, 1.0, 3, texts=texts)
+    with pytest.raises(InputError, match=message.replace("texts", "domains")):
+        orchestrator.choose(x, 1.0, 3, domains=texts)
     one = orchestrator.choose(x[:1], 0.02, 3, texts="one text")
     np.testing.assert_array_equal(one, orchestrator.choose(x[:1], 0.02, 3, texts=["one text"]))
 
