@@ -38,7 +38,7 @@ from agents.training.runtime import choose_device, run_in_parallel
 from agents.training.seeds import write_seeds_report
 from agents.training.trainer import Trainer
 from leeroo_env import ExpertTable, InputError
-from leeroo_env.atomic import locked
+from leeroo_env.atomic import locked, remove_leftovers
 from leeroo_env.builtin import resolve
 from leeroo_env.cli import exit_code, is_interruption, no_interrupts
 from leeroo_env.dynamics import make_rules
@@ -114,6 +114,7 @@ def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bo
             own = run_dir / f"seed-{seed}"
             one = replace(config, seed=seed, seeds=1, run_dir=str(own))
             begun = (own / "config.yaml").exists()
+            remove_leftovers(own)
             if not is_finished(own) and (code := train_agent(one, table, predictor, routers, own, not begun)):
                 return code
         write_seeds_report(run_dir, [run_dir / f"seed-{seed}" for seed in seeds])

@@ -150,6 +150,7 @@ def locked(directory: Path) -> Iterator[None]:
         if _lock(descriptor) is False:
             raise InputError(f"{directory}: another process is working on it")
         _locked.add(name)
+        remove_leftovers(directory)
         yield
     finally:
         _locked.discard(name)

@@ -11,12 +11,13 @@ FILES = ("open", "os.", "shutil.", "ctypes.dlsym", "tempfile.")  # audit events 
 SAFE = ("os.fwalk", "os.walk", "os.putenv", "os.unsetenv")
 
 
-def killed_everywhere(work: Callable[[], object], most: int = 1000) -> Iterator[int]:
-    """Does `work` in copies of this process, which are killed before their first, second, third ... file operation.
+def killed_everywhere(work: Callable[[], object], every: int = 1, most: int = 1000) -> Iterator[int]:
+    """Does `work` in copies of this process, which are killed before their first, second, third ... file operation, or
+    at one in `every` so many.
 
     Yields after each kill, with the number of the operation, and ends when a copy has done all of the work.
     """
-    for number in range(1, most):
+    for number in range(1, most, every):
         child = os.fork()
         if child == 0:
             _work_and_die(work, number)

@@ -6,9 +6,11 @@ import itertools
 import json
 import os
 import pkgutil
+import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -254,6 +256,53 @@ def test_an_interrupted_run_says_how_to_go_on(
     same_outcome(finished, run_dir)
 
 
+def test_an_iteration_that_takes_longer_than_the_user_waits_is_given_up(
+    small_synthetic: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    """Before the first checkpoint nothing is kept, and the same command works again."""
+    run_dir = tmp_path / "run"
+
+    def interrupt(monitor: Monitor) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+        return True
+
+    began = time.monotonic()
+    with patch.object(Monitor, "_on_step", interrupt), patch("agents.training.callbacks.PATIENCE_S", 0.1):
+        assert train.main(begin(small_synthetic, run_dir, *SHORT)) == 130
+    assert time.monotonic() - began < 20
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("interrupted")]
+    assert told == ["interrupted; nothing is kept: there was no checkpoint yet"] and not run_dir.exists()
+
+
+@pytest.mark.parametrize("program", [["train.py"], ["-c", "from agents.cli import main; main()", "train"]])
+@pytest.mark.parametrize("wait_s", [0.5, 5])
+def test_ctrl_c_before_anything_is_written_is_one_line(program: list[str], wait_s: float, tmp_path: Path):
+    """While it imports, and some seconds later, while it reads and fits."""
+    command = [sys.executable, *[str(ROOT / part) if part == "train.py" else part for part in program]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    time.sleep(wait_s)
+    started.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert "\ninterrupted; nothing was written\n" in "\n" + started.communicate()[1]
+    assert started.returncode == 130 and time.monotonic() - began < 5 and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(small_synthetic: Path, tmp_path: Path, capfd: pytest.CaptureFixture):
+    """Here it is a limit on the size of a file that is reached by the first checkpoint."""
+    run_dir = tmp_path / "run"
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        os._exit(train.main(begin(small_synthetic, run_dir, *SHORT)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    told = capfd.readouterr().err
+    assert "Traceback" not in told and not list(tmp_path.rglob("*.tmp"))
+    line = next(line for line in told.splitlines() if line.startswith("error: "))
+    assert line.startswith(f"error: {run_dir}: cannot be written: File too large; nothing is kept")
+
+
 def test_several_seeds_are_as_many_runs_and_their_mean(small_synthetic: Path, tmp_path: Path):
     """Every agent is the one that its seed alone would train; one that is there already is not trained again.
 
@@ -272,13 +321,19 @@ def test_several_seeds_are_as_many_runs_and_their_mean(small_synthetic: Path, tm
     assert (both / "seed-3/report.md").stat().st_mtime_ns == kept
     assert killed < optimizer_state(both / "seed-4")
 
+    summary, damaged = (both / "seeds.json").read_bytes(), both / "seed-3" / "evaluation.json"
+    (both / "seed-4" / "evaluation.json").unlink()  # as where it was killed after it had written report.md
+    damaged.write_bytes(damaged.read_bytes().replace(b"1", b"2", 1))
+    assert train.main(resume(both)) == 0
+    assert (both / "seeds.json").read_bytes() == summary, "both are made again"
+
     assert train.main(begin(small_synthetic, one, *options, "--seed", "4")) == 0
     same_training(one, both / "seed-4")
     scores = [json.loads((both / f"seed-{s}/evaluation.json").read_text())["routers"] for s in (3, 4)]
-    summary = json.loads((both / "seeds.json").read_text())
-    assert summary["seeds"] == [3, 4] and summary["scores"]["agent"] == [each["agent"]["score"] for each in scores]
+    means = json.loads((both / "seeds.json").read_text())
+    assert means["seeds"] == [3, 4] and means["scores"]["agent"] == [each["agent"]["score"] for each in scores]
     assert scores[1]["agent"] == json.loads((one / "evaluation.json").read_text())["routers"]["agent"]
-    mean = np.mean(summary["scores"]["agent"])
+    mean = np.mean(means["scores"]["agent"])
     assert f"| agent | {mean:.4f} ±" in (both / "report.md").read_text()
 
 

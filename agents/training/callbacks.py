@@ -121,6 +121,8 @@ class Monitor(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._between_iterations(last=True)
+        if self.stopped:
+            raise Interrupted
 
     def close(self) -> None:
         if hasattr(self, "_bar"):

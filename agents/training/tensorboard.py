@@ -112,7 +112,8 @@ def about(settings: Mapping[str, Any], budgets_usd: list[float], experts: Sequen
         [
             f"Is it learning? **val/lead_over_start** rises above 0. Is it better than rules without reinforcement "
             f"learning? **val/lead_over_best_router** is above 0. What does it choose? **choices/budget_1** is what it "
-            f"asks when money is short, **choices/budget_{len(budgets_usd)}** when there is plenty. Type val/ into the filter of the scalars to see the first two.",
+            f"asks when money is short, **choices/budget_{len(budgets_usd)}** when there is plenty. Type "
+            "val/ into the filter of the scalars to see the first two.",
             "",
             f"Experts: {', '.join(experts[:MOST_EXPERTS])}{' and more' if len(experts) > MOST_EXPERTS else ''}.",
             "",

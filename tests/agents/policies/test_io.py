@@ -1,23 +1,31 @@
-"""Policies and checkpoints that were stored under the names of earlier versions load to the same tensors."""
+"""Stored policies are whole, damage is named, and those with the names of earlier versions load to the same tensors."""
 
 from __future__ import annotations
 
+import json
+import random
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
+from agents.estimators.ensemble import fit_predictor
 from agents.policies.description import describe_policy
-from agents.policies.io import RENAMED_PREFIXES, load_policy, save_policy
+from agents.policies.io import RENAMED_PREFIXES, load_policy, load_predictor, save_policy, save_predictor
+from agents.serving.orchestrator import Orchestrator
 from agents.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
-from leeroo_env import dynamics
+from leeroo_env import InputError, dynamics
 from leeroo_env.files import read_tensors, write_tensors
 from leeroo_env.manifest import write_manifest
 from tests.conftest import random_table
+from tests.killing import killed_everywhere
 
 H = 8
 
@@ -60,6 +68,70 @@ def test_a_policy_with_earlier_names_loads(tmp_path: Path):
     observations = dynamics.observe(rules, dynamics.sample_episodes(rules, torch.arange(20))).numpy()
     first, second = (p.predict(observations, deterministic=True)[0] for p in (policy, model.policy))
     assert np.array_equal(first, second)
+
+
+def test_weights_and_description_are_always_of_one_step(tmp_path: Path):
+    """Killed anywhere while a later policy is written, the directory holds the earlier or the later one."""
+    directory = tmp_path / "policy"
+    models = [make(seed=seed) for seed in (0, 1)]
+    rules, settings = models[0][1:]
+    description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price")
+    predictor = fit_predictor(rules.table, 0)
+    save_predictor(directory, predictor)
+
+    def save(i: int) -> None:
+        weights = next(iter(models[i][0].policy.parameters()))
+        weights.data.fill_(i)
+        save_policy(directory, models[i][0].policy, description.model_copy(update={"step": i}))
+
+    save(0)
+    for _ in killed_everywhere(lambda: save(1), every=3):
+        policy, kept = load_policy(directory)
+        assert kept.step in (0, 1) and bool((next(iter(policy.parameters())) == kept.step).all())
+        assert torch.equal(load_predictor(directory).out_of_fold.score, predictor.out_of_fold.score)
+
+
+def test_any_flipped_bit_is_refused_by_the_name_of_its_file(bid_price_run: Path, tmp_path: Path):
+    policy, rng = shutil.copytree(bid_price_run / "policy", tmp_path / "policy"), random.Random(0)
+    assert {file.name for file in policy.iterdir()} == {
+        "manifest.json",
+        "policy.json",
+        "policy.safetensors",
+        "predictor.safetensors",
+    }
+    for file in sorted(policy.iterdir()):
+        before = file.read_bytes()
+        for _ in range(15):
+            data = bytearray(before)
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            file.write_bytes(data)
+            with pytest.raises(InputError) as error:
+                Orchestrator.load(tmp_path)
+            assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
+        file.write_bytes(before)
+    Orchestrator.load(tmp_path)
+
+
+def test_a_description_that_lacks_a_field_is_one_line(bid_price_run: Path, tmp_path: Path):
+    """Every field of it, and every argument of the policy's class; also one that is of another type."""
+    policy = shutil.copytree(bid_price_run / "policy", tmp_path / "policy")
+    whole = json.loads((policy / "policy.json").read_text())
+    lacking = [{k: v for k, v in whole.items() if k != name} for name in whole]
+    kwargs = whole["policy_kwargs"]
+    lacking += [whole | {"policy_kwargs": {k: v for k, v in kwargs.items() if k != name}} for name in kwargs]
+    lacking += [whole | {"policy_kwargs": kwargs | {name: "x"}} for name in kwargs]
+    values: tuple[Any, ...] = ("x", -1, [], {}, 1e40, [None])
+    lacking += [whole | {name: value} for name in whole for value in values]
+    refused = 0
+    for description in lacking:
+        (policy / "policy.json").write_text(json.dumps(description))
+        write_manifest(policy)
+        try:
+            Orchestrator.load(tmp_path)
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith(f"{policy}/") and "\n" not in str(error)
+    assert refused > len(lacking) // 2
 
 
 def test_a_checkpoint_with_earlier_names_is_restored(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.ppo.ppo import DevicePPO
 from agents.training import checkpoint
+from agents.training.callbacks import Progress
 from agents.training.checkpoint import KEEP, latest_checkpoint, restore_checkpoint, save_checkpoint
 from leeroo_env import InputError, LeerooVectorEnv
 from leeroo_env.manifest import write_manifest
 from leeroo_env.sb3 import LeerooSB3VecEnv
 from tests.conftest import random_table
+from tests.killing import killed_everywhere
 
 B, H = 4, 8
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
@@ -159,6 +163,87 @@ def test_one_of_another_run_is_refused_in_one_line(other: dict[str, Any], stored
     with pytest.raises(InputError, match="does not fit this run") as error:
         restore_checkpoint(stored, make(**other))
     assert "\n" not in str(error.value)
+
+
+def test_any_flipped_bit_is_refused_by_the_name_of_its_file(stored: Path):
+    rng = random.Random(0)
+    for file in sorted(stored.iterdir()):
+        before = file.read_bytes()
+        for _ in range(15):
+            data = bytearray(before)
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            file.write_bytes(data)
+            with pytest.raises(InputError) as error:
+                restore_checkpoint(stored, make())
+            assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
+            assert "the run goes on from the one before" in str(error.value)
+        file.write_bytes(before)
+    restore_checkpoint(stored, make())
+
+
+def changed(state: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of a JSON object with another value at a path; None removes it."""
+    copy = json.loads(json.dumps(state))
+    *parents, last = path.split(".")
+    owner = copy
+    for name in parents:
+        owner = owner[name]
+    if value is None:
+        del owner[last]
+    else:
+        owner[last] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("counters", None, r"state\.json: counters: Field required"),
+        ("counters.num_timesteps", None, r"state\.json: counters\.num_timesteps: Field required"),
+        ("counters.num_timesteps", "many", r"state\.json: counters\.num_timesteps: "),
+        ("counters.num_timesteps", -1, r"state\.json: counters\.num_timesteps: "),
+        ("counters.policy", 3, r"state\.json: counters\.policy: Extra inputs are not permitted"),
+        ("counters.__class__", 3, r"state\.json: counters\.__class__: Extra inputs are not permitted"),
+        ("episode_starts", None, r"state\.json: episode_starts: Field required"),
+        ("episode_starts", [True], "does not fit this run: 1 episodes, not 4"),
+        ("rng", None, r"state\.json: rng: Field required"),
+        ("rng.python", [3, [1, 2], None], "does not fit this run: "),
+        ("rng.numpy", ["MT19937", [1], 0, 0, 0.0], "does not fit this run: "),
+        ("rng.numpy", ["MT19937", [-1] * 624, 0, 0, 0.0], "does not fit this run: "),
+        ("rng.numpy", [], r"state\.json: rng\.numpy"),
+        ("progress", None, r"state\.json: progress: Field required"),
+        ("progress", {"best": 0.5}, "does not fit this run: .*evaluated_at"),
+        ("progress", {"evaluated_at": 3, "worst": 0.5}, "does not fit this run: .*worst"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_state_that_lacks_or_adds_something_is_one_line(path: str, value: Any, message: str, stored: Path):
+    """With a manifest that vouches for it, so that only its content is looked at."""
+    file = stored / "state.json"
+    file.write_text(json.dumps(changed(json.loads(file.read_text()), path, value)))
+    write_manifest(stored)
+    with pytest.raises(InputError, match=message) as error:
+        restore_checkpoint(stored, make(), Progress)
+    assert "\n" not in str(error.value) and str(error.value).startswith(str(stored))
+
+
+def test_one_without_its_manifest_is_refused_unless_it_never_had_one(stored: Path):
+    (stored / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json: missing"):
+        restore_checkpoint(stored, make())
+    state = json.loads((stored / "state.json").read_text())
+    (stored / "state.json").write_text(json.dumps(changed(state, "manifest", None)))
+    assert restore_checkpoint(stored, make()) == {"best": 0.5, "evaluations": 3}
+
+
+def test_one_killed_anywhere_is_whole_or_not_there(tmp_path: Path):
+    model = learn(make())
+    save_checkpoint(tmp_path, model, {"number": 0})
+    learn(model)
+    for _ in killed_everywhere(lambda: save_checkpoint(tmp_path, model, {"number": 1}), every=4):
+        path = latest_checkpoint(tmp_path)
+        assert path is not None and restore_checkpoint(path, make())["number"] in (0, 1)
+        shutil.rmtree(tmp_path / "step-000000000128", ignore_errors=True)
 
 
 def test_one_with_a_tensor_missing_is_refused(stored: Path, tmp_path: Path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,9 +15,22 @@ import tyro
 import yaml
 
 import train
+from agents import verify
 from agents.training.config import TrainConfig
-from agents.training.run_dir import begin_run, check_unchanged, config_of, latest_run
+from agents.training.run_dir import (
+    REPORT,
+    begin_run,
+    check_unchanged,
+    config_of,
+    find_run,
+    finish_run,
+    how_to_continue,
+    is_finished,
+    latest_run,
+)
 from leeroo_env import InputError
+from leeroo_env.atomic import locked
+from leeroo_env.manifest import write_manifest
 
 
 @pytest.fixture
@@ -119,9 +134,106 @@ def test_the_latest_run_is_the_one_of_the_table_begun_last(tmp_path: Path):
     assert latest_run(tmp_path, "mine") == tmp_path / "b", "a broken one is passed over"
 
 
+def test_a_run_that_another_process_works_on_is_refused(begun: Path, capfd: pytest.CaptureFixture):
+    ready, child = os.pipe(), os.fork()
+    if child == 0:
+        with locked(begun):
+            os.write(ready[1], b"x")
+            signal.pause()
+    os.read(ready[0], 1)
+    try:
+        assert train.main(["--resume", "--run-dir", str(begun)]) == 2
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert capfd.readouterr().err == f"error: {begun}: another process is working on it\n"
+
+
+def test_bare_resume_takes_a_run_of_the_same_table(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    """The option --table decides which that is, given or by default; a run of another table is named, not taken."""
+    monkeypatch.chdir(tmp_path)
+    for name, table in (("first", "mine"), ("second", "other")):
+        config = TrainConfig(table=table, run_dir=f"runs/{name}")
+        begin_run(tmp_path / "runs" / name, config.as_settings(tmp_path / "runs" / name))
+    assert find_run(TrainConfig(table="mine")) == Path("runs/first")
+    assert find_run(TrainConfig(table=str(tmp_path / "other"))) == Path("runs/second")
+    assert find_run(TrainConfig(table="other", run_dir="elsewhere")) == Path("elsewhere")
+    assert train.main(["--resume"]) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("error: runs/: holds no run of table tiny; the latest is of ") and told.count("\n") == 1
+    assert "go on with it by --resume --run-dir runs/" in told
+
+
+def test_a_flipped_bit_of_the_settings_is_refused(begun: Path, capfd: pytest.CaptureFixture):
+    before, rng = (begun / "config.yaml").read_bytes(), random.Random(0)
+    for _ in range(30):
+        data = bytearray(before)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (begun / "config.yaml").write_bytes(data)
+        assert train.main(["--resume", "--run-dir", str(begun)]) == 2
+        told = capfd.readouterr().err
+        assert told.startswith(f"error: {begun}/config.yaml: damaged, or changed by hand") and told.count("\n") == 1
+
+
+def test_settings_changed_by_hand_are_taken_after_renewal(begun: Path):
+    text = (begun / "config.yaml").read_text()
+    (begun / "config.yaml").write_text(text.replace("timesteps: 500000", "timesteps: 600000"))
+    with pytest.raises(InputError, match=r"leeroo verify --renew"):
+        config_of(begun)
+    assert verify.main(["--renew", str(begun)]) == 0
+    assert config_of(begun).timesteps == 600_000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seed", "five"), ("seed", [1]), ("algo", "os.system"), ("budget", 3), ("budget", ["x"]), ("horizon", None)],
+)
+def test_settings_of_another_type_are_one_line(field: str, value: object, begun: Path):
+    settings = yaml.safe_load((begun / "config.yaml").read_text())
+    (begun / "config.yaml").write_text(yaml.safe_dump({**settings, field: value}))
+    write_manifest(begun, ["config.yaml"])
+    with pytest.raises(InputError, match=rf"config\.yaml: not the settings of a run: {field}") as error:
+        config_of(begun)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_is_finished_when_its_report_is_there_as_it_was_written(begun: Path):
+    assert not is_finished(begun)
+    for name in REPORT:
+        (begun / name).write_text("{}")
+    assert not is_finished(begun), "killed before it was done"
+    finish_run(begun)
+    assert is_finished(begun)
+    (begun / "evaluation.json").write_text("[]")
+    assert not is_finished(begun), "another evaluation than was written"
+    finish_run(begun)
+    (begun / "report.md").unlink()
+    assert not is_finished(begun)
+    (begun / "report.md").write_text("")
+    (begun / "manifest.json").unlink()
+    assert is_finished(begun), "a run of an earlier version"
+
+
+def test_what_an_interruption_leaves(begun: Path, tmp_path: Path):
+    assert how_to_continue(tmp_path / "never", new=True) == "nothing was written"
+    (begun / "notes.txt").write_text("mine")
+    for name in ("policy/policy.json", "events.out.1", "checkpoints/.step-1.tmp/state.json"):
+        (begun / name).parent.mkdir(parents=True, exist_ok=True)
+        (begun / name).write_text("")
+    assert "--resume --run-dir" in how_to_continue(begun, new=False) and (begun / "config.yaml").exists()
+    assert "no checkpoint yet" in how_to_continue(begun, new=True)
+    assert [path.name for path in begun.iterdir()] == ["notes.txt"]
+    begin_run(begun, {})
+    (begun / "seed-3" / "checkpoints" / "step-1").mkdir(parents=True)
+    assert how_to_continue(begun, new=True).endswith(f"leeroo train --resume --run-dir {begun}")
+
+
 @pytest.mark.parametrize("text", ["", "- 1", "seed: [", "seed: 0", "\x00"])
 def test_broken_settings_are_one_line(text: str, begun: Path):
     (begun / "config.yaml").write_text(text)
+    write_manifest(begun, ["config.yaml"])
     with pytest.raises(InputError, match=r"config\.yaml: ") as error:
         config_of(begun)
     assert "\n" not in str(error.value)
