@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from experts.backends.http import retry_unreached
+from experts.backends.http import FAILOVER_ATTEMPTS, failover
 from experts.reasoning import split_reasoning
 from experts.specs import LocalSpec
 from experts.types import EMPTY, Answer, Expert, Query
@@ -19,9 +19,10 @@ ERROR_CHARS = 300
 
 
 def worst_call_usd(expert: Expert, mean_cost_usd: float, query: Query) -> float:
-    """The most that a call with all of its attempts can be billed; of an expert without a `spec`, its mean cost."""
+    """The most that a call with all attempts that may be billed can cost; of an expert without a `spec`, its mean
+    cost."""
     spec: Any = getattr(expert, "spec", None)
-    return mean_cost_usd if spec is None else spec.worst_usd(query) * spec.attempts
+    return mean_cost_usd if spec is None else spec.worst_usd(query) * min(spec.attempts, FAILOVER_ATTEMPTS)
 
 
 def ask_experts(
@@ -48,7 +49,7 @@ def ask_experts(
 def _answers(expert: Expert, queries: Sequence[Query], worst_usd: Sequence[float]) -> list[Answer]:
     """The expert's answers, checked; where there are none to be had, each call may have cost its worst case."""
     context = contextvars.copy_context()
-    context.run(retry_unreached.set, False)
+    context.run(failover.set, True)
     try:
         answers: list[Any] = list(context.run(expert.answer, queries))
         if len(answers) != len(queries):

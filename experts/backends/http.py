@@ -65,8 +65,10 @@ class Call:
 
 
 current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("current_call")
-# False where the caller has other experts to ask: then a server that cannot be reached is tried once
-retry_unreached: contextvars.ContextVar[bool] = contextvars.ContextVar("retry_unreached", default=True)
+# True where the caller asks another expert if a call fails. Then an attempt that reaches no server or takes too long is
+# the last one, and so is the second of any other, unless the server is busy (429), which is not billed.
+failover: contextvars.ContextVar[bool] = contextvars.ContextVar("failover", default=False)
+FAILOVER_ATTEMPTS = 2
 
 
 def reply_bytes(max_tokens: int) -> int:
@@ -91,15 +93,20 @@ def make_client(key: str, url: str | None, timeout_s: float, max_retries: int) -
                 response = await asyncio.wait_for(self._receive(request, call.most_bytes, kwargs), call.timeout_s)
             except asyncio.TimeoutError:
                 call.lose(may_be_billed=True)
+                if failover.get():
+                    raise openai.APITimeoutError(request=request) from None  # not retried, as all of openai's own
                 raise httpx.ReadTimeout(f"no whole reply within {call.timeout_s:g} s", request=request) from None
             except BaseException as error:
                 unreached = type(error).__name__ in NEVER_SENT
                 call.lose(may_be_billed=not unreached)
-                if unreached and not retry_unreached.get():
-                    raise openai.APIConnectionError(request=request) from error  # not retried
+                last = unreached or call.sent >= FAILOVER_ATTEMPTS or isinstance(error, httpx.TimeoutException)
+                if failover.get() and last and isinstance(error, httpx.TransportError):
+                    raise openai.APIConnectionError(request=request) from error
                 raise
             if response.status_code >= 300:
                 call.lose(response.status_code in MAY_BE_BILLED)
+                if failover.get() and response.status_code != 429 and call.sent >= FAILOVER_ATTEMPTS:
+                    response.headers["x-should-retry"] = "false"
             return response
 
         async def _receive(self, request: Any, most_bytes: int, kwargs: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from experts.backends.http import Call, current_call, make_client, reply_bytes
+from experts.backends.http import FAILOVER_ATTEMPTS, Call, current_call, failover, make_client, reply_bytes
 from experts.backends.reply import Reply, read_reply
 from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
 from experts.specs import OpenAISpec
@@ -63,7 +63,8 @@ class OpenAIExpert:
             started = time.perf_counter()
             try:
                 answer = await self._attempt(query, call, started)
-                if answer.is_empty and answer.finish_reason in RETRY_IF_EMPTY and call.sent < self.spec.attempts:
+                attempts = min(self.spec.attempts, FAILOVER_ATTEMPTS) if failover.get() else self.spec.attempts
+                if answer.is_empty and answer.finish_reason in RETRY_IF_EMPTY and call.sent < attempts:
                     again = await self._attempt(query, call, started)
                     answer = answer if again.error is not None and not again.is_empty else again
                 return dataclasses.replace(answer, lost_usd=call.lost_usd)

@@ -78,14 +78,62 @@ def test_a_server_that_is_down_costs_little_time(rated: Orchestrator, servers: d
     experts = served(servers, max_retries=5) | {"gamma": expert("gamma", DOWN.format(unused_port()), max_retries=5)}
     started = time.perf_counter()
     (reply,) = ask(rated, experts)
-    assert time.perf_counter() - started < 2, "it is not tried again and again while others are there"
+    assert time.perf_counter() - started < 5, "it is not tried again and again while others are there"
     assert (reply.text, reply.expert, reply.stop_reason) == ("7", "beta", "max calls"), "beta is the next best"
     assert [(call.expert, call.error is None) for call in reply.calls] == [("gamma", False), ("beta", True)]
     assert "onnect" in (reply.calls[0].error or "") and reply.calls[0].billed_usd == 0
     started = time.perf_counter()
     replies = ask(rated, experts, n=3)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 3
     assert [[call.expert for call in reply.calls] for reply in replies] == [["beta"]] * 3, "gamma is left alone"
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 524])
+def test_a_failing_server_is_asked_twice_at_most(rated: Orchestrator, servers: dict[str, RawServer], status: int):
+    servers["gamma"].react = fails(status)
+    (reply,) = ask(rated, served(servers, max_retries=5))
+    assert (reply.text, reply.expert, len(servers["gamma"].prompts)) == ("7", "beta", 2)
+    may_be_billed = 0 if status == 503 else 2
+    assert reply.calls[0].billed_usd == pytest.approx(may_be_billed * WORST_USD, rel=0.01)
+
+
+def test_a_server_that_is_busy_is_asked_again(rated: Orchestrator, servers: dict[str, RawServer]):
+    servers["gamma"].react = lambda prompt, time: fails(429)(prompt, time) if time < 4 else (200, completion("7"))
+    (reply,) = ask(rated, served(servers, max_retries=5))
+    assert (reply.text, reply.expert, len(reply.calls)) == ("7", "gamma", 1)
+
+
+def test_a_server_that_takes_too_long_is_asked_once(rated: Orchestrator, servers: dict[str, RawServer]):
+    def slow(prompt: str, number: int) -> tuple:
+        time.sleep(1)
+        return 200, completion("7")
+
+    servers["gamma"].react = slow
+    impatient = expert("gamma", servers["gamma"].url, max_retries=5, timeout_s=0.3)
+    (reply,) = ask(rated, served(servers) | {"gamma": impatient})
+    assert (reply.expert, len(servers["gamma"].prompts)) == ("beta", 1)
+    assert reply.calls[0].billed_usd == pytest.approx(WORST_USD, rel=0.01), "it may have been billed"
+
+
+def test_a_server_that_hangs_up_is_asked_twice(rated: Orchestrator, servers: dict[str, RawServer]):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asked: list[int] = []
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                connection.recv(10)
+                asked.append(1)
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        url = DOWN.format(listener.getsockname()[1])
+        (reply,) = ask(rated, served(servers) | {"gamma": expert("gamma", url, max_retries=5)})
+        listener.shutdown(socket.SHUT_RDWR)
+    assert (reply.expert, len(asked)) == ("beta", 2)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 429, 500, 502, 503, 529])
@@ -279,7 +327,7 @@ def test_a_server_that_lies_gets_no_more_than_the_budget(
     assert {reply.stop_reason for reply in replies} <= {"max calls", "money"}
 
 
-@pytest.mark.parametrize(("retries", "at_once"), [(0, 16), (2, 1)])
+@pytest.mark.parametrize(("retries", "at_once"), [(0, 16), (5, 1)])
 @pytest.mark.parametrize("status", [408, 500, 502, 504, 524])
 def test_failures_that_are_billed_count(
     rated: Orchestrator, servers: dict[str, RawServer], status: int, retries: int, at_once: int
