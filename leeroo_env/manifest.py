@@ -90,7 +90,7 @@ def read_manifest(directory: Path) -> Manifest | None:
     file = directory / MANIFEST
     try:
         manifest = Manifest.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None

@@ -33,6 +33,7 @@ from experts.encoder import Encoder
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import resolve
 from leeroo_env.cli import exit_code
+from leeroo_env.threads import set_threads
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m agents.finetune") -> int:
@@ -46,7 +47,7 @@ def run(config: Config) -> int:
     if config.lora_rank:
         load_peft()
     if config.threads:
-        torch.set_num_threads(config.threads)
+        set_threads(config.threads)
     device = choose_device(config.device)
     table = resolve(config.table)
     rows, others = split_train(table, config.share, config.seed)

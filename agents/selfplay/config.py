@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import experts.tiny
-from agents.training.run_dir import begin_run, read_settings
+from agents.training.run_dir import CONFIG, begin_run, check_new_run, read_settings
 from experts.grading import GRADERS
 from experts.specs import Pool
 from leeroo_env import InputError
@@ -72,6 +72,10 @@ def check_config(config: Config) -> None:
     """Raises InputError where a setting makes no sense."""
     if min(config.start, config.timesteps, config.seed) < 0 or min(config.queries_per_round, config.horizon) < 1:
         raise InputError("start, timesteps and seed must be 0 or more, queries_per_round and horizon 1 or more")
+    if not (config.run_dir / CONFIG).exists():
+        check_new_run(config.run_dir)
+    if config.seed >= 2**32:
+        raise InputError(f"seed {config.seed}: must be 0 to 2^32 - 1")
     if config.rounds < 0 or not config.usd_per_round > 0 or not config.usd_to_begin > 0:
         raise InputError(f"rounds {config.rounds}: must be 0 or more; dollars must be above 0")
     if not (0 <= config.explore <= 1 and 0 <= config.epsilon <= 1):

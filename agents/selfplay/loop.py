@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-import torch
 import tyro
 
 from agents.estimators.impute import fill_missing, partial_table
@@ -39,6 +38,7 @@ from experts.types import TextEncoder
 from leeroo_env.cli import exit_code
 from leeroo_env.dynamics import make_rules
 from leeroo_env.table import write_table
+from leeroo_env.threads import set_threads
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m agents.selfplay") -> int:
@@ -61,7 +61,7 @@ def run(config: Config, encoder: TextEncoder | None = None) -> list[Round]:
         InputError: the settings make no sense (nothing is written then), or answers are missing.
     """
     check_config(config)
-    torch.set_num_threads(max(1, config.threads))
+    set_threads(max(1, config.threads))
     held_out, start = seed_queries(config)
     pool = load_pool(config.pool)
     writer_pool = load_pool(config.writer_pool) if config.writer_pool else pool

@@ -8,8 +8,7 @@ from typing import TypeVar
 
 import pydantic
 
-from leeroo_env import InputError
-from leeroo_env.files import read_json, write_json
+from leeroo_env.files import read_model, write_json
 
 PairId = tuple[str, str]  # query_id, name of an expert
 R = TypeVar("R", bound="Record")
@@ -24,11 +23,7 @@ class Record(pydantic.BaseModel, frozen=True):
     @classmethod
     def read(cls: type[R], path: Path) -> R:
         """Raises InputError where the file is missing or not such a record."""
-        try:
-            return cls.model_validate(read_json(path))
-        except pydantic.ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return read_model(path, cls)
 
 
 class Writing(Record):
@@ -37,6 +32,10 @@ class Writing(Record):
     kept: int
     dropped: dict[str, int]
     cost_usd: float
+
+
+class Voters(pydantic.RootModel[dict[str, list[str]]], frozen=True):
+    """By query_id the experts in the order in which to ask them for votes."""
 
 
 class Reference(Record):

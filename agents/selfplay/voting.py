@@ -15,11 +15,11 @@ from agents.estimators.base import Estimates
 from agents.selfplay.acquisition import LEAST_PROBABILITY
 from agents.selfplay.config import VOTERS
 from agents.selfplay.context import SelfPlay
-from agents.selfplay.records import Agreement, PairId, Reference, Voting, Writing
+from agents.selfplay.records import Agreement, PairId, Reference, Voters, Voting, Writing
 from experts.generation.consensus import consensus_references
 from experts.spending import not_asked
 from experts.types import Query
-from leeroo_env.files import read_json, write_json
+from leeroo_env.files import read_model, write_json
 
 LEAST_SETTLED = 0.25  # least probability of a right majority; below it agreement on an error is more likely
 VOTING_SHARE = 0.5  # of a round's money; the rest is for answers by their value
@@ -64,7 +64,7 @@ def load_or_choose_voters(selfplay: SelfPlay, number: int, queries: Sequence[Que
                 if teacher or probability[i] >= LEAST_SETTLED:
                     voters[queries[i].query_id] = [names[k] for k in ranks[i]]
         write_json(path, voters)
-    return read_json(path)
+    return read_model(path, Voters).root
 
 
 def rank_voters(estimates: Estimates, teacher: int | None = None) -> tuple[np.ndarray, np.ndarray]:

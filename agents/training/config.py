@@ -11,10 +11,10 @@ import tyro
 
 from agents.algorithms import ALGORITHMS, AlgorithmName
 from agents.routers.registry import router_names
-from agents.training.runtime import check_threads
 from leeroo_env import InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON
+from leeroo_env.threads import check_threads
 
 AGENT = "agent"  # the name of what is trained, beside the routers of a report
 PolicyKind = Literal["bid-price", "mlp"]

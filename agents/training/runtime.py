@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
@@ -11,14 +10,6 @@ from typing import Any
 import torch
 
 from leeroo_env import InputError
-
-MAX_THREADS = max(64, os.cpu_count() or 1)
-
-
-def check_threads(threads: int) -> None:
-    """Raises InputError for numbers of torch's threads that systems refuse, which ends the process."""
-    if not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads {threads}: must be 1 to {MAX_THREADS}")
 
 
 def choose_device(name: str) -> torch.device:

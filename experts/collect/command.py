@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 
 from experts.collect.estimate import Estimate, estimate, probe
@@ -28,6 +27,7 @@ from experts.specs import Pool
 from experts.types import Query
 from leeroo_env.cli import exit_code, printable
 from leeroo_env.errors import InputError
+from leeroo_env.threads import set_threads
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def run(config: Config) -> int:
         raise InputError(f"--max-usd: {config.max_usd} is not an amount >= 0")
     if config.probe < 0:
         raise InputError(f"--probe: {config.probe} is not a number of calls >= 0")
-    torch.set_num_threads(max(1, config.threads))
+    set_threads(max(1, config.threads))
     pool = load_pool(config.pool)
     names = config.experts.split(",") if config.experts is not None else None
     pool.select(names)

@@ -67,7 +67,9 @@ Row = tuple[str, Query, Answer]  # the key of an answer, its query, and itself
 
 
 def parts_directory(out: Path) -> Path:
-    """The directory of the stored answers of a table."""
+    """The directory of the stored answers of a table. Raises InputError where the table's has no name, as /."""
+    if not out.name:
+        raise InputError(f"{out}: cannot be the directory of a table; name one in it")
     return out.with_name(out.name + ".parts")
 
 

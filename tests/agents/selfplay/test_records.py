@@ -56,8 +56,8 @@ def test_records_are_typed(tmp_path: Path):
     ("text", "message"),
     [
         (json.dumps({**ROUND, "val": {"score": [], "cost_usd": []}}), "val.mean: Field required"),
-        ("[]", "not a JSON object"),
-        ("{", "cannot be read"),
+        ("[]", "the file: Input should be an object"),
+        ("{", "the file: Invalid JSON"),
     ],
 )
 def test_broken_files_are_refused(text: str, message: str, tmp_path: Path):
