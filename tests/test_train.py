@@ -334,7 +334,9 @@ def test_several_seeds_are_as_many_runs_and_their_mean(small_synthetic: Path, tm
     assert means["seeds"] == [3, 4] and means["scores"]["agent"] == [each["agent"]["score"] for each in scores]
     assert scores[1]["agent"] == json.loads((one / "evaluation.json").read_text())["routers"]["agent"]
     mean = np.mean(means["scores"]["agent"])
-    assert f"| agent | {mean:.4f} ±" in (both / "report.md").read_text()
+    report = (both / "report.md").read_text()
+    assert f"| agent | {mean:.4f} ±" in report and report.splitlines()[2].startswith("**Deploy ")
+    assert "points to its start, mean over seeds and budgets" in report
 
 
 def optimizer_state(run_dir: Path) -> set[str]:

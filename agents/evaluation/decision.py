@@ -50,6 +50,7 @@ class Choice:
         budget_usd: dollars a query; for one expert alone its mean cost.
         place: of the budget among those of the results.
         matches: whether it is as good on val as the best expert.
+        score: on val at the budget.
         best_router: the one with the best mean score on val, beside the agent and those that ignore the query.
     """
 
@@ -58,6 +59,7 @@ class Choice:
     budget_usd: float
     place: int
     matches: bool
+    score: float
     best_router: str | None
 
 
@@ -89,6 +91,7 @@ def choose(
         budget_usd=float(alone[name].cost_usd[place]) if name in alone else budgets_usd[place],
         place=place,
         matches=_as_good(options[name], alone[best], place),
+        score=float(options[name].score[place]),
         best_router=best_router(results),
     )
 

@@ -79,6 +79,7 @@ class Decision:
         expert: the expert's name, where it is one alone.
         budget_usd_per_1000_queries: to be given; for one expert alone what it costs on val.
         as_good_as_best_expert: whether it is on val.
+        score_on_val: which it was chosen by.
         rows: what is deployed, then what it is compared with.
         training: what was trained.
         queries: in each split.
@@ -89,6 +90,7 @@ class Decision:
     expert: str | None
     budget_usd_per_1000_queries: float
     as_good_as_best_expert: bool
+    score_on_val: float
     rows: tuple[Row, ...]
     training: Training
     queries: dict[str, int]
@@ -127,6 +129,7 @@ def measure(
         expert=None if choice.expert is None else table.experts[choice.expert],
         budget_usd_per_1000_queries=1000 * choice.budget_usd,
         as_good_as_best_expert=choice.matches,
+        score_on_val=choice.score,
         rows=tuple(rows),
         training=training,
         queries={split: len(table.rows(split)) for split in ("train", "val", "test")},

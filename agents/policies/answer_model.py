@@ -215,6 +215,33 @@ class AnswerModel(nn.Module):
         return torch.stack([agrees, joint - agrees - silent, silent], dim=1)
 
 
+@torch.no_grad()
+def simulate_answers(model: AnswerModel, chance: Tensor, generator: torch.Generator) -> Tensor:
+    """Answers that the model expects of K experts to n queries with these chances [n, K] of being right.
+
+    Returns:
+        [n, K] int64; equal numbers are equal answers, 0 is the right one, -1 is none.
+    """
+    n, k = chance.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=chance.device)
+
+    node = torch.multinomial(model.weight.expand(n, -1), 1, generator=generator)  # of the ease
+    log_odds = model.log_odds(chance).gather(2, node[:, None].expand(-1, k, -1)).squeeze(2)
+    right = uniform(n, k) < torch.sigmoid(log_odds)
+    silent = ~right & (uniform(n, k) < model.silence)
+    count = torch.zeros(n, k, device=chance.device)  # experts in each group of equal wrong answers
+    answers = torch.zeros(n, k, dtype=torch.int64, device=chance.device)
+    for expert in range(k):
+        wrong = ~right[:, expert] & ~silent[:, expert]
+        new = torch.nn.functional.one_hot((count > 0).sum(dim=1).clamp(max=k - 1), k) * model.log_concentration.exp()
+        group = torch.multinomial(torch.where(count > 0, count, new), 1, generator=generator)
+        count.scatter_add_(1, group, wrong[:, None].float())
+        answers[:, expert] = torch.where(wrong, group.squeeze(1) + 1, 0)
+    return answers.masked_fill(silent, -1)
+
+
 def calls_from_features(features: Tensor, max_calls: int) -> Calls:
     """The calls that the call features [B, 3K + 3] of `leeroo_env.dynamics` describe, ordered arbitrarily."""
     k = (features.shape[1] - 3) // 3

@@ -211,19 +211,35 @@ def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Estimates, max_c
         call_value = CallValue(chance.shape[1], max_calls).to(device)
     call_value.answer_model.load_state_dict(fit_answer_model(table, rows, chance, seed).state_dict())
     call_value.requires_grad_(False)
-    if max_calls == 1:
-        return call_value
     cost = cost_usd / table.mean_cost_usd().max().clamp(min=1e-30)
-    answer_ids = table.answer_ids[rows].long()
+    fit_continuation(call_value, chance, cost, table.answer_ids[rows].long(), generator)
+    return call_value
+
+
+def fit_continuation(
+    call_value: CallValue, chance: Tensor, cost: Tensor, answer_ids: Tensor, generator: torch.Generator
+) -> None:
+    """Fits the continuation network to the answers of n queries, as `fit_call_value` describes.
+
+    Args:
+        call_value: with its answer model fitted.
+        chance: [n, K], estimated, that experts are right.
+        cost: [n, K], estimated, in units of the highest mean cost.
+        answer_ids: [n, K].
+        generator: of draws.
+    """
+    if call_value.max_calls == 1:
+        return
+    device = chance.device
+    call_value.continuation_weight.fill_(1.0)
     for _ in range(SWEEPS):
         transitions = []
         for _ in range(-(-QUERIES // BATCH)):
-            batch = torch.randint(len(rows), (BATCH,), generator=generator, device=device)
+            batch = torch.randint(len(chance), (BATCH,), generator=generator, device=device)
             transitions += _explore(call_value, chance[batch], cost[batch], answer_ids[batch], generator)
         features, second, value = (torch.cat(part) for part in zip(*transitions, strict=True))
         _fit_continuation_net(call_value.continuation_net, features, second, value, generator)
     call_value.continuation_weight.fill_(CONTINUATION_WEIGHT)
-    return call_value
 
 
 def _explore(

@@ -170,14 +170,33 @@ def fit_multi_call_budget_value(
     device = table.device
     sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:SAMPLE].to(device)
     scale = table.cost_scale()
-    low, high = PRICES
-    prices = torch.logspace(math.log10(low), math.log10(high), N_PRICES, device=device) / scale.high_usd
-    chance, cost_usd = estimates.score[sample], estimates.cost_usd[sample]
     answer_ids, costs_usd = table.answer_ids[rows[sample]].long(), table.costs_usd[rows[sample]]
+    spent_usd, value = simulated_sequences(call_value, estimates[sample], answer_ids, costs_usd, scale.high_usd)
+    ratios = cost_ratios(estimates.cost_usd, table.costs_usd[rows], scale.mean_usd)
+    return solve_call_sequences(spent_usd, value, ratios, scale)
+
+
+def simulated_sequences(
+    call_value: CallValue, estimates: Estimates, answer_ids: Tensor, costs_usd: Tensor, high_usd: float
+) -> tuple[Tensor, Tensor]:
+    """What calls at W prices from low to high spend and bring on n queries.
+
+    Args:
+        call_value: chooses the calls.
+        estimates: of the n queries.
+        answer_ids: [n, K], the answers.
+        costs_usd: [n, K], what calls cost.
+        high_usd: the highest mean cost, the unit of prices.
+
+    Returns:
+        Dollars spent, and the chance that the leading answer is right, after each call; both [W, n, M].
+    """
+    low, high = PRICES
+    device = answer_ids.device
+    prices = torch.logspace(math.log10(low), math.log10(high), N_PRICES, device=device) / high_usd
     spent_usd, value = [], []
     for price in prices:
-        asked, stop_values = simulate_calls(call_value, chance, price * cost_usd, answer_ids)
+        asked, stop_values = simulate_calls(call_value, estimates.score, price * estimates.cost_usd, answer_ids)
         spent_usd.append((costs_usd.gather(1, asked.clamp(min=0)) * (asked >= 0)).cumsum(dim=1))
         value.append(stop_values)
-    ratios = cost_ratios(estimates.cost_usd, table.costs_usd[rows], scale.mean_usd)
-    return solve_call_sequences(torch.stack(spent_usd), torch.stack(value), ratios, scale)
+    return torch.stack(spent_usd), torch.stack(value)

@@ -264,11 +264,13 @@ class Orchestrator:
         scores: npt.ArrayLike,
         costs_usd: npt.ArrayLike,
         texts: Sequence[str] | None = None,
+        answers: Sequence[str | None] | None = None,
     ) -> None:
         """Adds an expert without training, from its scores and costs on a few hundred queries.
 
         Its score and cost are regressed on the estimates of the other experts (`Predictor.with_expert`), and the value
-        of the budget is computed again with it. What was trained for the others stays; `save` writes the result.
+        of the budget is computed again with it. What was trained for the others stays; `save` writes the result. With
+        several calls per query its answers are taken to agree with the others' as an average expert's do.
 
         Args:
             name: becomes the last of `experts`.
@@ -276,6 +278,7 @@ class Orchestrator:
             scores: [m], in [0, 1].
             costs_usd: [m], not negative.
             texts: [m], the queries' texts.
+            answers: [m], its short answers in normal form, None where it gave none; used with several calls per query.
 
         Raises:
             InputError: the name is taken, the arrays do not fit, or the policy has no estimates.
@@ -295,9 +298,13 @@ class Orchestrator:
             raise InputError("embeddings and costs_usd must be finite, scores 0 to 1")
         if (cost_usd < 0).any():
             raise InputError("costs_usd must not be negative")
+        if answers is not None and len(answers) != len(x):
+            raise InputError(f"{len(answers)} answers for {len(x)} embeddings")
         device = self.device
         queries, score_rows, cost_rows = (torch.from_numpy(array).to(device) for array in (x, score, cost_usd))
-        grown = add_expert(self.policy, self.description, self.predictor, name, queries, score_rows, cost_rows, texts)
+        grown = add_expert(
+            self.policy, self.description, self.predictor, name, queries, score_rows, cost_rows, texts, answers
+        )
         self._set_policy(*grown)
 
     def save(self, run_dir: str | os.PathLike) -> None:

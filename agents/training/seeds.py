@@ -5,6 +5,7 @@ S seeds, G budgets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pydantic
 from matplotlib.figure import Figure
 
 from agents.evaluation.decision import AGENT
+from agents.evaluation.headline import dollars
 from agents.evaluation.markdown import table_head, table_line
 from agents.evaluation.metrics import interval
 from leeroo_env.files import read_model, write_atomically, write_json, write_text
@@ -28,6 +30,37 @@ class Curve(pydantic.BaseModel, frozen=True):
     cost_usd: list[float]
 
 
+class Mean(pydantic.BaseModel, frozen=True):
+    """A mean of `agents.evaluation.decision.Interval`."""
+
+    mean: float
+
+
+class Row(pydantic.BaseModel, frozen=True):
+    """What is read of a row of a decision."""
+
+    name: str
+    score: Mean
+    lead: Mean | None
+    saved: Mean | None
+
+
+class Trained(pydantic.BaseModel, frozen=True):
+    """What is read of what training did."""
+
+    gain: Mean | None
+
+
+class Decided(pydantic.BaseModel, frozen=True):
+    """What is read of `agents.evaluation.headline.Decision`."""
+
+    deploy: str
+    budget_usd_per_1000_queries: float
+    score_on_val: float
+    rows: list[Row]
+    training: Trained
+
+
 class Evaluation(pydantic.BaseModel, frozen=True):
     """What is read of `evaluation.json`."""
 
@@ -37,6 +70,7 @@ class Evaluation(pydantic.BaseModel, frozen=True):
     horizon: int
     budgets_usd: list[float]
     routers: dict[str, Curve]
+    decision: Decided | None = None  # runs of earlier versions have none
 
 
 def _read(run_dir: Path) -> Evaluation:
@@ -65,17 +99,49 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
         },
     )
     write_atomically(run_dir / "curve.png", lambda file: _curve(scores, costs).savefig(file, format="png", dpi=130))
-    head = table_head(["router", "mean score", "agent's lead", *(f"${usd:.3g}" for usd in budgets)])
+    head = table_head(["router", "mean score", "agent's lead", *(dollars(1000 * usd) for usd in budgets)])
     text = [
         f"# {first.table}: {len(evaluations)} seeds",
+        *_decisions(evaluations),
         f"Seeds {first.seed} to {evaluations[-1].seed}, each an agent with a report of its own in this "
         f"directory; the other routers are fitted once and play each seed's episodes. Scores on the {first.split} "
-        f"queries, episodes of {first.horizon}, at each budget per query; ± is half the 95 % interval of the mean "
-        "over seeds. The queries are the same for all: for others, the uncertainty is that of each report.",
+        f"queries, episodes of {first.horizon}, at each budget in dollars per 1,000 queries; ± is half the 95 % "
+        "interval of the mean over seeds. The queries are the same for all: for others, the uncertainty is that of "
+        "each report.",
         "\n".join([*head, *rows]),
         "![score over spend](curve.png)",
     ]
     write_text(run_dir / "report.md", "\n\n".join(text) + "\n")
+
+
+def _decisions(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What to deploy, how sure that is over the seeds, and what each seed decided; paragraphs."""
+    decided = [(one.seed, one.decision) for one in evaluations if one.decision is not None]
+    if not decided:
+        return []
+    most = Counter(decision.deploy for _, decision in decided).most_common(1)[0][0]
+    seed, best = max((pair for pair in decided if pair[1].deploy == most), key=lambda pair: pair[1].score_on_val)
+    n = sum(decision.deploy == most for _, decision in decided)
+    gain, half = interval(np.array([d.training.gain.mean if d.training.gain else 0.0 for _, d in decided]))
+    lines = table_head(
+        ["seed", "deploy", "budget per 1,000 queries", "score", "against", "gained", "saved", "PPO added"]
+    )
+    for number, decision in decided:
+        deployed, *others = decision.rows
+        against = next((row for row in others if row.name.startswith("always ")), None)
+        cells = [str(number), decision.deploy, dollars(decision.budget_usd_per_1000_queries)]
+        cells += [f"{deployed.score.mean:.3f}", against.name if against else ""]
+        cells += [f"{against.lead.mean:+.3f}" if against and against.lead else ""]
+        cells += [f"{100 * against.saved.mean:.0f} %" if against and against.saved else ""]
+        cells += [f"{100 * (decision.training.gain.mean if decision.training.gain else 0):+.2f} points"]
+        lines.append(table_line(cells))
+    spread = "" if np.isnan(half) else f" ± {100 * half:.2f}"
+    return [
+        f"**Deploy {most} with {dollars(best.budget_usd_per_1000_queries)} per 1,000 queries, as in seed {seed}**, "
+        f"the best on val of the {n} of {len(decided)} seeds that chose so; its `report.md` says how, and how sure its "
+        f"numbers are. Training added {100 * gain:+.2f}{spread} points to its start, mean over seeds and budgets.",
+        "\n".join(lines),
+    ]
 
 
 def _halves(values: np.ndarray) -> list[float]:
@@ -103,9 +169,10 @@ def _curve(scores: dict[str, np.ndarray], costs: dict[str, np.ndarray]) -> Figur
         width, above = (2.4, 3) if name == AGENT else (1.2, 2)
         mean, spend, half = scores[name].mean(axis=0), costs[name].mean(axis=0), np.array(_halves(scores[name]))
         color = "C3" if name == AGENT else ["C0", "C1", "C2", "C4", "C5"][shown.index(name) % 5]
+        spend = 1000 * spend
         axes.plot(spend, mean, "o-", ms=4, label=name, color=color, lw=width, zorder=above)
         axes.fill_between(spend, mean - half, mean + half, color=color, alpha=0.15, lw=0)
-    axes.set(xscale="log", xlabel="dollars spent a query", ylabel="score")
+    axes.set(xlabel="dollars per 1,000 queries", ylabel="mean score")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure

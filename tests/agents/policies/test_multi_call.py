@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
 import train
 from agents import Orchestrator
 from agents.estimators import Estimates
-from agents.evaluation.evaluate import evaluate
-from agents.policies.answer_model import Calls
+from agents.estimators.ensemble import predict_all
+from agents.evaluation.evaluate import Result, evaluate
+from agents.policies.answer_model import AnswerModel, Calls, simulate_answers
 from agents.policies.bid_price import estimate_features
 from agents.policies.budget_value import solve_call_sequences
 from agents.policies.call_value import FORBIDDEN, CallValue, calls_from_table, fit_call_value, not_asked, simulate_calls
@@ -23,7 +26,9 @@ from agents.policies.multi_call import start_from_plan
 from agents.routers.policy import PolicyRouter
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
+from agents.training.trainer import Trainer
 from leeroo_env import ExpertTable, InputError, dynamics
+from leeroo_env.builtin import resolve
 from leeroo_env.cost_scale import CostScale
 from tests.synthetic import DOUBT_COST_USD, RIGHT, doubting_optimum_usd, doubting_table
 
@@ -186,8 +191,72 @@ def test_training_with_several_calls_leaves_an_orchestrator(tmp_path: Path):
     assert orchestrator.max_calls == 3
     choice = orchestrator.choose(table.embeddings[:5].numpy(), 0.01, 5)
     assert (choice < 3).all()
-    with pytest.raises(InputError, match="train with it"):
-        orchestrator.add_expert("new", table.embeddings[:5].numpy(), np.ones(5), np.full(5, 1e-4))
+    too_expensive = np.full(5, 1e3)
+    with pytest.raises(InputError, match="too far from the others'"):
+        orchestrator.add_expert("new", table.embeddings[:5].numpy(), np.ones(5), too_expensive)
+    with pytest.raises(InputError, match="1 answers for 5 embeddings"):
+        orchestrator.add_expert("new", table.embeddings[:5].numpy(), np.ones(5), np.full(5, 1e-4), answers=["a"])
+
+
+@pytest.fixture(scope="module")
+def tiny_part() -> ExpertTable:
+    """A part of the built-in table, its expert `small` the last."""
+    whole = resolve("tiny", "nano,large,arithmetic,small")
+    queries = whole.queries.slice(0, 1500)
+    kept = pc.is_in(whole.answers["query_id"], pa.array(queries["query_id"].to_pylist()))
+    return ExpertTable.from_arrow(whole.info, queries, whole.answers.filter(kept), whole.embeddings[:1500].numpy())
+
+
+def test_a_new_expert_joins_the_votes(tiny_part: ExpertTable, tmp_path: Path):
+    """It is asked where it is good, alone and beside the others, and money is worth more with it."""
+    table = tiny_part
+    others = table.select(list(table.experts[:-1]))
+    trainer = Trainer(TrainConfig(max_calls=2, horizon=16, n_envs=4), others)
+    trainer.prepare()
+    trainer.save(tmp_path / "before")
+    before, after, silent = (Orchestrator.load(tmp_path / "before") for _ in range(3))
+    rows = table.rows("train")[:300]
+    outcomes = "small", table.embeddings[rows], table.scores[rows, 3], table.costs_usd[rows, 3]
+    silent.add_expert(*outcomes, answers=["right" if score else None for score in outcomes[2]])
+    assert silent.policy.answer_model.silence[-1] > 0.9 > before.policy.answer_model.silence.max()
+    after.add_expert(*outcomes)
+    after.save(tmp_path / "after")
+    after = Orchestrator.load(tmp_path / "after")
+    assert after.experts == list(table.experts) and after.deliver == 4
+    old, new = (result_of(one, part) for one, part in ((before, others), (after, table)))
+    assert new.mean_score > old.mean_score + 0.02, (new.score, old.score)
+    assert new.calls[1:, 3].min() > 0.15
+    value, known = (one.policy.network.value for one in (after, before))
+    assert (value >= known - 1e-5).all() and float((value - known).max()) > 0.3
+
+
+def result_of(orchestrator: Orchestrator, table: ExpertTable) -> Result:
+    """On test, with votes by its estimates."""
+    assert orchestrator.predictor is not None
+    reliability = predict_all(orchestrator.predictor, table).reliability()
+    rules = dynamics.make_rules(table, "test", 16, max_calls=orchestrator.max_calls, reliability=reliability)
+    high = float(table.mean_cost_usd().max())
+    return evaluate(orchestrator.router(table), rules, [share * high for share in (0.06, 0.12, 0.25)], 48)
+
+
+def test_simulated_answers_are_as_the_model_has_them():
+    model = AnswerModel(3)
+    model.silence.copy_(torch.tensor([0.0, 0.5, 0.1]))
+    with torch.no_grad():
+        model.log_concentration.fill_(-4.0)  # wrong answers nearly always agree
+    chance = torch.tensor([0.2, 0.5, 0.9]).expand(40_000, 3)
+    answers = simulate_answers(model, chance, torch.Generator().manual_seed(0))
+    assert ((answers == 0).float().mean(dim=0) - chance[0]).abs().max() < 0.01
+    wrong = answers != 0
+    missing = ((answers < 0) & wrong).sum(dim=0) / wrong.sum(dim=0)
+    assert missing.tolist() == pytest.approx([0.0, 0.5, 0.1], abs=0.02)
+    both = (answers[:, 0] > 0) & (answers[:, 1] > 0)
+    assert (answers[both, 0] == answers[both, 1]).float().mean() > 0.95
+    with torch.no_grad():
+        model.log_concentration.fill_(6.0)  # they hardly ever do
+    answers = simulate_answers(model, chance, torch.Generator().manual_seed(0))
+    both = (answers[:, 0] > 0) & (answers[:, 1] > 0)
+    assert (answers[both, 0] == answers[both, 1]).float().mean() < 0.05
 
 
 def test_settings_that_make_no_sense_are_refused(synthetic: Path, capsys: pytest.CaptureFixture):
