@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any, Protocol
@@ -47,7 +48,7 @@ class LogLines(tqdm):
 
 def shown(label: str, total: int, unit: str = "", initial: int = 0) -> tqdm:
     """A bar on stderr, with the time left."""
-    if not sys.stderr.isatty():
+    if not _is_terminal():
         return LogLines(
             total=total,
             initial=initial,
@@ -66,6 +67,14 @@ def shown(label: str, total: int, unit: str = "", initial: int = 0) -> tqdm:
         dynamic_ncols=True,
         bar_format=None if unit else "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}",
     )
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is a terminal with a size: some pseudo-terminals of logs have none."""
+    try:
+        return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def silent(label: str, total: int) -> tqdm:

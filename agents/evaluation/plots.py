@@ -54,7 +54,7 @@ def draw_curve(
     axes.fill_between(spent, low, high, color=AGENT_COLOR, alpha=0.13, lw=0)
     named = _draw_experts(axes, alone, top_usd)
     _draw_best(axes, table.experts[reference_experts(table)[0]], best, own, top_usd)
-    axes.set_xlim(0, 1.06 * top_usd)
+    axes.set_xlim(-0.012 * top_usd, 1.06 * top_usd)
     _limit_score(axes, [own.score, *(results[name].score for name in others)], named)
     axes.xaxis.set_major_formatter(lambda x, _: f"${x:,g}")
     axes.set_xlabel("dollars per 1,000 queries")
@@ -167,6 +167,8 @@ def _draw_best(axes: Any, name: str, best: Result, own: Result, top_usd: float) 
         color=INK,
         textcoords="offset points",
         arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.8},
+        bbox={"boxstyle": "square,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
+        zorder=6,
         parse_math=False,
     )
 

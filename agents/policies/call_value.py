@@ -10,6 +10,7 @@ F features of the continuation network. Prices are in score: what a call's money
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ FORBIDDEN = -1e4
 HIDDEN = 32
 PRICES = (5e-3, 40.0)  # of the most expensive expert's mean cost, in score: from nearly free to prohibitive
 SWEEPS = 3
+PARTS = SWEEPS + 1  # of a fit: the answer model, and the sweeps
 QUERIES = 16_000  # a sweep
 STEPS = 500
 BATCH = 2_048
@@ -190,7 +192,14 @@ def _best_alone(posterior: Posterior, price: Tensor, allowed: Tensor) -> tuple[T
     return alone, place if among is None else among.gather(1, place)
 
 
-def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Estimates, max_calls: int, seed: int = 0) -> CallValue:
+def fit_call_value(
+    table: ExpertTable,
+    rows: Tensor,
+    estimates: Estimates,
+    max_calls: int,
+    seed: int = 0,
+    on_part: Callable[[], object] = lambda: None,
+) -> CallValue:
     """Fits the answer model and the continuation network to training queries.
 
     Each sweep simulates calls at prices from low to high, mostly those of highest value by the last sweep, and fits the
@@ -202,6 +211,7 @@ def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Estimates, max_c
         estimates: of these, out of fold.
         max_calls: M.
         seed: of draws and initial weights.
+        on_part: called after each of `PARTS` parts of the work.
     """
     device = table.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -211,13 +221,19 @@ def fit_call_value(table: ExpertTable, rows: Tensor, estimates: Estimates, max_c
         call_value = CallValue(chance.shape[1], max_calls).to(device)
     call_value.answer_model.load_state_dict(fit_answer_model(table, rows, chance, seed).state_dict())
     call_value.requires_grad_(False)
+    on_part()
     cost = cost_usd / table.mean_cost_usd().max().clamp(min=1e-30)
-    fit_continuation(call_value, chance, cost, table.answer_ids[rows].long(), generator)
+    fit_continuation(call_value, chance, cost, table.answer_ids[rows].long(), generator, on_part)
     return call_value
 
 
 def fit_continuation(
-    call_value: CallValue, chance: Tensor, cost: Tensor, answer_ids: Tensor, generator: torch.Generator
+    call_value: CallValue,
+    chance: Tensor,
+    cost: Tensor,
+    answer_ids: Tensor,
+    generator: torch.Generator,
+    on_sweep: Callable[[], object] = lambda: None,
 ) -> None:
     """Fits the continuation network to the answers of n queries, as `fit_call_value` describes.
 
@@ -227,6 +243,7 @@ def fit_continuation(
         cost: [n, K], estimated, in units of the highest mean cost.
         answer_ids: [n, K].
         generator: of draws.
+        on_sweep: called after each of `SWEEPS`.
     """
     if call_value.max_calls == 1:
         return
@@ -239,6 +256,7 @@ def fit_continuation(
             transitions += _explore(call_value, chance[batch], cost[batch], answer_ids[batch], generator)
         features, second, value = (torch.cat(part) for part in zip(*transitions, strict=True))
         _fit_continuation_net(call_value.continuation_net, features, second, value, generator)
+        on_sweep()
     call_value.continuation_weight.fill_(CONTINUATION_WEIGHT)
 
 

@@ -25,7 +25,8 @@ from agents.policies.budget_value import (
     fit_budget_value,
     solve_call_sequences,
 )
-from agents.policies.call_value import FORBIDDEN, CallValue, fit_call_value, simulate_calls
+from agents.policies.call_value import FORBIDDEN, PARTS, CallValue, fit_call_value, simulate_calls
+from agents.progress import Bars, silent
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
 
@@ -142,16 +143,20 @@ class MultiCallPolicy(BidPricePolicy):
 
 
 def start_from_plan(
-    policy: BidPricePolicy, table: ExpertTable, rows: Tensor, estimates: Estimates, seed: int = 0
+    policy: BidPricePolicy, table: ExpertTable, rows: Tensor, estimates: Estimates, seed: int = 0, bars: Bars = silent
 ) -> None:
     """Makes an untrained policy the greedy one with respect to a budget value (and call value) fitted to the training
-    queries `rows` [n] with these out-of-fold estimates."""
-    if not isinstance(policy, MultiCallPolicy):
-        policy.start_from(fit_budget_value(table, rows, estimates, seed))
-        return
-    call_value = fit_call_value(table, rows, estimates, policy.max_calls, seed)
-    policy.set_call_value(call_value)
-    policy.start_from(fit_multi_call_budget_value(table, rows, estimates, call_value, seed))
+    queries `rows` [n] with these out-of-fold estimates. `bars` show the progress."""
+    several = isinstance(policy, MultiCallPolicy)
+    with bars("starting policy", 1 + several * PARTS) as bar:
+        if isinstance(policy, MultiCallPolicy):
+            call_value = fit_call_value(table, rows, estimates, policy.max_calls, seed, bar.update)
+            policy.set_call_value(call_value)
+            budget_value = fit_multi_call_budget_value(table, rows, estimates, call_value, seed)
+        else:
+            budget_value = fit_budget_value(table, rows, estimates, seed)
+        policy.start_from(budget_value)
+        bar.update()
 
 
 @torch.no_grad()

@@ -75,7 +75,12 @@ def fit_estimator(name: str, table: ExpertTable, seed: int, own: Predicts) -> Pr
 
 
 def multi_call_routers(
-    table: ExpertTable, estimates: Estimates, max_calls: int, seed: int = 0, answer_model: AnswerModel | None = None
+    table: ExpertTable,
+    estimates: Estimates,
+    max_calls: int,
+    seed: int = 0,
+    answer_model: AnswerModel | None = None,
+    bars: Bars = silent,
 ) -> dict[str, Router]:
     """The routers that ask several experts about a query, by name.
 
@@ -85,11 +90,18 @@ def multi_call_routers(
         max_calls: M, above 1.
         seed: of folds, samples and lotteries.
         answer_model: fitted to the training rows; None: it is fitted here.
+        bars: to show the progress.
     """
-    panels = Panels(table, estimates, max_calls, seed)
-    return {
-        "majority": Majority(panels, estimates, max_calls, seed),
-        "cascade": Cascade(panels, Scorer(panels), estimates, max_calls, seed),
-        "cascade routing": CascadeRouting(table, estimates, max_calls, seed, answer_model),
-        "two-stage trees": TwoStageTrees(panels, Gains(panels), estimates, max_calls, seed),
-    }
+    with bars("routers of several calls", 5) as bar:
+        panels = Panels(table, estimates, max_calls, seed)
+        routers: dict[str, Router] = {}
+        for name, fit in (
+            ("majority", lambda: Majority(panels, estimates, max_calls, seed)),
+            ("cascade", lambda: Cascade(panels, Scorer(panels), estimates, max_calls, seed)),
+            ("cascade routing", lambda: CascadeRouting(table, estimates, max_calls, seed, answer_model)),
+            ("two-stage trees", lambda: TwoStageTrees(panels, Gains(panels), estimates, max_calls, seed)),
+        ):
+            bar.update()
+            routers[name] = fit()
+        bar.update()
+    return routers

@@ -100,7 +100,8 @@ class Monitor(BaseCallback):
     def _on_training_start(self) -> None:
         self.logger.record("hyperparameters", hyperparameters(self.settings))
         self.logger.record("about", about(self.settings, self.budgets_usd, self.rules.table.experts))
-        self._bar = shown("training", self.timesteps, "step", initial=self.num_timesteps)
+        whole = -(-self.timesteps // self.log_every) * self.log_every  # the last iteration is completed
+        self._bar = shown("training", whole, "step", initial=self.num_timesteps)
         self._clock, self._clock_step = time.perf_counter(), self.num_timesteps
 
     def _on_rollout_start(self) -> None:

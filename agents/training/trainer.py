@@ -91,7 +91,7 @@ class Trainer:
         self.model, self.hyperparameters = make_model(config, self.policy_kind, rules)
         if isinstance(self.model.policy, BidPricePolicy):
             rows, estimates = self.predictor.rows, self.predictor.out_of_fold
-            start_from_plan(self.model.policy, self.table, rows, estimates, config.seed)
+            start_from_plan(self.model.policy, self.table, rows, estimates, config.seed, self.bars)
         network = self.hyperparameters["policy_kwargs"]
         self.description = describe_policy(rules, config.algo, network, self.policy_kind, config.hide_budget)
         start = deepcopy(self.model.policy)
@@ -120,7 +120,7 @@ class Trainer:
         """The routers that may ask several experts about a query, from the same estimates as the agent."""
         config, policy = self.config, self.model.policy if hasattr(self, "model") else None
         answer_model = policy.answer_model if isinstance(policy, MultiCallPolicy) else None  # takes seconds to fit
-        return multi_call_routers(self.table, self.estimates, config.max_calls, config.seed, answer_model)
+        return multi_call_routers(self.table, self.estimates, config.max_calls, config.seed, answer_model, self.bars)
 
     def fit(self, run_dir: Path, val: Played, checkpoint: Path | None = None) -> bool:
         """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val.
