@@ -16,6 +16,7 @@ from leeroo_env.files import read_model, write_json
 FORMAT = 2
 NO_ALGORITHM = "none"  # of a router that no reinforcement learning has trained
 MAX_DIM = 2**20
+MAX_FEATURE = 3e38  # of single precision
 
 
 class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -51,8 +52,8 @@ class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
     experts: tuple[str, ...]
     mean_cost_usd: tuple[float, ...]
     price_range_usd: tuple[float, float]
-    feature_low: float
-    feature_high: float
+    feature_low: float = pydantic.Field(ge=-MAX_FEATURE, le=MAX_FEATURE)
+    feature_high: float = pydantic.Field(ge=-MAX_FEATURE, le=MAX_FEATURE)
     feature_dim: int = pydantic.Field(ge=1, le=MAX_DIM)
     embedding_dim: int = pydantic.Field(ge=1, le=MAX_DIM)
     encoder: dict[str, Any]

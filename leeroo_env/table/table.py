@@ -366,7 +366,7 @@ def _build(
     if not complete.all():
         warnings.warn(
             f"{source}: {(~complete).sum()} of {len(complete)} queries lack an answer of a selected expert; left out",
-            stacklevel=4,
+            stacklevel=6,  # the caller of `load`
         )
         queries, embeddings = queries.filter(pa.array(complete)), embeddings[complete]
         scores, costs, split, answer_ids = scores[complete], costs[complete], split[complete], answer_ids[complete]
