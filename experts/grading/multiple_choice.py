@@ -66,7 +66,8 @@ _IS_RIGHT = re.compile(
 _LINE = re.compile(r"^[ *#>-]{0,10}\(?(?P<letter>[A-Z])[.):](?=\s|\*|$)", re.MULTILINE)
 _OPENING = re.compile(r"[*_]{0,2}(?P<letter>[A-Z])[*_]{0,2}(?:,| ?[-\u2013\u2014:]| because\b| since\b)")
 _SMALL_LABEL = re.compile(r"\(?[a-z][.):] (?P<option>[^\n]{1,500})")  # "b) a cartel"
-_SMALL_REPLY = re.compile(r"(?P<letter>[a-z])[.)]?\Z")
+_SMALL_REPLY = re.compile(r"[*_]{0,2}(?P<letter>[a-z])[.)]?[*_]{0,2}\Z")
+_SAID_RIGHT = re.compile(rf"(?:{RIGHT_AFTER})[^\w]{{0,5}}\Z")  # "A market is the answer."
 _MARKS = (
     re.compile(r"(?<![\w)\]}^_\\])[(\[\u3010\u300c] ?\*{0,2}(?P<letter>[A-Z])\*{0,2} ?[)\]\u3011\u300d]"),
     re.compile(r"(?:\*\*|__)\(?(?P<letter>[A-Z])(?:[.):][^*_\n]{0,300})?(?:\*\*|__)"),
@@ -215,7 +216,8 @@ def _marked(text: str, options: Options) -> _Choice | None:
     lines_at = [(text.split("\n", 1)[0], 0), (text[text.rfind("\n") + 1 :], text.rfind("\n") + 1)]
     if small := _SMALL_LABEL.fullmatch(text):
         lines_at.append((small["option"], small.start("option")))
-    named = [(at, letter) for line, at in lines_at if (letter := options.equal(line))]
+    said = [(_SAID_RIGHT.sub("", line[-_STATEMENT_CHARS:]), at) for line, at in lines_at]
+    named = [(at, letter) for line, at in said if (letter := options.equal(line))]
     last_named = _Choice(named[-1][1], named[-1][0]) if named else None
     for start, end in sorted(marks, reverse=True):
         letter = text[start].upper()

@@ -6,6 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from experts.grading import grade_multiple_choice
+from experts.types import Query
 from leeroo_env.errors import InputError
 from tests.experts.grading.grading import grade
 
@@ -71,3 +73,12 @@ def test_multiple_choice_agrees_with_published_scores():
     print(f"multiple choice: {sum(agree)} of {len(agree)} scores agree")
     assert len(agree) == 2640
     assert sum(agree) / len(agree) >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("output", "right"),
+    [("**c**", "C"), ("A market is the answer.", "C"), ("A cartel is correct.", "B")],
+)
+def test_short_replies_in_small_letters_and_an_option_called_right(output, right):
+    question = "Which one?\nA. a monopoly\nB. a cartel\nC. a market\nD. a shop"
+    assert grade_multiple_choice(output, Query("q", question, "", "A")).answer == right
