@@ -149,6 +149,7 @@ class OpenAISpec(ExpertSpec):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     concurrency: int = pydantic.Field(default=8, gt=0, le=100_000)
     max_retries: int = pydantic.Field(default=5, ge=0, le=1000)
+    logprobs: bool = False  # asks for the tokens' log-probabilities, which tell how sure the model was
     tokenizer: str | None = None  # name or directory; counts tokens where the server reports none
 
     @pydantic.field_validator("generation")

@@ -39,6 +39,7 @@ class Answer:
         cached_tokens: of `prompt_tokens`, those read from a cache.
         cache_write_tokens: of `prompt_tokens`, those written to a cache.
         reasoning_tokens: of `completion_tokens`, those of the reasoning.
+        logprob: the mean log-probability of the tokens written; None where the backend does not say.
         usage: where the counts come from: the server "reported" them, a tokenizer "counted" them, or the most that
             the call could take is "assumed".
     """
@@ -56,6 +57,7 @@ class Answer:
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
     usage: Literal["reported", "counted", "assumed"] = "reported"
+    logprob: float | None = None
 
     @property
     def billed_usd(self) -> float:

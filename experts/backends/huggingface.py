@@ -6,8 +6,12 @@ import functools
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from experts.backends.local import Output, Prompt, answer_locally, make_prompt, one_line_errors
 from experts.specs import HuggingFaceSpec
@@ -30,7 +34,6 @@ class HuggingFaceExpert:
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Tokenizer and model; of the model's own generation settings only the end tokens are kept."""
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
         from transformers.utils import logging
 
@@ -69,24 +72,48 @@ class HuggingFaceExpert:
             return answer_locally(self.spec, self._spend_cap, prompts, int(context), self._generate)
 
     def _generate(self, prompts: list[list[int]]) -> list[Output]:
-        import torch
-
         tokenizer, model = self._loaded
         settings = model.generation_config
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[settings.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         stop = self.spec.generation.stop
+        record = _LogProbs()
         with torch.random.fork_rng(), torch.inference_mode():
             if self.spec.generation.seed is not None:
                 torch.manual_seed(self.spec.generation.seed)
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
+                logits_processor=[record],
                 **({"tokenizer": tokenizer} if stop else {}),
             )
-        rows = output[:, width:].tolist()
-        return [_read(tokenizer, row, settings.eos_token_id or [], stop, self.spec.max_tokens) for row in rows]
+        ends, rows = settings.eos_token_id or [], output[:, width:].tolist()
+        outputs = [_read(tokenizer, row, ends, stop, self.spec.max_tokens) for row in rows]
+        chosen = record.of_chosen(output)
+        return [replace(one, logprob=float(row[: one.tokens].mean())) for one, row in zip(outputs, chosen, strict=True)]
+
+
+class _LogProbs:
+    """A logits processor that changes nothing and records the log-probability of each token that is chosen."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+        self.last: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._add(input_ids)
+        self.last = scores.float().log_softmax(dim=1)
+        return scores
+
+    def of_chosen(self, output: Tensor) -> Tensor:
+        """[B, T] of the T tokens written, from the ids of prompts and tokens [B, W + T]."""
+        self._add(output)
+        return torch.cat(self.steps, dim=1).cpu()
+
+    def _add(self, ids: Tensor) -> None:
+        if self.last is not None:
+            self.steps.append(self.last.gather(1, ids[:, -1:]))
 
 
 def _end_tokens(spec: HuggingFaceSpec, tokenizer: Any, model: Any) -> list[int]:

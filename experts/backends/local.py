@@ -30,11 +30,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Output:
-    """What a model wrote: the text, the number of tokens, and "stop" or "length" for why it ended."""
+    """What a model wrote: the text, the number of tokens, "stop" or "length" for why it ended, and the mean
+    log-probability of the tokens, None where it is not known."""
 
     text: str
     tokens: int
     finish_reason: str
+    logprob: float | None = None
 
 
 Generate = Callable[[list[list[int]]], list[Output]]  # from the token ids of a batch of prompts
@@ -149,6 +151,7 @@ def _answer(spec: LocalSpec, prompt: Prompt, output: Output, share_s: float, sec
         finish_reason=output.finish_reason,
         reasoning=reasoning,
         lost_usd=cost_usd if empty else 0.0,
+        logprob=output.logprob,
     )
 
 

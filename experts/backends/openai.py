@@ -103,6 +103,7 @@ class OpenAIExpert:
             cache_write_tokens=usage.cache_write,
             reasoning_tokens=usage.reasoning,
             usage=usage.source,
+            logprob=reply.logprob,
         )
         if reply.text:
             return answer
@@ -152,6 +153,8 @@ def _settings(spec: OpenAISpec) -> dict[str, Any]:
     settings: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
     if sampling.stop:
         settings["stop"] = list(sampling.stop)
+    if spec.logprobs:
+        settings["logprobs"] = True if spec.chat else 0
     if sampling.extra:
         settings["extra_body"] = sampling.extra
     field = spec.max_tokens_field if spec.chat else "max_tokens"

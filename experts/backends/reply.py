@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ class Reply:
         reasoning: what came before it.
         finish_reason: in OpenAI's words where they are known; None if the server does not say.
         refusal: why the model would not answer, if it says so in a field of its own.
+        logprob: the mean log-probability of the tokens written; None if the server does not say.
         usage: the field `usage`, unchecked: `experts.usage.normalise_usage` reads it.
     """
 
@@ -54,6 +56,7 @@ class Reply:
     finish_reason: str | None
     refusal: str
     usage: Any
+    logprob: float | None = None
 
 
 class NoCompletion(ValueError):
@@ -72,6 +75,7 @@ class _Choice(pydantic.BaseModel):
     message: _Message | None = None
     text: Any = None
     finish_reason: Any = None
+    logprobs: Any = None
 
 
 class _Completion(pydantic.BaseModel):
@@ -101,6 +105,7 @@ def read_reply(body: bytes) -> Reply:
         finish_reason=_finish_reason(reason) if isinstance(reason, str) and reason else None,
         refusal=_text_of(message.refusal)[0],
         usage=completion.usage,
+        logprob=_mean_logprob(choice.logprobs),
     )
 
 
@@ -137,6 +142,20 @@ def error_in(body: bytes) -> tuple[int, str] | None:
 def clean_text(text: str) -> str:
     """The text with every half of a surrogate pair replaced, so that it can be written anywhere."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _mean_logprob(logprobs: Any) -> float | None:
+    """The mean over the tokens of a chat completion (`content`) or a completion (`token_logprobs`)."""
+    if not isinstance(logprobs, dict):
+        return None
+    listed = logprobs.get("content") or logprobs.get("token_logprobs")
+    values = (
+        [one.get("logprob") if isinstance(one, dict) else one for one in listed] if isinstance(listed, list) else []
+    )
+    known = [
+        v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v <= 0
+    ]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _status(value: Any) -> int | None:

@@ -56,8 +56,15 @@ class VllmExpert:
             seed=sampling.seed,
             stop=list(sampling.stop) or None,
             max_tokens=self.spec.max_tokens,
+            logprobs=0,  # of the chosen tokens alone
             **sampling.extra,
         )
         outputs = self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         completions = [output.outputs[0] for output in outputs]
-        return [Output(one.text, len(one.token_ids), one.finish_reason or "stop") for one in completions]
+        return [_output(one) for one in completions]
+
+
+def _output(completion: Any) -> Output:
+    n, total = len(completion.token_ids), completion.cumulative_logprob
+    logprob = total / n if n and total is not None else None
+    return Output(completion.text, n, completion.finish_reason or "stop", logprob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ SCHEMA = pa.schema(
         "cache_write_tokens": pa.int64(),
         "reasoning_tokens": pa.int64(),
         "usage": pa.string(),
+        "logprob": pa.float64(),
         "label": pa.string(),  # what the call was made for, as the program says that made it
     }
 )
@@ -51,6 +53,7 @@ ADDED = {  # columns that the first parts did not have, and what their nulls mea
     "cache_write_tokens": 0,
     "reasoning_tokens": 0,
     "usage": None,
+    "logprob": None,
     "label": "",
 }
 COLUMN_OF = {field.name: field.name for field in fields(Answer)} | {"text": "output"}
@@ -217,6 +220,9 @@ def _fault(answer: Answer) -> str | None:
             kind = Integral if name in COUNTS else Real
             if not (isinstance(value, kind) and _is_amount(value, MOST[name])):
                 return f"{name} is {value!r:.40}"
+        elif name == "logprob":
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+                return f"logprob is {value!r:.40}"
         elif not isinstance(value, str) and not (value is None and name in ("error", "finish_reason")):
             return f"{name} is {value!r:.40}"
     return None

@@ -89,4 +89,7 @@ def answer_rows(graded: Sequence[GradedAnswer]) -> pa.Table:
         "finish_reason": (pa.string(), [row.answer.finish_reason for row in graded]),
         "reasoning_tokens": (pa.int64(), [row.answer.reasoning_tokens for row in graded]),
     }
+    logprobs = [row.answer.logprob for row in graded]
+    if any(logprob is not None for logprob in logprobs):
+        columns["evidence_logprob"] = (pa.float64(), logprobs)
     return pa.table({name: pa.array(values, dtype) for name, (dtype, values) in columns.items()})

@@ -146,3 +146,20 @@ def test_a_model_that_cannot_be_loaded(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="expert 'tiny': model 'tiny' cannot be loaded"):
         HuggingFaceExpert(make_spec(tmp_path), SpendCap()).answer(QUERIES)
+
+
+def test_the_mean_log_probability_is_that_of_one_forward_pass(model):
+    """Protects: evidence must belong to the tokens of its own row, whatever the batch, its padding and its length."""
+    answers = HuggingFaceExpert(make_spec(model), SpendCap()).answer(QUERIES)
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model).eval()
+    for query, answer in zip(QUERIES, answers, strict=True):
+        ids = tokenizer(query.text, return_tensors="pt").input_ids
+        width, chosen = ids.shape[1], []
+        with torch.inference_mode():
+            for _ in range(answer.completion_tokens):
+                logprobs = network(ids).logits[0, -1].log_softmax(0)
+                token = logprobs.argmax()
+                chosen.append(float(logprobs[token]))
+                ids = torch.cat([ids, token.view(1, 1)], dim=1)
+        assert ids.shape[1] - width == answer.completion_tokens
+        assert answer.logprob == pytest.approx(sum(chosen) / len(chosen), abs=1e-4)

@@ -248,3 +248,15 @@ def test_an_error_is_one_line_without_control_codes(odd):
 def test_half_a_surrogate_pair_in_a_query_fails_that_query_alone(odd):
     answers = OpenAIExpert(make_spec(), SpendCap()).answer([Query("a", "half \ud83d"), Query("b", "whole")])
     assert answers[1].text == "ok" and isinstance(answers[0].error or answers[0].text, str)
+
+
+def test_the_mean_log_probability_is_kept_where_it_is_asked_for_and_given(odd):
+    body = completion("ok")
+    body["choices"][0]["logprobs"] = {"content": [{"token": "o", "logprob": -0.5}, {"token": "k", "logprob": -1.5}]}
+    odd.react = lambda prompt, time: (200, body)
+    expert = OpenAIExpert(make_spec(logprobs=True), SpendCap())
+    assert expert.answer(queries(1))[0].logprob == -1.0
+    for broken in (None, [], {"content": None}, {"content": [{"logprob": "x"}]}, {"content": [{}]}, {"content": [7]}):
+        body["choices"][0]["logprobs"] = broken
+        answer = expert.answer(queries(1))[0]
+        assert answer.logprob is None and answer.text == "ok"

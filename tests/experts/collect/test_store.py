@@ -146,6 +146,7 @@ def test_half_surrogates_are_replaced_in_every_text(tmp_path, text, stored):
         ({"latency_s": math.nan}, 0.003),
         ({"text": None}, 0.003),
         ({"text": [{"type": "text", "text": "ok"}]}, 0.003),
+        ({"logprob": float("nan")}, 0.003),
         ({"finish_reason": 7}, 0.003),
     ],
     ids=str,
