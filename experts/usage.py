@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from leeroo_env.errors import InputError
@@ -127,15 +127,16 @@ def normalise_usage(reported: object, limits: Limits, prompt: str, reply: str) -
     if prompt_known and reply_known:
         return usage
     _warn_once(limits.expert, bool(counts.fields), limits.tokenizer is not None)
-    counted = limits.tokenizer is not None
     if not prompt_known:
-        tokens = count_tokens(limits.tokenizer, prompt) if limits.tokenizer is not None else limits.prompt_tokens
-        usage = Usage(tokens, output=usage.output, reasoning=usage.reasoning)
+        usage = replace(usage, input=_own_count(limits, prompt, limits.prompt_tokens), cached=0, cache_write=0)
     if not reply_known:
-        tokens = count_tokens(limits.tokenizer, reply) if limits.tokenizer is not None else limits.max_tokens
-        usage = Usage(usage.input, usage.cached, usage.cache_write, output=tokens)
-    source: Literal["counted", "assumed"] = "counted" if counted else "assumed"
-    return Usage(usage.input, usage.cached, usage.cache_write, usage.output, usage.reasoning, source)
+        usage = replace(usage, output=_own_count(limits, reply, limits.max_tokens), reasoning=0)
+    return replace(usage, source="counted" if limits.tokenizer is not None else "assumed")
+
+
+def _own_count(limits: Limits, text: str, most: int) -> int:
+    """The tokens of a text by the tokenizer of `limits`; the `most` that there can be without one."""
+    return most if limits.tokenizer is None else count_tokens(limits.tokenizer, text)
 
 
 @functools.cache

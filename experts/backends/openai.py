@@ -76,7 +76,8 @@ class OpenAIExpert:
         try:
             reply = await self._complete(query, self.spec.attempts - call.sent - 1)
         except Exception as error:  # of any kind: the other calls of the batch must get their answers
-            call.lose(may_be_billed=True) if call.is_reserved else None
+            if call.is_reserved:  # a reply came, but it cannot be read
+                call.lose(may_be_billed=True)
             if call.sent == 0 and type(error).__name__ == "SpendCapReached":
                 return not_asked()
             return Answer("", 0, 0, 0.0, time.perf_counter() - started, error=self._describe(error))
