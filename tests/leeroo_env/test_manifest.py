@@ -18,6 +18,7 @@ from leeroo_env.builtin import BUILTIN
 from leeroo_env.manifest import MANIFEST, check_files, manifest_text, write_manifest
 from leeroo_env.table import mapped
 from tests.conftest import random_table
+from tests.flipping import flipped
 
 ANSWERS = [[str(i * j % 3) for j in range(4)] for i in range(60)]
 
@@ -28,13 +29,6 @@ def content(path: Path, **kwargs: Any) -> tuple:
     return table.fingerprint(), table.info, table.queries.to_pylist(), table.answers.to_pylist()
 
 
-def flipped(file: Path, rng: random.Random) -> bytes:
-    """The bytes of a file with one bit of them turned."""
-    data = bytearray(file.read_bytes())
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    return bytes(data)
-
-
 @pytest.mark.parametrize("form", ["save", "save_mapped"])
 def test_any_flipped_bit_of_a_table_is_refused_by_the_name_of_its_file(form: str, tmp_path: Path):
     getattr(random_table(answers=ANSWERS), form)(tmp_path / "t")
@@ -42,7 +36,7 @@ def test_any_flipped_bit_of_a_table_is_refused_by_the_name_of_its_file(form: str
     for file in sorted((tmp_path / "t").iterdir()):
         before = file.read_bytes()
         for _ in range(12):
-            file.write_bytes(flipped(file, rng))
+            file.write_bytes(flipped(file.read_bytes(), rng))
             with pytest.raises(InputError) as error:
                 ExpertTable.load(tmp_path / "t")
             assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
@@ -61,7 +55,7 @@ def test_without_a_manifest_a_flipped_bit_never_ends_in_a_traceback(form: str, t
     for file in sorted((tmp_path / "t").iterdir()):
         before = file.read_bytes()
         for _ in range(40):
-            file.write_bytes(flipped(file, rng))
+            file.write_bytes(flipped(file.read_bytes(), rng))
             try:
                 content(tmp_path / "t")
             except InputError as error:

@@ -25,6 +25,7 @@ from leeroo_env import InputError, dynamics
 from leeroo_env.files import read_tensors, write_tensors
 from leeroo_env.manifest import write_manifest
 from tests.conftest import random_table
+from tests.flipping import flipped
 from tests.killing import killed_everywhere
 
 H = 8
@@ -102,9 +103,7 @@ def test_any_flipped_bit_is_refused_by_the_name_of_its_file(bid_price_run: Path,
     for file in sorted(policy.iterdir()):
         before = file.read_bytes()
         for _ in range(15):
-            data = bytearray(before)
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-            file.write_bytes(data)
+            file.write_bytes(flipped(before, rng))
             with pytest.raises(InputError) as error:
                 Orchestrator.load(tmp_path)
             assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)

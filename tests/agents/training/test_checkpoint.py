@@ -23,6 +23,7 @@ from leeroo_env import InputError, LeerooVectorEnv
 from leeroo_env.manifest import write_manifest
 from leeroo_env.sb3 import LeerooSB3VecEnv
 from tests.conftest import random_table
+from tests.flipping import flipped
 from tests.killing import killed_everywhere
 
 B, H = 4, 8
@@ -170,9 +171,7 @@ def test_any_flipped_bit_is_refused_by_the_name_of_its_file(stored: Path):
     for file in sorted(stored.iterdir()):
         before = file.read_bytes()
         for _ in range(15):
-            data = bytearray(before)
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-            file.write_bytes(data)
+            file.write_bytes(flipped(before, rng))
             with pytest.raises(InputError) as error:
                 restore_checkpoint(stored, make())
             assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)

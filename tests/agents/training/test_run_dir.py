@@ -31,6 +31,7 @@ from agents.training.run_dir import (
 from leeroo_env import InputError
 from leeroo_env.atomic import locked
 from leeroo_env.manifest import write_manifest
+from tests.flipping import flipped
 
 
 @pytest.fixture
@@ -169,9 +170,7 @@ def test_bare_resume_takes_a_run_of_the_same_table(
 def test_a_flipped_bit_of_the_settings_is_refused(begun: Path, capfd: pytest.CaptureFixture):
     before, rng = (begun / "config.yaml").read_bytes(), random.Random(0)
     for _ in range(30):
-        data = bytearray(before)
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        (begun / "config.yaml").write_bytes(data)
+        (begun / "config.yaml").write_bytes(flipped(before, rng))
         assert train.main(["--resume", "--run-dir", str(begun)]) == 2
         told = capfd.readouterr().err
         assert told.startswith(f"error: {begun}/config.yaml: damaged, or changed by hand") and told.count("\n") == 1
