@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import pydantic
@@ -22,7 +22,11 @@ from experts.types import Query
 from experts.usage import Limits, Price
 from leeroo_env.errors import InputError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 SECRET_PARAMETER = re.compile(r"key|token|secret|passw|sig(nature)?$|auth|code$|cred", re.IGNORECASE)  # of an address
+VARIANT_NAME = re.compile(r"[\w.+-]+")
 TEMPLATE_TOKENS = 256  # the most that a chat template adds to a prompt
 Dollars = Annotated[float, pydantic.Field(ge=0, le=1e9)]
 Text = Annotated[str, pydantic.Field(min_length=1)]
@@ -51,7 +55,23 @@ class Generation(StrictModel):
         return extra
 
 
-class ExpertSpec(StrictModel):
+class Settings(StrictModel):
+    """How an expert is asked: what its variants may change."""
+
+    max_tokens: int = pydantic.Field(default=1024, gt=0, lt=2**31)
+    prompt: str = "{text}"
+    system: str | None = None
+    generation: Generation = Generation()
+
+    @pydantic.field_validator("prompt")
+    @classmethod
+    def _holds_text(cls, prompt: str) -> str:
+        if "{text}" not in prompt:
+            raise ValueError("should contain {text}, where the query goes")
+        return prompt
+
+
+class ExpertSpec(Settings):
     """The fields of every backend. A price is `usd_per_mtok_in` and `usd_per_mtok_out`, or `usd_per_second`."""
 
     name: Text
@@ -64,13 +84,10 @@ class ExpertSpec(StrictModel):
     usd_per_mtok_cache_write: Dollars | None = None  # of prompt tokens written to a cache; null: usd_per_mtok_in
     usd_per_mtok_reasoning: Dollars | None = None  # null: usd_per_mtok_out
     usd_per_second: Dollars | None = None
-    max_tokens: int = pydantic.Field(default=1024, gt=0, lt=2**31)
-    prompt: str = "{text}"
-    system: str | None = None
-    generation: Generation = Generation()
     timeout_s: float = pydantic.Field(
         default=120.0, gt=0, le=1e6
     )  # of one request; a price by the second bills no more
+    variants: dict[str, Settings] = {}  # by name; the loader makes each an expert of its own, "name@variant"
     directory: Path | None = pydantic.Field(default=None, exclude=True)  # of a local model, set by the loader
 
     @pydantic.field_validator("name")
@@ -80,12 +97,18 @@ class ExpertSpec(StrictModel):
             raise ValueError(f"{name!r} is no name")
         return name
 
-    @pydantic.field_validator("prompt")
+    @pydantic.field_validator("variants", mode="before")
     @classmethod
-    def _holds_text(cls, prompt: str) -> str:
-        if "{text}" not in prompt:
-            raise ValueError("should contain {text}, where the query goes")
-        return prompt
+    def _have_names(cls, variants: Any) -> Any:
+        if not isinstance(variants, dict):
+            raise ValueError("should be settings by name, such as short: {max_tokens: 64}")
+        for name in variants:
+            if not isinstance(name, str) or VARIANT_NAME.fullmatch(name) is None:
+                raise ValueError(
+                    f"{name!r} cannot name a variant; letters, digits and . + - _ can, in quotes where YAML would not "
+                    "read a text, as of 64 and on"
+                )
+        return variants
 
     @pydantic.model_validator(mode="after")
     def _has_one_price(self) -> ExpertSpec:
@@ -118,6 +141,19 @@ class ExpertSpec(StrictModel):
     def attempts(self) -> int:
         """The largest number of times that one call is sent."""
         return 1
+
+    def variant(self, name: str) -> Self:
+        """The expert "name@variant": this one with what the variant sets, field by field also in `generation`.
+
+        Raises:
+            pydantic.ValidationError: the backend refuses a setting.
+        """
+        changed = self.variants[name].model_dump(exclude_unset=True)
+        generation = changed.get("generation", {})
+        extra = self.generation.extra | generation.get("extra", {})
+        generation = self.generation.model_dump() | generation | {"extra": extra}
+        fields = changed | {"generation": generation, "name": f"{self.name}@{name}", "variants": {}}
+        return self.model_validate(self.model_dump() | fields).model_copy(update={"directory": self.directory})
 
     def render(self, query: Query) -> str:
         """The prompt of a query."""
@@ -238,13 +274,18 @@ BACKENDS: dict[str, type[ExpertSpec]] = {"openai": OpenAISpec, "huggingface": Hu
 
 
 class Pool(StrictModel):
-    """A whole pool.yaml; `path` is the file it was read from."""
+    """A whole pool.yaml, in which each variant is an expert; `path` is the file it was read from."""
 
     experts: Annotated[
         tuple[Annotated[AnySpec, pydantic.Field(discriminator="backend")], ...],
         pydantic.Field(min_length=1, strict=False),
     ]
     path: Path = pydantic.Field(default=Path("pool.yaml"), exclude=True)
+
+    def entry_of(self, name: str) -> str:
+        """The name of the entry whose server or model an expert uses: of "name@variant" it is "name"."""
+        entry, _, _ = name.rpartition("@")
+        return entry if any(spec.name == entry for spec in self.experts) else name
 
     def select(self, names: Sequence[str] | None) -> list[AnySpec]:
         """The specs of the named experts, in this order; all experts if None."""

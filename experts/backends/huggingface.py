@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from experts.specs import HuggingFaceSpec
 from experts.spending import SpendCap
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 GREEDY_BELOW = 1e-5  # temperature, as in vLLM: dividing by less overflows
 
@@ -30,32 +33,7 @@ class HuggingFaceExpert:
         self.spec = spec
         self._spend_cap = spend_cap
         self._lock = threading.Lock()
-
-    @functools.cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        """Tokenizer and model; of the model's own generation settings only the end tokens are kept."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-
-        spec = self.spec
-        source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-        dtype = spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
-        with one_line_errors(spec, "cannot be loaded"):
-            tokenizer = AutoTokenizer.from_pretrained(spec.model_path, **source)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                spec.model_path, dtype=dtype, generation_config=GenerationConfig(), output_loading_info=True, **source
-            )
-            model, report = loaded
-            if missing := sorted(report["missing_keys"]):
-                raise InputError(
-                    f"expert {spec.name!r}: model {spec.model!r} cannot be loaded: its files lack {len(missing)} "
-                    f"weights, such as {missing[0]}"
-                )
-            ends = _end_tokens(spec, tokenizer, model)
-            model.generation_config = GenerationConfig(**_settings(spec, tokenizer, ends))
-            return tokenizer, model.to(spec.device).eval()
+        self._loaded = functools.cache(functools.partial(_load, spec))  # one for all copies, which are variants
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Generates in batches of similar length, padded on the left; a batch that fails gives answers with `error`.
@@ -64,16 +42,17 @@ class HuggingFaceExpert:
             InputError: the model cannot be loaded, or its tokenizer cannot be used.
         """
         with self._lock:
-            tokenizer, model = self._loaded
+            tokenizer, model = self._loaded()
             prompts = [make_prompt(tokenizer, self.spec, query) for query in queries]
             with one_line_errors(self.spec, "cannot be used"):
                 _check_vocabulary(model, prompts)
+                settings = _settings(self.spec, tokenizer, model.generation_config.eos_token_id or [])
                 context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-            return answer_locally(self.spec, self._spend_cap, prompts, int(context), self._generate)
+            generate = functools.partial(self._generate, settings)
+            return answer_locally(self.spec, self._spend_cap, prompts, int(context), generate)
 
-    def _generate(self, prompts: list[list[int]]) -> list[Output]:
-        tokenizer, model = self._loaded
-        settings = model.generation_config
+    def _generate(self, settings: GenerationConfig, prompts: list[list[int]]) -> list[Output]:
+        tokenizer, model = self._loaded()
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[settings.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -85,6 +64,7 @@ class HuggingFaceExpert:
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
+                generation_config=settings,
                 logits_processor=[record],
                 **({"tokenizer": tokenizer} if stop else {}),
             )
@@ -114,6 +94,29 @@ class _LogProbs:
     def _add(self, ids: Tensor) -> None:
         if self.last is not None:
             self.steps.append(self.last.gather(1, ids[:, -1:]))
+
+
+def _load(spec: HuggingFaceSpec) -> tuple[Any, Any]:
+    """Tokenizer and model; of the model's own generation settings only the end tokens are kept."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    dtype = spec.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    with one_line_errors(spec, "cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(spec.model_path, **source)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            spec.model_path, dtype=dtype, generation_config=GenerationConfig(), output_loading_info=True, **source
+        )
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(
+                f"expert {spec.name!r}: model {spec.model!r} cannot be loaded: its files lack {len(missing)} "
+                f"weights, such as {missing[0]}"
+            )
+        model.generation_config = GenerationConfig(eos_token_id=_end_tokens(spec, tokenizer, model) or None)
+        return tokenizer, model.to(spec.device).eval()
 
 
 def _end_tokens(spec: HuggingFaceSpec, tokenizer: Any, model: Any) -> list[int]:
@@ -146,8 +149,10 @@ def _own_settings(spec: HuggingFaceSpec) -> dict[str, Any]:
     return settings
 
 
-def _settings(spec: HuggingFaceSpec, tokenizer: Any, ends: list[int]) -> dict[str, Any]:
+def _settings(spec: HuggingFaceSpec, tokenizer: Any, ends: list[int]) -> GenerationConfig:
     """All generation settings; without `temperature` greedy decoding."""
+    from transformers import GenerationConfig
+
     sampling = spec.generation
     samples = (sampling.temperature or 0.0) >= GREEDY_BELOW
     settings: dict[str, Any] = {
@@ -161,7 +166,7 @@ def _settings(spec: HuggingFaceSpec, tokenizer: Any, ends: list[int]) -> dict[st
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p or 1.0, "top_k": 0}
     if sampling.stop:
         settings["stop_strings"] = list(sampling.stop)
-    return settings | sampling.extra
+    return GenerationConfig(**settings | sampling.extra)
 
 
 def _check_vocabulary(model: Any, prompts: Sequence[Prompt]) -> None:

@@ -21,16 +21,7 @@ class VllmExpert:
         self.spec = spec
         self._spend_cap = spend_cap
         self._lock = threading.Lock()
-
-    @functools.cached_property
-    def _engine(self) -> Any:
-        spec = self.spec
-        with one_line_errors(spec, "needs the package vllm"):
-            import vllm
-
-        fields = {"revision": spec.revision, "dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code}
-        with one_line_errors(spec, "cannot be loaded by vLLM"):
-            return vllm.LLM(model=spec.model_path, **fields, **spec.engine)
+        self._engine = functools.cache(functools.partial(_start, spec))  # one for all copies, which are variants
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Generates in batches; a batch that fails gives answers with `error`.
@@ -39,7 +30,7 @@ class VllmExpert:
             InputError: vLLM is not installed or cannot load the model.
         """
         with self._lock:
-            engine = self._engine
+            engine = self._engine()
             with one_line_errors(self.spec, "cannot be used"):
                 tokenizer = engine.get_tokenizer()
                 context = engine.llm_engine.model_config.max_model_len
@@ -59,9 +50,19 @@ class VllmExpert:
             logprobs=0,  # of the chosen tokens alone
             **sampling.extra,
         )
-        outputs = self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        outputs = self._engine().generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         completions = [output.outputs[0] for output in outputs]
         return [_output(one) for one in completions]
+
+
+def _start(spec: VllmSpec) -> Any:
+    """The engine with the model."""
+    with one_line_errors(spec, "needs the package vllm"):
+        import vllm
+
+    fields = {"revision": spec.revision, "dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code}
+    with one_line_errors(spec, "cannot be loaded by vLLM"):
+        return vllm.LLM(model=spec.model_path, **fields, **spec.engine)
 
 
 def _output(completion: Any) -> Output:

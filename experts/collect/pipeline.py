@@ -72,18 +72,16 @@ def collect(
     check_collection(queries, out, grader, judge)
     spend_cap = SpendCap(max_usd)
     judges = pool.select([judge]) if judge else []
-    asked = make_experts(pool, [spec.name for spec in specs], spend_cap)
-    judging = make_experts(pool, [spec.name for spec in judges], spend_cap)
+    made = make_experts(pool, [spec.name for spec in [*specs, *judges]], spend_cap)
+    by_name = {expert.name: expert for expert in made}
     with open_store(parts_directory(out)) as store:
-        stored = [
-            StoredExpert(expert, keys_for(spec), store, grade_empty) for expert, spec in zip(asked, specs, strict=True)
-        ]
+        stored = [StoredExpert(by_name[spec.name], keys_for(spec), store, grade_empty) for spec in specs]
         queues = [queue_for(e, spec, e.missing(queries)) for e, spec in zip(stored, specs, strict=True)]
         if show_progress and max_usd is None:
             say_worst_cost(queues)
         ask_all(queues, show_progress)
         answers = [(e.name, q, answer) for e in stored for q in queries if (answer := e.found(q)) is not None]
-        judge_expert = StoredExpert(judging[0], keys_for(judges[0]), store) if judging else None
+        judge_expert = StoredExpert(by_name[judge], keys_for(judges[0]), store) if judge else None
         graded = _grade(answers, grader, judge_expert)
         table = write_answers(specs, queries, graded, encoder, out, grader)
     summaries = [summarize(e, queries, [row for row in graded if row.expert == e.name]) for e in stored]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 from experts.backends.huggingface import HuggingFaceExpert
 from experts.backends.openai import OpenAIExpert
@@ -29,11 +31,25 @@ def make_expert(spec: ExpertSpec, spend_cap: SpendCap) -> Expert:
 
 
 def make_experts(pool: Pool, names: Sequence[str] | None, spend_cap: SpendCap) -> list[Expert]:
-    """The experts of a pool with these names (all if None), under one spend cap."""
+    """The experts of a pool with these names (all if None), under one spend cap.
+
+    The variants of an entry share its weights, or its connections and `concurrency`.
+    """
     experts = []
+    first: dict[str, Expert] = {}  # by entry
     for spec in pool.select(names):
+        entry = pool.entry_of(spec.name)
         try:
-            experts.append(make_expert(spec, spend_cap))
+            expert = _sibling(first[entry], spec) if entry in first else make_expert(spec, spend_cap)
         except InputError as error:
             raise InputError(f"{pool.path}: expert {spec.name!r}: {error}") from None
+        first.setdefault(entry, expert)
+        experts.append(expert)
     return experts
+
+
+def _sibling(expert: Expert, spec: ExpertSpec) -> Expert:
+    """An expert, not asked yet, with other settings: a shallow copy, so that what is loaded or open is shared."""
+    sibling: Any = copy.copy(expert)
+    sibling.name, sibling.spec = spec.name, spec
+    return sibling  # type: ignore[no-any-return]

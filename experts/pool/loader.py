@@ -50,12 +50,31 @@ def load_pool(path: str | os.PathLike) -> Pool:
         pool = Pool.model_validate(data)
     except pydantic.ValidationError as error:
         raise InputError(f"{path}: {first_problem(error)}") from None
+    _check_names(pool, path)
+    specs = [_find_model(spec, path, f"experts.{i}.model") for i, spec in enumerate(pool.experts)]
+    experts = tuple(expert for i, spec in enumerate(specs) for expert in _with_variants(spec, path, f"experts.{i}"))
+    return pool.model_copy(update={"path": path, "experts": experts})
+
+
+def _check_names(pool: Pool, path: Path) -> None:
+    """Raises InputError for names that are not unique, or read like that of a variant without being one."""
     names = [spec.name for spec in pool.experts]
     for i, name in enumerate(names):
+        field, (entry, _, variant) = f"{path}: experts.{i}.name: {name!r}", name.rpartition("@")
         if name in names[:i]:
-            raise InputError(f"{path}: experts.{i}.name: {name!r} appears twice")
-    specs = tuple(_find_model(spec, path, f"experts.{i}.model") for i, spec in enumerate(pool.experts))
-    return pool.model_copy(update={"path": path, "experts": specs})
+            raise InputError(f"{field} appears twice")
+        if entry in names:
+            raise InputError(f"{field} reads like variant {variant!r} of {entry!r}; make it one, or rename it")
+
+
+def _with_variants(spec: AnySpec, path: Path, field: str) -> Iterator[AnySpec]:
+    """The expert and its variants, each as an expert of its own."""
+    yield spec.model_copy(update={"variants": {}})
+    for name in spec.variants:
+        try:
+            yield spec.variant(name)
+        except pydantic.ValidationError as error:
+            raise InputError(f"{path}: {field}.variants.{name}.{first_problem(error)}") from None
 
 
 def _find_model(spec: AnySpec, path: Path, field: str) -> AnySpec:

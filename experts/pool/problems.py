@@ -9,7 +9,7 @@ from typing import Any
 
 import pydantic
 
-from experts.specs import BACKENDS, Generation, Pool
+from experts.specs import BACKENDS, Generation, Pool, Settings
 
 OTHER_NAMES = {  # what other programs call the fields
     "api_base": "base_url",
@@ -79,11 +79,16 @@ def _meant(location: Sequence[Any]) -> str:
     name = OTHER_NAMES.get(name, name)
     if len(location) < 3:
         return _did_you_mean(name, {field: field for field in public_fields(Pool)})
-    of_expert = {field: field for field in public_fields(BACKENDS[location[2]])}
+    in_variant = location[3] == "variants"
+    of_expert = {field: field for field in public_fields(Settings if in_variant else BACKENDS[location[2]])}
     of_generation = {field: f"generation.{field}" for field in public_fields(Generation)}
-    if len(location) > 4:
+    of_generation["reasoning_effort"] = "generation.extra.reasoning_effort"
+    if location[-2] == "generation":
         beside = of_expert.get(name)
         return f"; did you mean {beside} beside generation?" if beside else _did_you_mean(name, of_generation)
+    if in_variant:
+        hint = _did_you_mean(name, of_generation | of_expert)
+        return hint or f"; a variant may change {', '.join(public_fields(Settings))}"
     owners = [backend for backend, spec in BACKENDS.items() if name in public_fields(spec)]
     if owners and name not in of_expert:
         return f"; {name} is a field of backend {' and '.join(owners)}"

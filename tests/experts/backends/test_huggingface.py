@@ -113,7 +113,7 @@ def test_a_prompt_that_is_too_long_fails_alone(model):
 
 def test_a_batch_that_fails_is_an_answer(model, monkeypatch):
     expert = HuggingFaceExpert(make_spec(model), SpendCap())
-    _, network = expert._loaded
+    _, network = expert._loaded()
     generate = network.generate
 
     def fail_on_wide_batches(**kwargs):
