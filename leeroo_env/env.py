@@ -31,12 +31,12 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     ## Action Space
 
-    `Discrete(K)`: the expert that answers the query. A call that costs more than what is left of the budget is refused:
-    it scores 0 and costs nothing.
+    `Discrete(K)`: the expert that answers the query. A call that costs more than what is left of the budget is cut off
+    where the money ends: it scores 0 and costs what was left.
 
     M > 1: `Discrete(K + 1)`: the expert to call for the current query, or K, the stop action, which delivers. The Mth
-    call delivers within the same step. Every answered call is charged. A refused call counts as one of the M; so does
-    calling an expert again, which is refused too. Where no call was answered, the delivery scores 0.
+    call delivers within the same step. Every call is charged. One that is cut off brings no answer and counts as one
+    of the M; so does calling an expert again, which costs nothing. Where no call was answered, the delivery scores 0.
 
     ## Observation Space
 
@@ -76,9 +76,9 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     ## Information
 
-    `action_mask` [K] (the experts whose mean cost is at most what is left), `score`, `cost_usd`, `refused`,
+    `action_mask` [K] (the experts whose mean cost is at most what is left), `score`, `cost_usd`, `cut_off`,
     `delivered`, `left_usd`, and at the end `episode`: `r` return, `l` steps, `t` seconds, `score` and `cost_usd` per
-    query, `budget_usd`, `left_usd`, `refused` calls, `calls` [K] of each expert. (So `RecordEpisodeStatistics` needs
+    query, `budget_usd`, `left_usd`, `cut_off` calls, `calls` [K] of each expert. (So `RecordEpisodeStatistics` needs
     another `stats_key`.) M > 1: `action_mask` [K + 1] excludes experts called before, and stopping before the first
     call.
 
@@ -146,7 +146,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         info = self._info(self._state) | {
             "score": float(self._outcome.score),
             "cost_usd": float(self._outcome.cost_usd),
-            "refused": bool(self._outcome.refused),
+            "cut_off": bool(self._outcome.cut_off),
             "delivered": bool(self._outcome.delivered),
         }
         if terminated:
@@ -221,7 +221,7 @@ def episode_statistics(rules: Rules, state: State, returns: np.ndarray, seconds:
         returns: [B], sums of rewards.
         seconds: [B], durations.
     """
-    names = ("steps", "score", "budget_usd", "left_usd", "refused")
+    names = ("steps", "score", "budget_usd", "left_usd", "cut_off")
     host = {name: getattr(state, name).cpu().numpy() for name in names}
     return {
         "r": returns,
@@ -231,7 +231,7 @@ def episode_statistics(rules: Rules, state: State, returns: np.ndarray, seconds:
         "cost_usd": (host["budget_usd"] - host["left_usd"]) / rules.horizon,
         "budget_usd": host["budget_usd"],
         "left_usd": host["left_usd"],
-        "refused": host["refused"],
+        "cut_off": host["cut_off"],
         "calls": state.calls.cpu().numpy().astype(np.int64),
     }
 
@@ -242,9 +242,9 @@ def describe(rules: Rules, state: State, outcome: Outcome | None, i: int, action
     line = f"query {int(state.t[i])}/{rules.horizon}, {money}"
     if outcome is None or action is None:
         return line
-    cost = "refused" if outcome.refused[i] else f"${float(outcome.cost_usd[i]):.6f}"
+    cost = f"${float(outcome.cost_usd[i]):.6f}{', cut off' * bool(outcome.cut_off[i])}"
     score = f"score {float(outcome.score[i]):.2f}"
     if rules.max_calls == 1:
-        return f"{line}: {rules.table.experts[action]}: {cost if outcome.refused[i] else f'{score}, {cost}'}"
+        return f"{line}: {rules.table.experts[action]}: {score}, {cost}"
     parts = [f"{rules.table.experts[action]}: {cost}"] if action < len(rules.table.experts) else []
     return f"{line}: {'; '.join([*parts, f'delivered, {score}'] if outcome.delivered[i] else parts)}"

@@ -33,7 +33,7 @@ TERMS = """\
 - planned: the price is what the money is worth later in the episode, by dynamic programming
 - two-step: a cheap expert, or an expensive one where the estimated gain is largest
 - majority, cascade, cascade routing, two-stage trees: routers that ask several experts about a query
-- refused call: one that costs more than what is left; it scores 0
+- cut off: a call that costs more than what is left; that is spent, and it scores 0
 - lead: difference in score on the same queries; ±: here one standard error, clustered by query
 - hindsight: the best that knowing all answers beforehand allows; regret: what is lost against that
 - AIQ: mean height of the curve's convex hull between the lowest and the highest mean cost of an expert (RouterBench)

@@ -4,9 +4,10 @@ With all queries, scores and costs known, an episode is a multiple-choice knapsa
 none, and the calls together may cost no more than the budget. Its linear relaxation is solved exactly by a greedy
 walk: only what is on a query's upper convex hull of score over cost matters, and steps along the hulls are bought by
 falling score per dollar until the budget is spent, the last one partly (Sinha and Zoltners, 1979; Kellerer, Pferschy
-and Pisinger, Knapsack Problems, 2004, chapter 11). No expert costs and scores 0, as a refused call does, so no router
-under the rules of `leeroo_env.dynamics` exceeds this bound in any episode. A router cannot leave a query unanswered
-that it could pay for, so part of the gap is out of its reach: most where budgets are small and many queries hopeless.
+and Pisinger, Knapsack Problems, 2004, chapter 11). No expert costs and scores 0; a call that is cut off scores no
+more, and costs, so no router under the rules of `leeroo_env.dynamics` exceeds this bound in any episode. A router
+cannot leave a query unanswered that it could pay for, so part of the gap is out of its reach: most where budgets are
+small and many queries hopeless.
 The bound holds for routers that ask several experts about a query, too: the answer delivered is that of one expert
 among those asked, so in hindsight that call alone scores as much and costs no more.
 
@@ -125,7 +126,7 @@ def hindsight_bound(rules: Rules, budgets_usd: list[float], episodes: int | None
     """What `evaluate` would report of a router that knows all answers and may split one query per episode.
 
     The episodes are those of `evaluate` with the same arguments. In the result `calls` counts only
-    answered queries; `refused` is the share of queries left unanswered, also where money was left but no score to gain;
+    answered queries; `cut_off` is the share of queries left unanswered, also where money was left but no score to gain;
     `chosen` is the option with the largest share.
     """
     return estimated_bound(rules, rules.table.scores, rules.table.costs_usd, budgets_usd, episodes, seed)
@@ -183,7 +184,7 @@ def _result(shares: Tensor, scores: Tensor, costs_usd: Tensor, rows: Tensor) -> 
         cost_usd=paid_usd.mean(dim=1).cpu().numpy(),
         stderr=np.array([clustered_stderr(row, asked) for row in per_query]),
         calls=calls[:, :-1],
-        refused=calls[:, -1],
+        cut_off=calls[:, -1],
         chosen=shares.argmax(dim=-1).flatten(1).cpu().numpy(),
         rows=np.broadcast_to(asked, per_query.shape),
         scored=per_query,

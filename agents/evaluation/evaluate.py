@@ -28,8 +28,8 @@ class Result:
         cost_usd: [G] mean spend per query.
         stderr: [G] standard error of `score`, clustered by query, since episodes share queries.
         calls: [G, K] calls to each expert a query.
-        refused: [G] refused calls a query.
-        chosen: [G, n] int64, the first expert asked about each of the n queries at a budget, refused ones as well.
+        cut_off: [G] calls cut off for want of money, a query.
+        chosen: [G, n] int64, the first expert asked about each of the n queries at a budget, those cut off as well.
         rows: [G, n] int64, the row of the table of each query.
         scored: [G, n], the score of each query.
         paid_usd: [G, n], what its calls cost.
@@ -39,7 +39,7 @@ class Result:
     cost_usd: np.ndarray
     stderr: np.ndarray
     calls: np.ndarray
-    refused: np.ndarray
+    cut_off: np.ndarray
     chosen: np.ndarray
     rows: np.ndarray
     scored: np.ndarray
@@ -133,7 +133,7 @@ def evaluate(
         cost_usd=(state.budget_usd - state.left_usd).view(g, -1).sum(dim=1).cpu().numpy() / n_queries,
         stderr=np.array([clustered_stderr(*pair) for pair in zip(scored, rows, strict=True)]),
         calls=state.calls.view(g, episodes, -1).sum(dim=1).cpu().numpy() / n_queries,
-        refused=state.refused.view(g, -1).sum(dim=1).cpu().numpy() / n_queries,
+        cut_off=state.cut_off.view(g, -1).sum(dim=1).cpu().numpy() / n_queries,
         chosen=chosen.view(g, -1).cpu().numpy(),
         rows=rows,
         scored=scored,
@@ -154,7 +154,7 @@ def always(table: ExpertTable, expert: int, like: Result) -> Result:
         cost_usd=at_each_budget(paid_usd.mean()),
         stderr=at_each_budget(np.array(clustered_stderr(scored, rows))),
         calls=at_each_budget(np.eye(like.calls.shape[1])[expert]),
-        refused=np.zeros(g),
+        cut_off=np.zeros(g),
         chosen=at_each_budget(np.full_like(rows, expert)),
         rows=like.rows,
         scored=at_each_budget(scored),
@@ -197,7 +197,7 @@ def summary(
         "seed": seed,
         "budgets_usd": budgets_usd,
         "routers": {
-            name: {key: getattr(result, key).tolist() for key in ("score", "cost_usd", "stderr", "calls", "refused")}
+            name: {key: getattr(result, key).tolist() for key in ("score", "cost_usd", "stderr", "calls", "cut_off")}
             for name, result in results.items()
         },
     }

@@ -204,7 +204,7 @@ def _body(report: Report, choice: Choice, decision: Decision) -> list[str]:
         rows_of(["expert", *usd], dict(zip(table.experts, own.calls.T, strict=True)), percents),
         "",
         *_calls(rules, own),
-        f"Refused calls, which cost more than what was left: {100 * test.main[subject].refused.mean():.2f} per 100 "
+        f"Calls cut off, which cost more than what was left: {100 * test.main[subject].cut_off.mean():.2f} per 100 "
         "queries.",
         "",
         f"The table: {table.info.description or table.name}; {len(table.experts)} experts.",

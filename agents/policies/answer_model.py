@@ -38,9 +38,9 @@ class Calls:
     """The calls made for B queries, as the agent observes them.
 
     Attributes:
-        asked: [B, C] int64, the experts called; -1 where there is no call or it was refused.
+        asked: [B, C] int64, the experts called; -1 where there is no call or it was cut off.
         group: [B, C] int64, the answers: calls with equal answers share a number below C; -1 where there is none.
-        made: [B] int64, number of calls, refused ones included.
+        made: [B] int64, number of calls, those cut off included.
         features: [B, 3K + 3], the features of `leeroo_env.dynamics` that these were read from, if any.
     """
 
@@ -245,7 +245,7 @@ def simulate_answers(model: AnswerModel, chance: Tensor, generator: torch.Genera
 def calls_from_features(features: Tensor, max_calls: int) -> Calls:
     """The calls that the call features [B, 3K + 3] of `leeroo_env.dynamics` describe, ordered arbitrarily."""
     k = (features.shape[1] - 3) // 3
-    answers = features[:, 2 * k : 3 * k]  # 0 for experts not called, or refused
+    answers = features[:, 2 * k : 3 * k]  # 0 for experts not called, or cut off
     answered, experts = (answers != 0).int().topk(max_calls - 1, dim=1)
     group = (answers.gather(1, experts) * max_calls).round().long() - 1
     return Calls(

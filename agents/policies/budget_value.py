@@ -5,7 +5,7 @@ over a sample of training queries with their out-of-fold estimates. Each query g
 expected score less the opportunity cost of its money. The differences of such a value in money are the bid prices of
 revenue management (Talluri and van Ryzin, An analysis of bid-price controls, Management Science, 1998). As estimates of
 cost have errors, a call costs one of several multiples of its estimate; one that does not fit into the budget is
-refused, as in `leeroo_env.dynamics`.
+cut off and takes all that is left, as in `leeroo_env.dynamics`.
 
 Shapes: n training queries, K experts, T queries left at most, P budgets, J multiples of a cost, C bins of cost, W ways
 to call experts, M calls of a query at most, L experts considered for a query, U pairs of an expert and a bin.
@@ -91,7 +91,7 @@ class BudgetValue:
         leading = [1] * (max(cost_usd.dim(), usd.dim()) + 1 - ratios.dim())
         left = usd - cost_usd * ratios.view(-1, *leading, *ratios.shape[1:])  # [J, ..., K]
         affordable = left >= 0
-        price = torch.where(affordable, unspent - self.value_at(rest, left.clamp(min=0)), 0.0)
+        price = unspent - self.value_at(rest, left.clamp(min=0))
         return affordable.float().mean(dim=0), price.mean(dim=0)
 
     def considered_terms(

@@ -21,7 +21,7 @@ from leeroo_env import LeerooVectorEnv, dynamics
 from leeroo_env.dynamics import State
 from leeroo_env.env import episode_statistics
 
-EPISODE_FIELDS = ("steps", "score", "budget_usd", "left_usd", "refused", "calls")  # of the state, for statistics
+EPISODE_FIELDS = ("steps", "score", "budget_usd", "left_usd", "cut_off", "calls")  # of the state, for statistics
 
 
 class Collector:

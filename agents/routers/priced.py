@@ -15,7 +15,7 @@ from agents.routers.base import Context, Router, experts_by_cost, price_grid, wi
 from leeroo_env import dynamics
 from leeroo_env.table import ExpertTable
 
-CAUTION = 0.95  # share of the budget per query to spend: refused calls cost more than unspent money; selected on val
+CAUTION = 0.95  # share of the budget per query to spend: calls cut off cost more than unspent money; selected on val
 N_PRICES = 256
 MAX_ROWS = 4_000
 N_CANDIDATES = 40
@@ -26,7 +26,7 @@ TINY = 1e-30
 def best_at_price(estimates: Estimates, price: Tensor, allowed: Tensor, remaining_usd: Tensor) -> Tensor:
     """The expert with the most estimated score minus `price` times estimated cost.
 
-    An answer that is estimated to cost more than what is left would be refused, and scores 0.
+    An answer that is estimated to cost more than what is left would be cut off, and scores 0.
 
     Args:
         estimates: of B queries.

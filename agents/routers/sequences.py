@@ -108,7 +108,7 @@ def spent_usd(estimates: Estimates, calls: Calls) -> Tensor:
 
 
 def can_pay(mean_cost_usd: Tensor, context: Context, expert: Tensor) -> Tensor:
-    """Whether asking `expert` [B, k] leaves the reserve, and is not refused if its estimated cost is right; bool."""
+    """Whether asking `expert` [B, k] leaves the reserve, and is not cut off if its estimated cost is right; bool."""
     cheapest = mean_cost_usd.double().min()
     free_usd = context.remaining_usd - (context.remaining_queries - 1) * cheapest
     estimated = context.estimates.cost_usd.gather(1, expert)

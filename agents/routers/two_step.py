@@ -44,7 +44,7 @@ class TwoStep(Router):
         cheap, expensive = self.cheap[last, place][:, None], self.expensive[last, place][:, None]
         score, cost_usd = context.estimates.score, context.estimates.cost_usd
         continues = score.gather(1, expensive) - score.gather(1, cheap) > self.threshold[last, place][:, None]
-        continues &= cost_usd.gather(1, expensive) <= context.remaining_usd[:, None]  # else it would be refused
+        continues &= cost_usd.gather(1, expensive) <= context.remaining_usd[:, None]  # else it would be cut off
         return torch.where(continues, expensive, cheap).squeeze(1)
 
 

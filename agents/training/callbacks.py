@@ -154,12 +154,12 @@ class Monitor(BaseCallback):
         if not self._episodes:
             return
         mean = {
-            name: float(np.mean([e[name] for e in self._episodes])) for name in ("r", "score", "cost_usd", "refused")
+            name: float(np.mean([e[name] for e in self._episodes])) for name in ("r", "score", "cost_usd", "cut_off")
         }
         self.logger.record("episode/return", mean["r"])
         self.logger.record("episode/score_per_query", mean["score"])
         self.logger.record("episode/spend_usd_per_query", mean["cost_usd"])
-        self.logger.record("episode/refused_calls", mean["refused"])
+        self.logger.record("episode/cut_off_calls", mean["cut_off"])
         left = np.mean([e["left_usd"] / e["budget_usd"] for e in self._episodes])
         self.logger.record("episode/budget_left_share", float(left))
         calls = np.sum([e["calls"] for e in self._episodes], axis=0)

@@ -34,7 +34,7 @@ DESCRIPTIONS = {
     "episode/return": "Mean return of the training episodes that ended: score less weighted cost, summed up.",
     "episode/score_per_query": "Mean score per query in training episodes, where actions are drawn at random.",
     "episode/spend_usd_per_query": "Dollars spent per query in training episodes, whose budgets are drawn at random.",
-    "episode/refused_calls": "Calls in a training episode that cost more than what was left.",
+    "episode/cut_off_calls": "Calls in a training episode that cost more than what was left.",
     "episode/budget_left_share": "Share of the budget left at the end of training episodes.",
     "share_of_calls/": "Share of the calls in training episodes that go to this expert.",
     "time/steps_per_s": "Queries routed per second of training, evaluations not counted.",

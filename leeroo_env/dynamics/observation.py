@@ -42,7 +42,7 @@ def call_features(n_experts: int, asked: Tensor, answered: Tensor, votes: VoteCo
     """What the agent observes of the calls for the current query, [B, 3K + 3] float32.
 
     For each expert: whether it was called; whether it gave the leading answer; and which answer it gave, as the number
-    from 1 of the first call that gave this answer, / M; -1 / M for none, 0 where it was not called or refused. Then the
+    from 1 of the first call that gave this answer, / M; -1 / M for none, 0 where it was not called or cut off. Then the
     leading answer's share of the votes, the number of different answers / M, and the number of calls / M.
 
     Args:

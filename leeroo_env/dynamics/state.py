@@ -26,10 +26,10 @@ class State:
         budget_usd: [B] float64, the initial budget; single precision would lose small costs beside large budgets.
         left_usd: [B] float64, what is left of it.
         score: [B], sum of the scores so far.
-        refused: [B] int64, calls refused so far.
-        calls: [B, K] int32, calls of each expert so far, refused ones included.
+        cut_off: [B] int64, calls so far that cost more than what was left.
+        calls: [B, K] int32, calls of each expert so far, those cut off included.
         asked: [B, M] int64, the experts called for the current query, in order; -1 where there is none yet.
-        answers: [B, M] int64, their answers; -1 where there is none or the call was refused.
+        answers: [B, M] int64, their answers; -1 where there is none or the call was cut off.
         support: [B, M] float64, the sum of the votes for the answer that this call was the first to give.
         strongest: [B, M] float64, the largest of these votes.
         leader: [B] int64, the first call that gave the leading answer; -1 before the first answered call.
@@ -44,7 +44,7 @@ class State:
     budget_usd: Tensor
     left_usd: Tensor
     score: Tensor
-    refused: Tensor
+    cut_off: Tensor
     calls: Tensor
     asked: Tensor
     answers: Tensor
@@ -84,7 +84,7 @@ def new_episodes(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
         budget_usd=budget_usd,
         left_usd=budget_usd,
         score=torch.zeros(b, dtype=torch.float32, device=rows.device),
-        refused=zeros,
+        cut_off=zeros,
         calls=torch.zeros(b, k, dtype=torch.int32, device=rows.device),
         asked=torch.full((b, rules.max_calls), -1, device=rows.device),
         answers=answers,

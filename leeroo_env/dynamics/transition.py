@@ -19,16 +19,16 @@ from leeroo_env.tensors import normal_tensors
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one step, each [B]: `terminated`, `refused` and `delivered` are bool.
+    """The outcome of one step, each [B]: `terminated`, `cut_off` and `delivered` are bool.
 
-    `score` is that of the delivered answer, 0 where none was delivered; `cost_usd` is 0 where no call was answered.
+    `score` is that of the delivered answer, 0 where none was delivered; `cost_usd` is 0 where no call was made.
     """
 
     reward: Tensor
     terminated: Tensor
     score: Tensor
     cost_usd: Tensor
-    refused: Tensor
+    cut_off: Tensor
     delivered: Tensor
 
 
@@ -36,7 +36,8 @@ class Outcome:
 def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
     """Calls one expert for the current query of every episode or, with M > 1, stops and delivers.
 
-    A call that costs more than what is left is refused: no answer and no cost, and the episode continues.
+    A call that costs more than what is left is cut off where the money ends: that is spent, there is no answer, and the
+    episode continues. (Nobody knows the cost before a call, but a limit on its output keeps to what is left.)
 
     Args:
         rules: of the episodes.
@@ -49,11 +50,11 @@ def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
 
 
 def _step_one_call(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
-    """`step` with one call per query: the answer is delivered at once, a refused call scores 0."""
+    """`step` with one call per query: the answer is delivered at once; one that was cut off scores 0."""
     row = current_rows(state)
     score, cost_usd = _scores(rules, row, actions), _costs_usd(rules, row, actions)
-    affordable = cost_usd <= state.left_usd
-    cost_usd, score, refused = cost_usd * affordable, score * affordable, ~affordable
+    cut_off = cost_usd > state.left_usd
+    cost_usd, score = cost_usd.minimum(state.left_usd), score * ~cut_off
     t = state.t + 1
     after = State(
         rows=state.rows,
@@ -61,7 +62,7 @@ def _step_one_call(rules: Rules, state: State, actions: Tensor) -> tuple[State, 
         budget_usd=state.budget_usd,
         left_usd=state.left_usd - cost_usd,
         score=state.score + score,
-        refused=state.refused + refused,
+        cut_off=state.cut_off + cut_off,
         calls=state.calls.scatter_add(1, actions[:, None], torch.ones_like(state.calls[:, :1])),
         asked=state.asked,
         answers=state.answers,
@@ -71,34 +72,34 @@ def _step_one_call(rules: Rules, state: State, actions: Tensor) -> tuple[State, 
         call_features=state.call_features,
         steps=t,
     )
-    delivered = torch.ones_like(refused)
-    return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
+    delivered = torch.ones_like(cut_off)
+    return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, cut_off, delivered)
 
 
 def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
-    """`step` with M > 1. The Mth call delivers as well; calling an expert again is refused.
+    """`step` with M > 1. The Mth call delivers as well; calling an expert again brings no answer, at no cost.
 
     Episodes end after different numbers of steps; one that has ended does not change and has no more reward.
     """
     k, m = len(rules.table.experts), rules.max_calls
     row, playing, call = current_rows(state), state.t < rules.horizon, calls_made(state.call_features, m)
     asks, expert = playing & (actions < k), actions.clamp(max=k - 1)
-    cost_usd = _costs_usd(rules, row, expert)
     again = state.call_features.gather(1, expert[:, None]).squeeze(1) > 0
-    refused = asks & ((cost_usd > state.left_usd) | again)
-    charged = asks & ~refused
-    cost_usd = cost_usd * charged
+    cost_usd = _costs_usd(rules, row, expert) * (asks & ~again)
+    cut_off = cost_usd > state.left_usd
+    answered = asks & ~again & ~cut_off
+    cost_usd = cost_usd.minimum(state.left_usd)
     asked = state.asked.scatter(1, call[:, None], actions.masked_fill(~asks, -1)[:, None])
     answer, vote = _lookup(rules.table.answer_ids, row, expert), vote_weight(_lookup(rules.reliability, row, expert))
     before = state.answers, state.support, state.strongest, state.leader
-    *votes, group = add_vote(*before, call, answer, vote, charged)
+    *votes, group = add_vote(*before, call, answer, vote, answered)
     answers, support, strongest, leader = votes
     continues = asks & (call < m - 1)
     delivered = playing & ~continues
     leading = asked.gather(1, leader.clamp(min=0)[:, None]).squeeze(1)
     score = _scores(rules, row, leading.clamp(min=0)) * ((leader >= 0) & delivered)
     features = state.call_features.scatter(1, expert[:, None], 1.0)
-    features.scatter_add_(1, expert[:, None] + 2 * k, (answer_feature(group, m) * charged)[:, None])
+    features.scatter_add_(1, expert[:, None] + 2 * k, (answer_feature(group, m) * answered)[:, None])
     led = answer_feature(leader, m).masked_fill(leader < 0, 2.0)[:, None]  # 2: no expert's
     features[:, k : 2 * k] = features[:, 2 * k : 3 * k] == led
     features[:, 3 * k :] = vote_features(leading_share(support, leader), (support > 0).sum(dim=1), call + 1, m)
@@ -109,7 +110,7 @@ def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[St
         budget_usd=state.budget_usd,
         left_usd=state.left_usd - cost_usd,
         score=state.score + score,
-        refused=state.refused + refused,
+        cut_off=state.cut_off + cut_off,
         calls=state.calls.scatter_add(1, expert[:, None], asks.int()[:, None]),
         asked=asked.masked_fill(clear, -1),
         answers=answers.masked_fill(clear, -1),
@@ -119,7 +120,7 @@ def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[St
         call_features=features * keep,
         steps=state.steps + playing,
     )
-    return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, refused, delivered)
+    return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, cut_off, delivered)
 
 
 def _scores(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:

@@ -67,15 +67,15 @@ def test_one_call_a_query_is_what_it_always_was(table: ExpertTable):
     for _ in range(20):
         observed = [observations[:, :-2], infos["action_mask"], infos["left_usd"]]
         observations, rewards, terminated, _, infos = env.step(rng.integers(0, 4, size=7))
-        observed += [rewards, terminated, infos["score"], infos["cost_usd"], infos["refused"]]
+        observed += [rewards, terminated, infos["score"], infos["cost_usd"], infos["cut_off"]]
         if terminated.any():
             observed += [
                 infos["final_obs"][:, :-2],
-                *(infos["episode"][n] for n in ("r", "l", "score", "refused", "calls")),
+                *(infos["episode"][n] for n in ("r", "l", "score", "cut_off", "calls")),
             ]
         for value in observed:
             digest.update(np.ascontiguousarray(value).data)
-    assert digest.hexdigest() == "4aabb5efdb1de5bfb361b4500eb0ce3d996dec8bac345471738c0eeda4536db2"
+    assert digest.hexdigest() == "b36e353987f99707828bbac79bff4ef94e306183c99846304f689c0609e94cb6"
     assert env.single_observation_space.shape == (7,) and env.single_action_space == gymnasium.spaces.Discrete(4)
     env = LeerooVectorEnv(3, table, horizon=6)
     env.reset(seed=3)
@@ -305,7 +305,7 @@ def test_render_tells_what_was_asked_and_what_was_delivered():
     assert env.render().startswith("query 1/6, $") and env.render().endswith(f": delivered, score {score:.2f}")
     env.step(1)
     score = env.step(1)[4]["score"]
-    assert env.render().endswith(f": expert-1: refused; delivered, score {score:.2f}"), "the Mth call delivers"
+    assert env.render().endswith(f": expert-1: $0.000000; delivered, score {score:.2f}"), "the Mth call delivers"
 
 
 def test_sb3_adapter_with_several_calls():

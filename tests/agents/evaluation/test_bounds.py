@@ -163,7 +163,7 @@ def test_no_router_is_above_it(seed: int, k: int, horizon: int):
     budgets = [1e-6, 3e-5, *dynamics.budget_grid(rules, 3), 1.0]
     bound = hindsight_bound(rules, budgets, episodes=20, seed=seed)
     assert (bound.cost_usd <= np.array(budgets) * (1 + 1e-9)).all()
-    assert bound.calls.sum(axis=1) + bound.refused == pytest.approx(np.ones(len(budgets)))
+    assert bound.calls.sum(axis=1) + bound.cut_off == pytest.approx(np.ones(len(budgets)))
     for name, router in one_call_routers(table, horizon, seed).items():
         result = evaluate(router, rules, budgets, episodes=20, seed=seed)
         assert (result.score <= bound.score + 1e-9).all(), name
@@ -187,7 +187,7 @@ def test_with_money_for_everything_it_is_the_best_answer_of_each_query():
     assert bound.score[0] == pytest.approx(float(best.mean()), abs=1e-6)
     cheapest = table.costs_usd[rows].masked_fill(table.scores[rows] < best[:, None], torch.inf).min(dim=1).values
     assert bound.cost_usd[0] == pytest.approx(float((cheapest * (best > 0)).mean()), rel=1e-5)
-    assert bound.refused[0] == pytest.approx(float((best == 0).float().mean()))
+    assert bound.cut_off[0] == pytest.approx(float((best == 0).float().mean()))
     assert bound.stderr[0] == pytest.approx(float(best.std()) / np.sqrt(30), rel=1e-4), "by query, not call"
 
 
@@ -235,14 +235,14 @@ def test_true_estimates_lose_nothing_and_false_ones_gain_nothing(seed: int, k: i
     budgets = [1e-6, *dynamics.budget_grid(rules, 4), 1.0]
     bound = hindsight_bound(rules, budgets, episodes=20)
     same = estimated_bound(rules, table.scores.double(), table.costs_usd.double(), budgets, episodes=20)
-    for field in ("score", "cost_usd", "stderr", "calls", "refused"):
+    for field in ("score", "cost_usd", "stderr", "calls", "cut_off"):
         np.testing.assert_allclose(getattr(same, field), getattr(bound, field), rtol=1e-9, atol=1e-12)
     generator = torch.Generator().manual_seed(seed)
     score, cost_usd = (a * torch.rand(a.shape, generator=generator) * 2 for a in (table.scores, table.costs_usd))
     false = estimated_bound(rules, score, cost_usd, budgets, episodes=20)
     assert (false.score <= bound.score + 1e-9).all()
     assert (false.cost_usd <= np.array(budgets) * (1 + 1e-9)).all(), "charged at true costs"
-    assert false.calls.min() >= -1e-12 and false.calls.sum(axis=1) + false.refused == pytest.approx(np.ones(6))
+    assert false.calls.min() >= -1e-12 and false.calls.sum(axis=1) + false.cut_off == pytest.approx(np.ones(6))
 
 
 def one_query_table(scores: list, costs_usd: list) -> dynamics.Rules:
@@ -273,7 +273,7 @@ def test_steps_are_charged_at_true_costs_even_below_zero(
     result = estimated_bound(rules, score, cost_usd, [budget], episodes=2)
     assert result.calls[0] == pytest.approx(calls) and result.cost_usd[0] == pytest.approx(cost)
     assert result.score[0] == pytest.approx(np.dot(calls, [0.2, 0.4, 0.9])), "true scores, not estimates"
-    assert result.refused[0] == pytest.approx(1 - sum(calls))
+    assert result.cut_off[0] == pytest.approx(1 - sum(calls))
 
 
 def test_nothing_is_bought_after_the_step_that_overdraws():

@@ -38,7 +38,7 @@ def result_of(table: ExpertTable, scores: list[float], cost_usd: list[float]) ->
         cost_usd=np.array(cost_usd),
         stderr=scored.std(axis=1) / np.sqrt(N),
         calls=np.ones((3, k)) / k,
-        refused=np.zeros(3),
+        cut_off=np.zeros(3),
         chosen=np.zeros((3, N), dtype=np.int64),
         rows=np.tile(rows, (3, 1)),
         scored=scored,

@@ -90,7 +90,7 @@ def test_choices_are_valid_within_budget_and_the_same_in_every_evaluation(tables
     assert np.isfinite(once.score).all() and np.isfinite(once.cost_usd).all()
     assert (once.calls.sum(axis=1) <= router.max_calls + 1e-9).all() and (once.calls.sum(axis=1) > 0).all()
     if bool((table.costs_usd == 0).all()):
-        assert (once.cost_usd == 0).all() and (once.refused == 0).all()
+        assert (once.cost_usd == 0).all() and (once.cut_off == 0).all()
 
 
 def test_the_same_seed_makes_the_same_routers():

@@ -170,7 +170,7 @@ def sound(router: Router, rules: Rules, budgets: list[float]) -> Result:
 def test_budgets_hold_and_nobody_is_asked_twice(wild, name: str):
     _, rules, routers = wild
     result = sound(routers[name], rules, [*dynamics.budget_grid(rules), 1.0])
-    assert result.refused.max() < 0.25
+    assert result.cut_off.max() < 0.25
     assert result.score[-1] > result.score[0]
 
 
@@ -208,7 +208,7 @@ def test_the_reserve_is_kept(name: str):
     estimates = means(table)
     router = quick_routers(table, estimates, 3)[name]
     result = evaluate(router, rules_of(table, estimates, 3, 12), [CHEAP, 1.5, 3.0, 7.0, 25.0], episodes=30)
-    assert (result.refused == 0).all() and result.cost_usd[0] == pytest.approx(CHEAP)
+    assert (result.cut_off == 0).all() and result.cost_usd[0] == pytest.approx(CHEAP)
     assert (result.calls.sum(axis=1) >= 1).all()
 
 

@@ -130,7 +130,7 @@ def test_routers_that_keep_a_reserve_can_ask_to_the_end(name: str):
     table = with_costs([1.0, 3.0, 10.0])
     rules = dynamics.make_rules(table, "test", horizon=12)
     result = evaluate(one_call_routers(table, 12)[name], rules, [1.0, 1.1, 2.0, 5.0, 9.9], episodes=50)
-    assert (result.refused == 0).all()
+    assert (result.cut_off == 0).all()
     assert result.cost_usd[0] == 1.0 and result.cost_usd[-1] > 3.0
 
 
@@ -174,7 +174,7 @@ def test_evaluation_counts_what_the_table_says():
     )
     assert result.calls[1] == pytest.approx(np.bincount(result.chosen[1], minlength=4) / 90)
     described = summary(rules, "test", 0, [1.0, 2e-4], {"random": result})
-    assert set(described["routers"]["random"]) == {"score", "cost_usd", "stderr", "calls", "refused"}
+    assert set(described["routers"]["random"]) == {"score", "cost_usd", "stderr", "calls", "cut_off"}
 
 
 def test_a_router_sees_its_own_features_and_the_budgets():

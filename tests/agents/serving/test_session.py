@@ -70,7 +70,7 @@ def assert_plays_alike(
     """An episode of the evaluation and the same one live: experts asked, scores, costs."""
     rules = make_rules(table, "test", 24, reliability=router.features[:, : len(table.experts)].clamp(0, 1))
     result = evaluate(router, rules, [usd], episodes=1)
-    assert result.refused == 0, "only a table knows beforehand that a call will cost more than what is left"
+    assert result.cut_off == 0, "only a table knows beforehand that a call will cost more than what is left"
     replies = play(orchestrator, experts, table, result.rows[0], usd * 24)
     assert [reply.calls[0].expert for reply in replies] == [table.experts[k] for k in result.chosen[0]]
     assert [grade_exact(reply.text or "", reply.query).score for reply in replies] == result.scored[0].tolist()

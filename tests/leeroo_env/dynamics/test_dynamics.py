@@ -51,11 +51,11 @@ def test_money_and_time_obey_the_rules(case: dict):
     for before, actions, after, outcome in play(rules, state, case["seed"]):
         price = table.costs_usd[dynamics.current_rows(before), actions].double()
         answer = table.scores[dynamics.current_rows(before), actions]
-        assert torch.equal(outcome.refused, price > before.left_usd), "refused if and only if it cannot be paid"
+        assert torch.equal(outcome.cut_off, price > before.left_usd), "cut off if and only if it cannot be paid"
         assert (after.left_usd >= 0).all() and (after.left_usd <= before.left_usd).all()
-        assert (outcome.cost_usd[outcome.refused] == 0).all() and (outcome.score[outcome.refused] == 0).all()
-        assert torch.equal(outcome.cost_usd[~outcome.refused], price[~outcome.refused])
-        assert torch.equal(outcome.score[~outcome.refused], answer[~outcome.refused])
+        assert torch.equal(outcome.cost_usd, price.minimum(before.left_usd)), "the money is spent all the same"
+        assert (outcome.score[outcome.cut_off] == 0).all() and (after.left_usd[outcome.cut_off] == 0).all()
+        assert torch.equal(outcome.score[~outcome.cut_off], answer[~outcome.cut_off])
         assert outcome.terminated.all() == (int(after.t[0]) == rules.horizon)
         observation = dynamics.observe(rules, after)
         assert observation.isfinite().all() and observation.shape == (16, 5 + 2)
@@ -80,7 +80,7 @@ def test_permuting_experts_permutes_rewards(seed: int, order: list[int]):
     for _, actions, _, _ in play(one, a, seed):
         a, first = dynamics.step(one, a, actions)
         b, second = dynamics.step(other, b, position[actions])
-        assert torch.equal(first.reward, second.reward) and torch.equal(first.refused, second.refused)
+        assert torch.equal(first.reward, second.reward) and torch.equal(first.cut_off, second.cut_off)
         assert torch.equal(dynamics.observe(one, a), dynamics.observe(other, b))
 
 
@@ -183,7 +183,7 @@ def test_devices_agree(table: ExpertTable):
         states[device] = state
     assert torch.equal(states["cpu"].rows, states["cuda"].rows.cpu())
     for first, second in outcomes.values():
-        assert torch.equal(first.refused, second.refused.cpu())
+        assert torch.equal(first.cut_off, second.cut_off.cpu())
         assert torch.allclose(first.reward, second.reward.cpu(), atol=1e-6)
 
 

@@ -29,22 +29,23 @@ class PlainEpisode:
         self.answered: list[bool] = []
 
     def step(self, action: int) -> tuple[float, float, bool, bool]:
-        """Score, cost, refused, delivered."""
-        row, deliver, cost_usd, refused = self.rows[0], action == len(self.table.experts), 0.0, False
+        """Score, cost, cut off, delivered."""
+        row, deliver, cost_usd, cut_off = self.rows[0], action == len(self.table.experts), 0.0, False
         if not deliver:
-            price = float(self.table.costs_usd[row, action])
-            refused = action in self.asked or price > self.left_usd
+            again = action in self.asked
+            price = 0.0 if again else float(self.table.costs_usd[row, action])
+            cut_off = price > self.left_usd
             self.asked.append(action)
-            self.answered.append(not refused)
-            cost_usd = 0.0 if refused else price
+            self.answered.append(not again and not cut_off)
+            cost_usd = min(price, self.left_usd)
         self.left_usd -= cost_usd
         if not deliver and len(self.asked) < self.max_calls:
-            return 0.0, cost_usd, refused, False
+            return 0.0, cost_usd, cut_off, False
         ids = [int(self.table.answer_ids[row, e]) for e in self.asked]
         weights = [float(dynamics.vote_weight(self.rules.reliability[row, e])) for e in self.asked]
         leader, *_ = plain_count(self.asked, self.answered, ids, weights)
         self.rows, self.asked, self.answered = self.rows[1:], [], []
-        return float(self.table.scores[row, leader]) if leader >= 0 else 0.0, cost_usd, refused, True
+        return float(self.table.scores[row, leader]) if leader >= 0 else 0.0, cost_usd, cut_off, True
 
     def call_features(self) -> list[float]:
         """What the agent observes of the calls for the current query."""
@@ -169,13 +170,13 @@ def test_episodes_obey_the_rules(case: dict):
         after, outcome = dynamics.step(rules, state, torch.from_numpy(actions))
         for i, episode in enumerate(plain):
             if not episode.rows:
-                assert not outcome.delivered[i] and not outcome.refused[i] and outcome.terminated[i]
+                assert not outcome.delivered[i] and not outcome.cut_off[i] and outcome.terminated[i]
                 assert outcome.score[i] == outcome.cost_usd[i] == outcome.reward[i] == 0
                 continue
             assert mask[i].tolist() == episode.mask()
-            score, cost_usd, refused, delivered = episode.step(int(actions[i]))
+            score, cost_usd, cut_off, delivered = episode.step(int(actions[i]))
             assert (float(outcome.score[i]), float(outcome.cost_usd[i])) == (score, cost_usd)
-            assert (bool(outcome.refused[i]), bool(outcome.delivered[i])) == (refused, delivered)
+            assert (bool(outcome.cut_off[i]), bool(outcome.delivered[i])) == (cut_off, delivered)
             assert after.asked[i].tolist() == episode.asked + [-1] * (m - len(episode.asked))
             assert after.call_features[i].tolist() == episode.call_features()
             assert bool(outcome.terminated[i]) == (not episode.rows)
@@ -190,21 +191,21 @@ def test_episodes_obey_the_rules(case: dict):
     spent = state.budget_usd - state.left_usd
     delivered_less_cost = state.score - case["weight"] * spent / float(rules.cost_scale.mean_usd.max())
     assert torch.allclose(returns, delivered_less_cost, atol=1e-3)
-    assert (state.calls.sum(dim=1) <= state.steps).all() and (state.refused <= state.calls.sum(dim=1)).all()
+    assert (state.calls.sum(dim=1) <= state.steps).all() and (state.cut_off <= state.calls.sum(dim=1)).all()
 
 
-def test_an_expert_asked_again_is_refused_and_not_charged():
+def test_an_expert_asked_again_does_not_answer_and_is_not_charged():
     rules = dynamics.make_rules(answers_table(), horizon=4, max_calls=3)
     state = dynamics.sample_episodes(rules, keys(5), torch.full((5,), 1.0))
     once, _ = dynamics.step(rules, state, torch.full((5,), 2))
     assert not dynamics.state_mask(rules, once)[:, 2].any() and dynamics.state_mask(rules, once)[:, [0, 1, 3, 4]].all()
     twice, outcome = dynamics.step(rules, once, torch.full((5,), 2))
-    assert outcome.refused.all() and torch.equal(twice.left_usd, once.left_usd)
+    assert not outcome.cut_off.any() and torch.equal(twice.left_usd, once.left_usd)
     assert twice.asked.tolist() == [[2, 2, -1]] * 5 and torch.equal(
         twice.call_features[:, :-1], once.call_features[:, :-1]
     )
     _, outcome = dynamics.step(rules, twice, torch.full((5,), 2))
-    assert outcome.delivered.all(), "the third call delivers, though refused"
+    assert outcome.delivered.all(), "the third call delivers, though without an answer"
     assert torch.equal(outcome.score, rules.table.scores[state.rows[:, 0], 2])
 
 
@@ -263,7 +264,7 @@ def test_permuting_experts_permutes_outcomes(seed: int, order: list[int]):
     for actions in torch.randint(5, (15, 8), generator=torch.Generator().manual_seed(seed)):
         a, first = dynamics.step(one, a, actions)
         b, second = dynamics.step(other, b, position[actions])
-        for name in ("reward", "refused", "delivered", "score"):
+        for name in ("reward", "cut_off", "delivered", "score"):
             assert torch.equal(getattr(first, name), getattr(second, name)), name
         assert torch.equal(dynamics.observe(one, a)[:, columns], dynamics.observe(other, b))
         assert torch.equal(dynamics.state_mask(one, a)[:, [*order, 4]], dynamics.state_mask(other, b))
@@ -279,9 +280,9 @@ def test_asking_once_and_delivering_is_the_one_call_episode(max_calls: int):
         b, asked = dynamics.step(many, b, actions)
         b, delivered = dynamics.step(many, b, torch.full((32,), 5))
         assert torch.equal(delivered.score, first.score) and torch.equal(asked.cost_usd, first.cost_usd)
-        assert torch.equal(asked.refused, first.refused) and torch.equal(delivered.terminated, first.terminated)
-    assert first.terminated.all() and a.refused.any()
-    for name in ("left_usd", "score", "refused", "calls", "t"):
+        assert torch.equal(asked.cut_off, first.cut_off) and torch.equal(delivered.terminated, first.terminated)
+    assert first.terminated.all() and a.cut_off.any()
+    for name in ("left_usd", "score", "cut_off", "calls", "t"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     assert torch.equal(b.steps, 2 * a.steps)
 
@@ -320,7 +321,7 @@ def test_devices_agree():
         state = dynamics.sample_episodes(rules, keys(64).to(device))
         for t in range(18):
             state, outcome = dynamics.step(rules, state, (torch.arange(64, device=device) * (t + 1)) % 5)
-            results.setdefault(device, []).extend([outcome.score, outcome.refused, outcome.delivered, state.asked])
+            results.setdefault(device, []).extend([outcome.score, outcome.cut_off, outcome.delivered, state.asked])
             results[device].append(dynamics.state_mask(rules, state))
     for one, other in zip(results["cpu"], results["cuda"], strict=True):
         assert torch.equal(one, other.cpu())
