@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pydantic
 
+from experts.confidence import REQUEST
 from experts.extra_settings import (
     HUGGINGFACE,
     VLLM_ENGINE,
@@ -62,6 +63,7 @@ class Settings(StrictModel):
     prompt: str = "{text}"
     system: str | None = None
     generation: Generation = Generation()
+    confidence: bool = False  # asks for the probability that the answer is right, which is taken out of the answer
 
     @pydantic.field_validator("prompt")
     @classmethod
@@ -157,7 +159,7 @@ class ExpertSpec(Settings):
 
     def render(self, query: Query) -> str:
         """The prompt of a query."""
-        return self.prompt.replace("{text}", query.text)
+        return self.prompt.replace("{text}", query.text + (REQUEST if self.confidence else ""))
 
     def most_prompt_tokens(self, query: Query) -> int:
         """An upper bound of the prompt's tokens: a token has at least one byte, and a chat template adds a few."""

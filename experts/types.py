@@ -40,6 +40,7 @@ class Answer:
         cache_write_tokens: of `prompt_tokens`, those written to a cache.
         reasoning_tokens: of `completion_tokens`, those of the reasoning.
         logprob: the mean log-probability of the tokens written; None where the backend does not say.
+        confidence: the probability in [0, 1] that the answer is right, as the expert states it; None where it does not.
         usage: where the counts come from: the server "reported" them, a tokenizer "counted" them, or the most that
             the call could take is "assumed".
     """
@@ -58,6 +59,7 @@ class Answer:
     reasoning_tokens: int = 0
     usage: Literal["reported", "counted", "assumed"] = "reported"
     logprob: float | None = None
+    confidence: float | None = None
 
     @property
     def billed_usd(self) -> float:

@@ -63,7 +63,7 @@ def _answers(expert: Expert, queries: Sequence[Query], worst_usd: Sequence[float
 def checked_answer(answer: Any, worst_usd: float) -> Answer:
     """An `Answer` with a text or an error, without reasoning in the text, and with costs that are numbers from 0.
 
-    Other costs count as the worst case; an empty text is an error.
+    Other costs count as the worst case; an empty text is an error; a confidence that is no probability is none.
     """
     if not isinstance(answer, Answer):
         return Answer("", 0, 0, 0.0, 0.0, f"returned {type(answer).__name__}, not Answer", lost_usd=worst_usd)
@@ -71,8 +71,10 @@ def checked_answer(answer: Any, worst_usd: float) -> Answer:
     costs: dict[str, Any] = {"cost_usd": answer.cost_usd, "lost_usd": answer.lost_usd}
     if not all(map(_is_amount, costs.values())):
         costs = {"cost_usd": 0.0, "lost_usd": worst_usd} if failed else {"cost_usd": worst_usd, "lost_usd": 0.0}
+    confidence: Any = answer.confidence
     counts: dict[str, Any] = {
         "latency_s": answer.latency_s if _is_amount(answer.latency_s) else 0.0,
+        "confidence": confidence if _is_amount(confidence) and confidence <= 1 else None,
         **{name: _count(getattr(answer, name)) for name in ("prompt_tokens", "completion_tokens")},
     }
     answer = replace(answer, **costs, **counts)

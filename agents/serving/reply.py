@@ -22,6 +22,7 @@ class Call:
         cost_usd: what the answer cost; 0 if the call failed.
         billed_usd: what the budget was charged: the cost, and what failed attempts were or may have been billed.
         finish_reason: why the expert stopped, as its server says; "length" is an answer that was cut off.
+        confidence: the probability that its answer is right, as the expert stated it; None where it did not.
         error: why there is no output: the call failed, or the reply was empty.
     """
 
@@ -35,6 +36,7 @@ class Call:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str | None
+    confidence: float | None
     error: str | None
 
 

@@ -284,6 +284,7 @@ def _call(expert: str, result: Answer, answer: str | None, agrees: bool) -> Call
         prompt_tokens=result.prompt_tokens,
         completion_tokens=result.completion_tokens,
         finish_reason=result.finish_reason,
+        confidence=result.confidence,
         error=result.error,
     )
 

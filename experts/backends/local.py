@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experts.backends.reply import clean_text, printable
+from experts.confidence import split_confidence
 from experts.reasoning import split_reasoning
 from experts.specs import LocalSpec
 from experts.spending import SpendCap, ask_affordable
@@ -140,6 +141,7 @@ def _answer(spec: LocalSpec, prompt: Prompt, output: Output, share_s: float, sec
     """The answer in an output, or the error of one that has none: it may be cut off while the model reasons."""
     reasoning, text = split_reasoning(("<think>" if prompt.opens_reasoning else "") + output.text)
     cost_usd = spec.price.cost_usd(len(prompt.ids), output.tokens, share_s)
+    text, confidence = split_confidence(text) if spec.confidence else (text, None)
     empty = not text.strip()
     return Answer(
         text="" if empty else text,
@@ -152,6 +154,7 @@ def _answer(spec: LocalSpec, prompt: Prompt, output: Output, share_s: float, sec
         reasoning=reasoning,
         lost_usd=cost_usd if empty else 0.0,
         logprob=output.logprob,
+        confidence=confidence,
     )
 
 

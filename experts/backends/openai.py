@@ -14,6 +14,7 @@ from typing import Any
 from experts.backends.http import FAILOVER_ATTEMPTS, Call, current_call, failover, make_client, reply_bytes
 from experts.backends.reply import Reply, read_reply
 from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
+from experts.confidence import split_confidence
 from experts.specs import OpenAISpec
 from experts.spending import SpendCap, not_asked
 from experts.types import EMPTY, Answer, Query
@@ -92,8 +93,9 @@ class OpenAIExpert:
         if call.worst_usd > 0:
             self._overrun = max(self._overrun, self._overrun * cost_usd / call.worst_usd)
         call.settle(cost_usd)
+        text, confidence = split_confidence(reply.text) if spec.confidence else (reply.text, None)
         answer = Answer(
-            text=redact(reply.text, self._secrets, LEAST_CHARS),
+            text=redact(text, self._secrets, LEAST_CHARS),
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             cost_usd=cost_usd,
@@ -105,8 +107,9 @@ class OpenAIExpert:
             reasoning_tokens=usage.reasoning,
             usage=usage.source,
             logprob=reply.logprob,
+            confidence=confidence,
         )
-        if reply.text:
+        if text.strip():
             return answer
         call.lost_usd += cost_usd
         return dataclasses.replace(answer, cost_usd=0.0, error=self._why_empty(reply, usage))

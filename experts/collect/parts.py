@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         "reasoning_tokens": pa.int64(),
         "usage": pa.string(),
         "logprob": pa.float64(),
+        "confidence": pa.float64(),
         "label": pa.string(),  # what the call was made for, as the program says that made it
     }
 )
@@ -54,6 +55,7 @@ ADDED = {  # columns that the first parts did not have, and what their nulls mea
     "reasoning_tokens": 0,
     "usage": None,
     "logprob": None,
+    "confidence": None,
     "label": "",
 }
 COLUMN_OF = {field.name: field.name for field in fields(Answer)} | {"text": "output"}
@@ -223,6 +225,9 @@ def _fault(answer: Answer) -> str | None:
         elif name == "logprob":
             if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 return f"logprob is {value!r:.40}"
+        elif name == "confidence":
+            if value is not None and not _is_amount(value, 1.0):
+                return f"confidence is {value!r:.40}"
         elif not isinstance(value, str) and not (value is None and name in ("error", "finish_reason")):
             return f"{name} is {value!r:.40}"
     return None

@@ -89,7 +89,9 @@ def answer_rows(graded: Sequence[GradedAnswer]) -> pa.Table:
         "finish_reason": (pa.string(), [row.answer.finish_reason for row in graded]),
         "reasoning_tokens": (pa.int64(), [row.answer.reasoning_tokens for row in graded]),
     }
-    logprobs = [row.answer.logprob for row in graded]
-    if any(logprob is not None for logprob in logprobs):
-        columns["evidence_logprob"] = (pa.float64(), logprobs)
+    evidence = {
+        "evidence_logprob": [row.answer.logprob for row in graded],
+        "evidence_verbal": [row.answer.confidence for row in graded],
+    }
+    columns |= {name: (pa.float64(), of) for name, of in evidence.items() if any(value is not None for value in of)}
     return pa.table({name: pa.array(values, dtype) for name, (dtype, values) in columns.items()})

@@ -102,6 +102,7 @@ def writing_expert(
     fields = {"temperature": temperature, "top_p": None, "seed": seed, "stop": ()}
     generation = Generation.model_validate(spec.generation.model_dump() | fields)
     settings = {"prompt": "{text}", "system": None, "max_tokens": max_tokens, "generation": generation}
+    settings["confidence"] = False
     return make_expert(spec.model_copy(update=settings), spend_cap)
 
 

@@ -27,6 +27,8 @@ OTHER_NAMES = {  # what other programs call the fields
     "provider": "backend",
     "type": "backend",
     "prompt_template": "prompt",
+    "evidence_verbal": "confidence",
+    "stated_confidence": "confidence",
     "system_message": "system",
     "system_prompt": "system",
     "input_cost_per_token": "usd_per_mtok_in",

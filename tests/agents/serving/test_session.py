@@ -13,12 +13,13 @@ from agents import Orchestrator
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
 from agents.serving.answer_match import by_normal_form, by_similarity
+from agents.serving.asking import checked_answer
 from agents.serving.reply import Reply
 from experts.encoder import Encoder
 from experts.grading import grade_exact
 from experts.pool import load_pool, make_experts
 from experts.spending import NOT_ASKED, SpendCap
-from experts.types import Expert, Query
+from experts.types import Answer, Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import make_rules
 from tests.agents.serving.orchestrators import NAMES, SecondOpinion, orchestrator_of
@@ -163,6 +164,26 @@ def ask(
 ) -> list[Reply]:
     queries = [f"question {i}" for i in range(n)]
     return orchestrator.answer(queries, experts, usd, embeddings=np.zeros((n, 4)), **options)
+
+
+def test_a_stated_confidence_is_in_the_calls_and_not_in_the_text(
+    asks_again: Orchestrator, server: OpenAIServer, tmp_path: Path
+):
+    pool = load_pool(write_pool(tmp_path, NAMES, ", confidence: true"))
+    experts = {expert.name: expert for expert in make_experts(pool, None, SpendCap())}
+    server.reply = lambda prompt: "It is 7.\nConfidence: 83%" if "beta:" in prompt else "7\nConfidence: very high"
+    (reply,) = ask(asks_again, experts, compare="number")
+    assert reply.supporters == ["alpha", "beta"] and reply.text == "7"
+    assert [(call.output, call.answer, call.confidence) for call in reply.calls] == [
+        ("7", "7", None),
+        ("It is 7.", "7", 0.83),
+    ]
+
+
+@pytest.mark.parametrize("confidence", [83, -0.1, float("nan"), "high"])
+def test_a_confidence_that_is_no_probability_is_none(confidence: object):
+    answer = checked_answer(Answer("7", 1, 1, 0.0, 0.0, confidence=confidence), 0.0)  # type: ignore[arg-type]
+    assert (answer.text, answer.confidence, answer.error) == ("7", None, None)
 
 
 def test_two_that_agree_are_enough(asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer):

@@ -54,7 +54,14 @@ def test_answer_keys_change_with_what_shapes_an_answer_and_with_nothing_else(tmp
 
     base = key()
     extra = "backend: openai\n    "
-    for line in ("max_tokens: 7", "prompt: 'Q {text}'", "system: s", "chat: false", "generation: {temperature: 1}"):
+    for line in (
+        "max_tokens: 7",
+        "prompt: 'Q {text}'",
+        "system: s",
+        "chat: false",
+        "generation: {temperature: 1}",
+        "confidence: true",
+    ):
         assert key("backend: openai", extra + line) != base, line
     assert key("some/model", "other/model") != base and key("big", "large") != base
     for line in ("concurrency: 3", "timeout_s: 5", "base_url_env: ELSEWHERE", "max_retries: 1", "parameters_b: 7"):

@@ -76,7 +76,10 @@ def test_the_key_of_the_entry_stays_and_each_variant_has_its_own(tmp_path):
         ("{short: {reasoning_effort: low}}", r"; did you mean generation\.extra\.reasoning_effort\?"),
         ("{short: {generation: {temp: 1}}}", r"generation\.temp: .*; did you mean generation\.temperature\?"),
         ("{short: {generation: {max_tokens: 1}}}", r"did you mean max_tokens beside generation\?"),
-        ("{short: {model: x}}", r"short\.model: .*; a variant may change max_tokens, prompt, system, generation$"),
+        (
+            "{short: {model: x}}",
+            r"short\.model: .*; a variant may change max_tokens, prompt, system, generation, confidence$",
+        ),
         ("{short: {usd_per_second: 1}}", r"usd_per_second: .*; a variant may change max_tokens"),
         ("{short: {variants: {}}}", r"short\.variants: there is no such field"),
         ("{short: {api_key: hunter2secret}}", r"variants\.short\.api_key: a key must not be in this file"),
