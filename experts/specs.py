@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -275,6 +275,12 @@ AnySpec = OpenAISpec | HuggingFaceSpec | VllmSpec
 BACKENDS: dict[str, type[ExpertSpec]] = {"openai": OpenAISpec, "huggingface": HuggingFaceSpec, "vllm": VllmSpec}
 
 
+def entry_of(name: str, names: Collection[str]) -> str:
+    """The entry whose model an expert is, among the names of a pool's experts: of "name@variant" it is "name"."""
+    entry, _, _ = name.rpartition("@")
+    return entry if entry in names else name
+
+
 class Pool(StrictModel):
     """A whole pool.yaml, in which each variant is an expert; `path` is the file it was read from."""
 
@@ -283,11 +289,6 @@ class Pool(StrictModel):
         pydantic.Field(min_length=1, strict=False),
     ]
     path: Path = pydantic.Field(default=Path("pool.yaml"), exclude=True)
-
-    def entry_of(self, name: str) -> str:
-        """The name of the entry whose server or model an expert uses: of "name@variant" it is "name"."""
-        entry, _, _ = name.rpartition("@")
-        return entry if any(spec.name == entry for spec in self.experts) else name
 
     def select(self, names: Sequence[str] | None) -> list[AnySpec]:
         """The specs of the named experts, in this order; all experts if None."""

@@ -17,6 +17,7 @@ from agents.selfplay.config import VOTERS
 from agents.selfplay.context import SelfPlay
 from agents.selfplay.records import Agreement, PairId, Reference, Voters, Voting, Writing
 from experts.generation.consensus import consensus_references
+from experts.specs import entry_of
 from experts.spending import not_asked
 from experts.types import Query
 from leeroo_env.files import read_model, write_json
@@ -59,7 +60,8 @@ def load_or_choose_voters(selfplay: SelfPlay, number: int, queries: Sequence[Que
         names, teacher, voters = list(selfplay.asker.specs), selfplay.config.teacher, {}
         if queries:
             estimates = selfplay.predict(selfplay.agent(number - 1), queries)
-            ranks, probability = rank_voters(estimates, names.index(teacher) if teacher else None)
+            models = [entry_of(name, names) for name in names]
+            ranks, probability = rank_voters(estimates, names.index(teacher) if teacher else None, models)
             for i in selfplay.rng(number, 3).permutation(len(queries)).tolist():
                 if teacher or probability[i] >= LEAST_SETTLED:
                     voters[queries[i].query_id] = [names[k] for k in ranks[i]]
@@ -67,7 +69,9 @@ def load_or_choose_voters(selfplay: SelfPlay, number: int, queries: Sequence[Que
     return read_model(path, Voters).root
 
 
-def rank_voters(estimates: Estimates, teacher: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def rank_voters(
+    estimates: Estimates, teacher: int | None = None, models: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The order in which to ask experts, [n, K] int64, and the probability of a right majority of the first, [n].
 
     The first `VOTERS` are the set with the highest probability squared over cost, if errors are independent. The others
@@ -76,6 +80,7 @@ def rank_voters(estimates: Estimates, teacher: int | None = None) -> tuple[np.nd
     Args:
         estimates: of n questions.
         teacher: the expert that comes first in any case.
+        models: of the K experts; those of one model are no two voters of a set. None: all differ.
     """
     score, cost_usd = (x.double().numpy() for x in (estimates.score, estimates.cost_usd))
     score = score.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
@@ -84,9 +89,15 @@ def rank_voters(estimates: Estimates, teacher: int | None = None) -> tuple[np.nd
     score_per_cost = score / cost_usd
     if teacher is not None:
         score_per_cost[:, teacher] = np.inf
-    if k < VOTERS:
+    sets = np.array(  # [sets, 3]
+        [
+            s
+            for s in combinations(range(k), VOTERS)
+            if (teacher is None or teacher in s) and (models is None or len({models[i] for i in s}) == VOTERS)
+        ]
+    )
+    if not len(sets):
         return np.argsort(-score_per_cost, axis=1, kind="stable"), np.zeros(n)
-    sets = np.array([s for s in combinations(range(k), VOTERS) if teacher is None or teacher in s])  # [sets, 3]
     a, b, c = (score[:, sets[:, i]] for i in range(VOTERS))
     probability = a * b + b * c + a * c - 2 * a * b * c
     best = (probability**2 / cost_usd[:, sets].sum(axis=2)).argmax(axis=1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experts.grading import NORMAL_FORMS
+from experts.specs import entry_of
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 
@@ -42,7 +43,8 @@ def consensus_references(
 ) -> Consensus:
     """Takes the majority answer or a teacher's answer as the reference, in place of any earlier one.
 
-    Failed calls, and outputs without an answer in normal form, do not vote. Queries are dropped for "no answers" (fewer
+    Failed calls, and outputs without an answer in normal form, do not vote, and variants of one model that agree have
+    one vote, of the largest weight among theirs. Queries are dropped for "no answers" (fewer
     than 2, or none of the teacher), "tie" and "low agreement" (a single vote, or too little weight). A teacher's answer
     counts regardless of the others.
 
@@ -71,6 +73,7 @@ def consensus_references(
         outputs = {name: given[i] for name, given in answers.items() if row_weight[name] > 0 or name == teacher}
         forms = {name: form(one.text, query) for name, one in outputs.items() if not one.error}
         votes = {name: answer for name, answer in forms.items() if answer is not None}
+        votes = _without_repeats(votes, {name: (name == teacher, row_weight[name]) for name in votes}, list(answers))
         reference, share, reason = _count(votes, row_weight, teacher, least_share)
         if reason:
             dropped[reason] += 1
@@ -80,6 +83,18 @@ def consensus_references(
             shares.append(share)
     kept = [replace(queries[i], reference=reference) for i, reference in zip(rows, references, strict=True)]
     return Consensus(kept, np.array(rows, np.int64), np.array(shares, np.float64), dropped)
+
+
+def _without_repeats(
+    votes: Mapping[str, str], rank: Mapping[str, tuple[bool, float]], experts: Sequence[str]
+) -> dict[str, str]:
+    """The votes, of those for one answer by variants of one model only the one that ranks first."""
+    kept: dict[tuple[str, str], str] = {}
+    for name, answer in votes.items():
+        one = (entry_of(name, experts), answer)
+        kept[one] = max(kept.get(one, name), name, key=rank.__getitem__)
+    names = set(kept.values())
+    return {name: answer for name, answer in votes.items() if name in names}
 
 
 def _count(

@@ -9,7 +9,7 @@ from typing import Any
 from experts.backends.huggingface import HuggingFaceExpert
 from experts.backends.openai import OpenAIExpert
 from experts.backends.vllm import VllmExpert
-from experts.specs import ExpertSpec, HuggingFaceSpec, OpenAISpec, Pool, VllmSpec
+from experts.specs import ExpertSpec, HuggingFaceSpec, OpenAISpec, Pool, VllmSpec, entry_of
 from experts.spending import SpendCap
 from experts.types import Expert
 from leeroo_env.errors import InputError
@@ -37,8 +37,9 @@ def make_experts(pool: Pool, names: Sequence[str] | None, spend_cap: SpendCap) -
     """
     experts = []
     first: dict[str, Expert] = {}  # by entry
+    all_names = {spec.name for spec in pool.experts}
     for spec in pool.select(names):
-        entry = pool.entry_of(spec.name)
+        entry = entry_of(spec.name, all_names)
         try:
             expert = _sibling(first[entry], spec) if entry in first else make_expert(spec, spend_cap)
         except InputError as error:

@@ -418,6 +418,10 @@ def test_voters_are_chosen_by_score_and_cost():
     assert chance.tolist() == pytest.approx([0.972, 0.972, 0.028], abs=1e-3)
     ranks, _ = rank_voters(Estimates(score, torch.ones(3, 4)), teacher=2)
     assert ranks[:, 0].tolist() == [2, 2, 2]
+    costs = torch.tensor([[1.0, 1.5, 2.0, 1.0]]).expand(3, 4)
+    ranks, chance = rank_voters(Estimates(score, costs), models=["a", "a", "b", "c"])
+    assert all({0, 1} - {*row[:3]} for row in ranks.tolist()), "two variants of one model are not asked together"
+    assert rank_voters(Estimates(score, costs), models=["a", "a", "a", "b"])[1].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_writer_that_is_down_costs_the_new_questions_alone(server, tmp_path):

@@ -56,6 +56,23 @@ def test_a_teacher_decides_alone():
     assert taught.shares.tolist() == [pytest.approx(1 / 3), 0.5, 0.25, 1.0] and taught.dropped == {"no answers": 1}
 
 
+def test_variants_of_one_model_that_agree_have_one_vote():
+    """Protects: a model must not outvote others, nor settle a question, by agreeing with itself."""
+    questions = QUESTIONS[:3]
+    answers = {
+        "a": answered("4", "1", "1"),
+        "a@short": answered("4", "1", "2"),
+        "a@hot": answered("4", None, "1"),
+        "b": answered("5", None, "2"),
+        "c": answered("5", None, None),
+    }
+    consensus = consensus_references(questions, answers, "number", weights={"a": 0.5})
+    assert [(q.query_id, q.reference) for q in consensus.queries] == [("q0", "5"), ("q2", "2")]
+    assert consensus.shares.tolist() == pytest.approx([2 / 3, 2 / 3]) and consensus.dropped == {"no answers": 1}
+    taught = consensus_references(questions, answers, "number", teacher="a@short", weights={"a@short": 0.1})
+    assert [q.reference for q in taught.queries] == ["4", "1", "2"]
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
