@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from agents import Orchestrator
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
+from agents.routers.function import from_function
 from agents.serving.answer_match import by_normal_form, by_similarity
 from agents.serving.asking import checked_answer
 from agents.serving.reply import Reply
@@ -24,7 +26,8 @@ from leeroo_env import ExpertTable, InputError
 from leeroo_env.dynamics import make_rules
 from tests.agents.serving.orchestrators import NAMES, SecondOpinion, orchestrator_of
 from tests.conftest import KEY
-from tests.experts.collecting import write_pool
+from tests.experts.collecting import make_queries, write_pool
+from tests.experts.collecting import run as collect_table
 from tests.experts.openai_server import OpenAIServer
 
 ROOT = Path(__file__).parents[3]
@@ -178,6 +181,23 @@ def test_a_stated_confidence_is_in_the_calls_and_not_in_the_text(
         ("7", "7", None),
         ("It is 7.", "7", 0.83),
     ]
+
+
+def always(choice: int, observations: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(observations),), choice)
+
+
+def test_variants_are_actions_that_are_asked_with_their_own_settings(server: OpenAIServer, tmp_path: Path):
+    path = write_pool(tmp_path, ["alpha", "beta"], ", variants: {short: {max_tokens: 1}}")
+    collect_table(path, tmp_path / "table", make_queries(60))
+    table = ExpertTable.load(tmp_path / "table")
+    pool, spend_cap = load_pool(path), SpendCap()
+    experts = {expert.name: expert for expert in make_experts(pool, table.experts, spend_cap)}
+    for choice, limit in enumerate((5, 1, 5, 1)):
+        router = from_function(partial(always, choice), table)
+        (reply,) = Orchestrator.of(router, table).answer("what now", experts, 100.0, embeddings=np.zeros((1, 8)))
+        assert reply.expert == ("alpha", "alpha@short", "beta", "beta@short")[choice]
+        assert server.bodies[-1]["max_tokens"] == limit and reply.calls[0].completion_tokens <= limit
 
 
 @pytest.mark.parametrize("confidence", [83, -0.1, float("nan"), "high"])
