@@ -165,14 +165,22 @@ class ExpertSpec(Settings):
         """An upper bound of the prompt's tokens: a token has at least one byte, and a chat template adds a few."""
         return len(self.render(query).encode("utf-8", "replace")) + len((self.system or "").encode()) + TEMPLATE_TOKENS
 
-    def limits(self, query: Query) -> Limits:
-        """The most tokens that a call can take."""
+    def limits(self, query: Query, max_tokens: int) -> Limits:
+        """The most tokens that a call can take whose output has at most `max_tokens`."""
         tokenizer = getattr(self, "tokenizer", None)
-        return Limits(self.name, self.most_prompt_tokens(query), self.max_tokens, tokenizer)
+        return Limits(self.name, self.most_prompt_tokens(query), max_tokens, tokenizer)
 
-    def worst_usd(self, query: Query) -> float:
-        """The most that one attempt of a call can cost, in dollars."""
-        return self.price.worst_usd(self.most_prompt_tokens(query), self.max_tokens)
+    def worst_usd(self, query: Query, max_tokens: int | None = None) -> float:
+        """The most that one attempt of a call can cost, in dollars; `max_tokens` replaces the spec's."""
+        return self.price.worst_usd(self.most_prompt_tokens(query), max_tokens or self.max_tokens)
+
+    def affordable_tokens(self, query: Query, usd: float) -> int:
+        """The most output tokens, up to `max_tokens`, that a call may write to cost at most `usd`; 0: not even one."""
+        return self.price.affordable_tokens(self.most_prompt_tokens(query), self.max_tokens, usd)
+
+    def may_afford(self, query: Query, usd: float) -> bool:
+        """Whether `usd` may pay for a call, its prompt and one token; the expert itself may know more."""
+        return self.affordable_tokens(query, usd) > 0
 
 
 class OpenAISpec(ExpertSpec):
@@ -236,6 +244,10 @@ class LocalSpec(ExpertSpec):
     chat: bool | None = None  # null: use the tokenizer's chat template if it has one
     batch_size: int = pydantic.Field(default=16, gt=0)
     trust_remote_code: bool = False  # true: Python code among the model's files may run
+
+    def may_afford(self, query: Query, usd: float) -> bool:
+        """See `ExpertSpec`; here the prompt's tokens are counted when the expert is asked."""
+        return self.price.affordable_tokens(1, self.max_tokens, usd) > 0
 
 
 class HuggingFaceSpec(LocalSpec):

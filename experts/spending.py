@@ -12,6 +12,7 @@ from typing import Literal
 from experts.types import Answer
 
 NOT_ASKED = "not asked: the spend cap is reached"
+NOT_PAID = "not asked: what is left does not pay for the prompt"
 WAIT_S = 0.02
 CHARS_PER_TOKEN = 4  # of English text, for estimates
 
@@ -60,9 +61,9 @@ class SpendCap:
         return outcome == "granted"
 
 
-def not_asked() -> Answer:
-    """The answer of a call that the spend cap refused."""
-    return Answer("", 0, 0, 0.0, 0.0, error=NOT_ASKED)
+def not_asked(reason: str = NOT_ASKED) -> Answer:
+    """The answer of a call that was not made: the spend cap refused it."""
+    return Answer("", 0, 0, 0.0, 0.0, error=reason)
 
 
 def ask_affordable(

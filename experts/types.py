@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 EMPTY = "empty reply"  # how the error of an answer without text begins
+OUT_OF_MONEY = "budget"  # the finish reason of a reply that was cut off because its call could pay for no more
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Answer:
         cost_usd: what the answer cost, in dollars; 0 if the call failed.
         latency_s: how long the call took, with all of its attempts.
         error: why the call failed; None if it did not.
-        finish_reason: why the expert stopped, as its server says, such as "stop", "length" or "content_filter".
+        finish_reason: why the expert stopped, as its server says, such as "stop", "length" or "content_filter";
+            "budget" where it was cut off because the call's limit in dollars pays for no more.
         reasoning: what it thought before it answered; never graded.
         lost_usd: what attempts that brought no answer were, or may have been, billed, in dollars.
         cached_tokens: of `prompt_tokens`, those read from a cache.
@@ -79,6 +81,20 @@ class Expert(Protocol):
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """The answers to a batch, in the same order. A failed call gives an answer with `error`."""
+        ...
+
+
+class LimitedExpert(Expert, Protocol):
+    """An expert that can be held to a budget. `spec`, an `experts.specs.ExpertSpec`, has its prices."""
+
+    spec: Any
+
+    def answer(self, queries: Sequence[Query], limits_usd: Sequence[float] | None = None) -> list[Answer]:
+        """The same; no call is billed more than its limit, with all of its attempts.
+
+        So it writes at most `spec.affordable_tokens(query, limit_usd)` tokens. If it needs more than these, fewer than
+        `spec.max_tokens`, then the answer's `finish_reason` is "budget".
+        """
         ...
 
 

@@ -86,6 +86,18 @@ class Price:
         completion = max(self.usd_per_mtok_out, self.usd_per_mtok_reasoning or 0.0)
         return (prompt_tokens * prompt + max_tokens * completion) / 1e6 + self.timeout_s * self.usd_per_second
 
+    def affordable_tokens(self, prompt_tokens: int, max_tokens: int, usd: float) -> int:
+        """The largest number of output tokens up to `max_tokens` with a `worst_usd` of at most `usd`; 0 if none has."""
+        if self.worst_usd(prompt_tokens, max_tokens) <= usd:
+            return max_tokens
+        if self.worst_usd(prompt_tokens, 1) > usd:
+            return 0
+        usd_per_mtok = max(self.usd_per_mtok_out, self.usd_per_mtok_reasoning or 0.0)
+        tokens = min(int((usd - self.worst_usd(prompt_tokens, 0)) * 1e6 / usd_per_mtok) + 1, max_tokens)
+        while self.worst_usd(prompt_tokens, tokens) > usd:  # a few times: the quotient is rounded
+            tokens -= 1
+        return tokens
+
 
 @dataclass(frozen=True)
 class Limits:

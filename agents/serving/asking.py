@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import inspect
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -12,28 +13,42 @@ from typing import Any
 
 from experts.backends.http import FAILOVER_ATTEMPTS, failover
 from experts.reasoning import split_reasoning
-from experts.specs import LocalSpec
+from experts.specs import ExpertSpec, LocalSpec
 from experts.types import EMPTY, Answer, Expert, Query
 
 ERROR_CHARS = 300
 
 
-def worst_call_usd(expert: Expert, mean_cost_usd: float, query: Query) -> float:
-    """The most that a call with all attempts that may be billed can cost; of an expert without a `spec`, its mean
-    cost."""
+def is_limited(expert: Expert) -> bool:
+    """Whether it is an `experts.types.LimitedExpert`, which can be held to a budget."""
+    try:
+        takes_limits = "limits_usd" in inspect.signature(expert.answer).parameters
+    except (TypeError, ValueError):  # of a callable that Python cannot look into
+        takes_limits = False
+    return takes_limits and isinstance(getattr(expert, "spec", None), ExpertSpec)
+
+
+def most_attempts(expert: Expert) -> int:
+    """How many attempts of a call may be billed."""
     spec: Any = getattr(expert, "spec", None)
-    return mean_cost_usd if spec is None else spec.worst_usd(query) * min(spec.attempts, FAILOVER_ATTEMPTS)
+    return min(spec.attempts, FAILOVER_ATTEMPTS) if isinstance(spec, ExpertSpec) else 1
+
+
+def worst_attempt_usd(expert: Expert, mean_cost_usd: float, query: Query) -> float:
+    """The most that one attempt of a call can cost; of an expert without a `spec`, its mean cost."""
+    spec: Any = getattr(expert, "spec", None)
+    return float(spec.worst_usd(query)) if isinstance(spec, ExpertSpec) else mean_cost_usd
 
 
 def ask_experts(
-    experts: Sequence[Expert], queries: Mapping[int, Sequence[Query]], worst_usd: Mapping[int, Sequence[float]]
+    experts: Sequence[Expert], queries: Mapping[int, Sequence[Query]], limits_usd: Mapping[int, Sequence[float]]
 ) -> dict[int, list[Answer]]:
     """Asks each expert its queries in one batch: servers concurrently, local models one after the other.
 
     Args:
         experts: the K experts.
         queries: by the number of the expert.
-        worst_usd: the most that each of these calls can be billed.
+        limits_usd: the most that each of these calls may be billed.
 
     Returns:
         By expert the answers to its queries, of which nothing has to be checked any more. An exception becomes failed
@@ -41,36 +56,37 @@ def ask_experts(
     """
     local = [k for k in queries if isinstance(getattr(experts[k], "spec", None), LocalSpec)]
     with ThreadPoolExecutor(max(len(queries), 1)) as pool:
-        served = {k: pool.submit(_answers, experts[k], queries[k], worst_usd[k]) for k in queries if k not in local}
-        answers = {k: _answers(experts[k], queries[k], worst_usd[k]) for k in local}
+        served = {k: pool.submit(_answers, experts[k], queries[k], limits_usd[k]) for k in queries if k not in local}
+        answers = {k: _answers(experts[k], queries[k], limits_usd[k]) for k in local}
     return answers | {k: future.result() for k, future in served.items()}
 
 
-def _answers(expert: Expert, queries: Sequence[Query], worst_usd: Sequence[float]) -> list[Answer]:
-    """The expert's answers, checked; where there are none to be had, each call may have cost its worst case."""
+def _answers(expert: Expert, queries: Sequence[Query], limits_usd: Sequence[float]) -> list[Answer]:
+    """The expert's answers, checked; where there are none to be had, each call may have cost its limit."""
     context = contextvars.copy_context()
     context.run(failover.set, True)
     try:
-        answers: list[Any] = list(context.run(expert.answer, queries))
+        arguments = [queries, limits_usd] if is_limited(expert) else [queries]
+        answers: list[Any] = list(context.run(expert.answer, *arguments))
         if len(answers) != len(queries):
             raise ValueError(f"{len(answers)} answers to {len(queries)} queries")
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:ERROR_CHARS]
-        return [Answer("", 0, 0, 0.0, 0.0, reason, lost_usd=usd) for usd in worst_usd]
-    return [checked_answer(*pair) for pair in zip(answers, worst_usd, strict=True)]
+        return [Answer("", 0, 0, 0.0, 0.0, reason, lost_usd=usd) for usd in limits_usd]
+    return [checked_answer(*pair) for pair in zip(answers, limits_usd, strict=True)]
 
 
-def checked_answer(answer: Any, worst_usd: float) -> Answer:
+def checked_answer(answer: Any, limit_usd: float) -> Answer:
     """An `Answer` with a text or an error, without reasoning in the text, and with costs that are numbers from 0.
 
-    Other costs count as the worst case; an empty text is an error; a confidence that is no probability is none.
+    Other costs count as the limit; an empty text is an error; a confidence that is no probability is none.
     """
     if not isinstance(answer, Answer):
-        return Answer("", 0, 0, 0.0, 0.0, f"returned {type(answer).__name__}, not Answer", lost_usd=worst_usd)
+        return Answer("", 0, 0, 0.0, 0.0, f"returned {type(answer).__name__}, not Answer", lost_usd=limit_usd)
     failed = answer.error is not None
     costs: dict[str, Any] = {"cost_usd": answer.cost_usd, "lost_usd": answer.lost_usd}
     if not all(map(_is_amount, costs.values())):
-        costs = {"cost_usd": 0.0, "lost_usd": worst_usd} if failed else {"cost_usd": worst_usd, "lost_usd": 0.0}
+        costs = {"cost_usd": 0.0, "lost_usd": limit_usd} if failed else {"cost_usd": limit_usd, "lost_usd": 0.0}
     confidence: Any = answer.confidence
     counts: dict[str, Any] = {
         "latency_s": answer.latency_s if _is_amount(answer.latency_s) else 0.0,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.serving.asking import is_limited
 from experts.types import Expert, Query
 from leeroo_env.errors import InputError
 
@@ -102,3 +103,13 @@ def experts_in_order(experts: Any, names: Sequence[str]) -> list[Expert]:
         if not callable(getattr(experts[name], "answer", None)):
             raise InputError(f"experts: {name}: {type(experts[name]).__name__} has no method answer")
     return [experts[name] for name in names]
+
+
+def check_limited(experts: Sequence[Expert]) -> None:
+    """Raises InputError where an expert cannot be held to a budget."""
+    for expert in experts:
+        if not is_limited(expert):
+            raise InputError(
+                f"experts: {expert.name}: {type(expert).__name__} cannot be held to a budget: it has no `spec` with "
+                "prices and max_tokens, or no `answer` with limits_usd; allow_unbounded=True asks it all the same"
+            )

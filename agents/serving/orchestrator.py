@@ -28,7 +28,15 @@ from agents.routers.policy import PolicyRouter
 from agents.routers.stored import StoredRouter, load_router, save_router
 from agents.serving.answer_match import Compare, by_normal_form
 from agents.serving.breaker import CircuitBreaker
-from agents.serving.checks import as_budgets, as_embeddings, as_queries, as_texts, check_stream, experts_in_order
+from agents.serving.checks import (
+    as_budgets,
+    as_embeddings,
+    as_queries,
+    as_texts,
+    check_limited,
+    check_stream,
+    experts_in_order,
+)
 from agents.serving.reply import Reply
 from agents.serving.session import Session
 from experts.types import Expert, Query
@@ -149,6 +157,7 @@ class Orchestrator:
         compare: str | Compare = "exact",
         embeddings: npt.ArrayLike | None = None,
         at_once: int = AT_ONCE,
+        allow_unbounded: bool = False,
     ) -> list[Reply]:
         """Answers queries with live experts: asks, compares the answers, asks again or delivers the best supported one.
 
@@ -156,34 +165,43 @@ class Orchestrator:
         call per query, with one batch per expert; each is decided as if it were the next in the stream. With `at_once`
         1 they are answered one after another, exactly as in an episode.
 
-        The budget is hard: a call is made only if its worst case, from its price, `max_tokens` and the attempts that it
-        may take (of an expert without a `spec`: its mean cost), fits the remaining budget, which then loses all that
-        the call was, or may have been, billed.
+        The budget is hard, by the rule of an episode: a call gets no more output tokens than what is left pays for,
+        with no retry that it does not pay for, and what is left then loses all that the call was, or may have been,
+        billed. What does not fit is cut off: that is paid, is one of the M calls, and gives no answer, neither a vote
+        nor a text to deliver; `Reply.calls` has what was written. A call is not made if what is left does not pay for
+        its prompt and one token, or, of an expert priced by the second, for its time-out. Calls made at the same time
+        reserve the most that they can cost; a query waits for a reservation that would cut it off to end.
 
-        Where the chosen expert fails or returns no text, the next best is asked; that is none of the M calls. An expert
-        that fails is left alone for a while, longer every time, in later queries and calls of this method, too.
+        Where the chosen expert fails, returns no text, or its prompt cannot be paid, the next best is asked; a failed
+        call is none of the M. An expert that fails is left alone for a while, longer every time, in later queries and
+        calls of this method, too.
 
         Args:
             queries: B queries or texts; a text alone is one query.
-            experts: by name, all of `self.experts`; `experts.pool.make_experts` makes them.
+            experts: by name, all of `self.experts`; `experts.pool.make_experts` makes them. Others must be
+                `experts.types.LimitedExpert`s, or a budget cannot hold them.
             remaining_usd: dollars for these queries and later ones.
             remaining_queries: number of queries that this money is for, these included; None: these alone.
             compare: how answers are compared: the name of the grader that filled the table ("multiple-choice",
                 "number", "exact", "math"), or for free text `agents.serving.answer_match.by_similarity`.
             embeddings: [B, D]; None: computed with the table's encoder.
             at_once: number of queries in progress at the same time.
+            allow_unbounded: asks experts without prices and limits, too, where what is left covers their mean cost.
+                They can overdraw the budget.
 
         Returns:
             B replies, each with the delivered output and every call. A query without any answer has `text` None, and
             `stop_reason` says why.
 
         Raises:
-            InputError: an expert is missing, or an argument makes no sense.
+            InputError: an expert is missing or cannot be held to a budget, or an argument makes no sense.
         """
         batch = as_queries(queries)
         remaining = len(batch) if remaining_queries is None else remaining_queries
         check_stream(remaining_usd, remaining, at_once, len(batch))
         in_order = experts_in_order(experts, self.experts)
+        if not allow_unbounded:
+            check_limited(in_order)
         compare = by_normal_form(compare) if isinstance(compare, str) else compare
         if not callable(compare):
             raise InputError(f"compare: must be a name or a function, not {type(compare).__name__}")

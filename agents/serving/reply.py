@@ -17,11 +17,13 @@ class Call:
     Attributes:
         expert: its name.
         output: the text it returned, without its reasoning.
-        answer: the short answer in the output, in normal form: equal strings are equal answers. None if there is none.
+        answer: the short answer in the output, in normal form: equal strings are equal answers. None if there is none,
+            or if the output was cut off when the money ended.
         agrees: whether this is the delivered answer.
         cost_usd: what the answer cost; 0 if the call failed.
         billed_usd: what the budget was charged: the cost, and what failed attempts were or may have been billed.
-        finish_reason: why the expert stopped, as its server says; "length" is an answer that was cut off.
+        finish_reason: why the expert stopped, as its server says. "length": cut off at its `max_tokens`; "budget": cut
+            off when the money ended.
         confidence: the probability that its answer is right, as the expert stated it; None where it did not.
         error: why there is no output: the call failed, or the reply was empty.
     """
@@ -46,13 +48,14 @@ class Reply:
 
     Attributes:
         query: the query.
-        text: the delivered output; None if no expert answered.
+        text: the delivered output; None if no expert answered, or all answers were cut off when the money ended.
         answer: the short answer in it, in normal form; None if there is none.
         expert: the expert that gave the delivered output.
         calls: the calls for this query, in order, those that failed as well.
         stop_reason: why no further call was made. "policy": the policy chose to deliver. "max calls": the most calls
-            were answered, or no other expert is left. "money": the remaining budget does not cover any further
-            expert. "failed": there is no answer, because every call that could be made failed.
+            were made, or no other expert is left. "money": what is left does not pay for a call to another expert, or
+            there is no answer because every one was cut off when the money ended. "failed": there is no answer, because
+            every call that could be made failed.
     """
 
     query: Query

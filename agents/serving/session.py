@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +15,14 @@ from torch import Tensor
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.routers.base import Context, Router
 from agents.serving.answer_match import Compare, compare_safely
-from agents.serving.asking import ask_experts, worst_call_usd
+from agents.serving.asking import ask_experts, is_limited, most_attempts, worst_attempt_usd
 from agents.serving.breaker import NOT_ASKED, CircuitBreaker
 from agents.serving.reply import Call, Reply, StopReason
-from experts.types import Answer, Expert, Query
+from experts.types import OUT_OF_MONEY, Answer, Expert, Query
 from leeroo_env.dynamics import VoteCount, call_features, count_votes, vote_weight
 
-CUT_OFF = "length"  # the finish reason
+CUT_OFF = "length"  # the finish reason of what an expert's own `max_tokens` cut off
+ROUNDING = 1 + 1e-9
 Preference = tuple[float, ...]  # the larger, the rather
 
 
@@ -31,7 +33,7 @@ class QueryState:
     query: Query
     features: Tensor  # [F]
     vote_weights: Tensor  # [K]
-    worst_usd: list[float]  # [K], the most that a call to each expert can be billed by its price
+    worst_usd: list[float]  # [K], the most that one attempt of a call to each expert can cost by its price
     asked: list[int] = field(default_factory=list)
     results: list[Answer] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
@@ -45,24 +47,30 @@ class QueryState:
         return sum(answer.billed_usd for answer in self.results)
 
     @property
+    def counted(self) -> list[int]:
+        """The calls that are among the M: those that brought an answer, and those cut off when the money ended. The
+        router knows of no others."""
+        return [i for i, result in enumerate(self.results) if result.error is None or _is_cut_off(result)]
+
+    @property
     def succeeded(self) -> list[int]:
-        """The calls that brought an answer; the router knows of no others."""
-        return [i for i, result in enumerate(self.results) if result.error is None]
+        """The calls that brought an answer."""
+        return [i for i, result in enumerate(self.results) if result.error is None and not _is_cut_off(result)]
 
     def add(self, expert: int, answer: Answer, compare: Compare) -> None:
-        """Adds a call, and compares all answers again. A failed call gives no answer."""
+        """Adds a call, and compares all answers again. One that failed or was cut off gives no answer."""
         self.asked.append(expert)
         self.results.append(answer)
         self.answers.append(None)
-        if answer.error is None:
-            succeeded = self.succeeded
+        succeeded = self.succeeded
+        if succeeded and succeeded[-1] == len(self.results) - 1:
             texts = [self.results[i].text for i in succeeded]
             for i, text in zip(succeeded, compare_safely(compare, self.query, texts), strict=True):
                 self.answers[i] = text
 
     def groups(self) -> list[int]:
-        """For each call that succeeded the place among these of the first with the same answer; -1 for none."""
-        answers = [self.answers[i] for i in self.succeeded]
+        """For each call that is counted the place among these of the first with the same answer; -1 for none."""
+        answers = [self.answers[i] for i in self.counted]
         return [-1 if answer is None else answers.index(answer) for answer in answers]
 
 
@@ -89,16 +97,19 @@ class Session:
         self.router, self.experts, self.mean_cost_usd, self.compare = router, experts, mean_cost_usd, compare
         self.remaining_usd, self.remaining_queries, self.breaker = remaining_usd, remaining_queries, breaker
         self.max_calls: int = router.max_calls
-        self.overrun = [1.0] * len(experts)  # the largest factor by which calls to each have cost more than their worst
+        self.limited = [is_limited(expert) for expert in experts]
+        self.attempts = [most_attempts(expert) for expert in experts]
+        self.overrun = [1.0] * len(experts)  # the largest factor by which calls to each have cost more than their limit
 
     def answer(self, queries: Sequence[Query], features: Tensor, reliability: Tensor) -> list[Reply]:
         """Answers queries concurrently, in rounds of at most one call per query; calls to one expert are one batch.
 
         The router decides each query as if it were the next in the stream, with nothing spent on the others in
-        progress: a single query is decided exactly as in an episode. No call is made whose worst case exceeds the
-        remaining budget. If calls of the same round may still release enough of it, the query waits for the next round.
-        Where the chosen expert failed, is left alone or cannot be paid, the next best is asked. A call that brings no
-        answer is none of the M, and no expert is asked twice about a query.
+        progress: a single query is decided exactly as in an episode. A call may cost no more than what is left and not
+        reserved by calls of the same round. If they may release what it would be cut off without, the query waits for
+        the next round. A call that was cut off is one of the M, and brings no answer.
+        Where the chosen expert failed, is left alone or cannot be paid, the next best is asked. A call that failed is
+        none of the M, and no expert is asked twice about a query.
 
         Args:
             queries: B.
@@ -106,7 +117,7 @@ class Session:
             reliability: [B, K] in [0, 1], the estimated probabilities that experts are right: the weights of votes.
         """
         pairs = list(zip(self.experts, self.mean_cost_usd, strict=True))
-        worst_usd = [[worst_call_usd(*pair, query) for pair in pairs] for query in queries]
+        worst_usd = [[worst_attempt_usd(*pair, query) for pair in pairs] for query in queries]
         rows = zip(queries, features, vote_weight(reliability), worst_usd, strict=True)
         states = [QueryState(*row) for row in rows]
         while open_states := [state for state in states if state.stop_reason is None]:
@@ -119,31 +130,32 @@ class Session:
         for state in states:
             self._find_candidates(state)
         states = [state for state in states if state.stop_reason is None]
-        asks: dict[int, list[QueryState]] = {}
-        reserved_usd = 0.0
+        asks: dict[int, list[tuple[QueryState, float]]] = {}
+        free_usd = self.remaining_usd
         for state, preferences in zip(states, self._preferences(states), strict=True):
-            deliver = [len(self.experts)] if state.succeeded else []
+            deliver = [len(self.experts)] if state.counted else []
             choice = max([*state.candidates, *deliver], key=preferences.__getitem__)
             if choice == len(self.experts):
-                state.stop_reason = "policy"
+                state.stop_reason = "policy" if state.succeeded else "money"
                 continue
             worst_usd = self._worst_usd(state, choice)
-            if reserved_usd + worst_usd > self.remaining_usd:
+            if free_usd < min(worst_usd, self.remaining_usd):
                 continue
             if self.breaker.admit(self.experts[choice].name) or state.last_resort:
-                reserved_usd += worst_usd
+                limit_usd = min(self.attempts[choice] * worst_usd, free_usd)
+                free_usd -= limit_usd
                 state.resorts -= state.last_resort
-                asks.setdefault(choice, []).append(state)
+                asks.setdefault(choice, []).append((state, limit_usd))
         self._ask(asks)
 
     def _find_candidates(self, state: QueryState) -> None:
         """Finds the experts that may be asked next; where there is none, the query stops.
 
-        They were not asked yet, their worst case is affordable, and they did not fail lately. Where all of them did and
-        there is no answer yet, one is tried all the same.
+        They were not asked yet, what is left pays for the prompt and a token, and they did not fail lately. Where all
+        of them did and there is no answer yet, one is tried all the same.
         """
         others = [k for k in range(len(self.experts)) if k not in state.asked]
-        affordable = [k for k in others if self._worst_usd(state, k) <= self.remaining_usd]
+        affordable = [k for k in others if self._can_pay(state, k)]
         state.candidates = [k for k in affordable if not self.breaker.is_open(self.experts[k].name)]
         state.last_resort = not state.candidates and not state.succeeded and state.resorts > 0
         if state.last_resort:
@@ -153,28 +165,30 @@ class Session:
         made = any(not (result.error or "").startswith(NOT_ASKED) for result in state.results)
         if state.succeeded:
             state.stop_reason = "money" if len(affordable) < len(others) else "max calls"
+        elif state.counted:
+            state.stop_reason = "money"
         else:
             state.stop_reason = "failed" if made or affordable else "money"
 
-    def _ask(self, asks: dict[int, list[QueryState]]) -> None:
-        """Asks experts about the queries of a round."""
-        queries = {k: [state.query for state in states] for k, states in asks.items()}
-        worst_usd = {k: [self._worst_usd(state, k) for state in states] for k, states in asks.items()}
-        for expert, answers in ask_experts(self.experts, queries, worst_usd).items():
+    def _ask(self, asks: dict[int, list[tuple[QueryState, float]]]) -> None:
+        """Asks experts about the queries of a round, each with the dollars that are reserved for the call."""
+        queries = {k: [state.query for state, _ in calls] for k, calls in asks.items()}
+        limits_usd = {k: [usd / self.overrun[k] for _, usd in calls] for k, calls in asks.items()}
+        for expert, answers in ask_experts(self.experts, queries, limits_usd).items():
             self.breaker.record(self.experts[expert].name, answers)
             self.remaining_usd = max(0.0, self.remaining_usd - sum(answer.billed_usd for answer in answers))
-            for state, answer in zip(asks[expert], answers, strict=True):
-                if answer.billed_usd > state.worst_usd[expert] > 0:
-                    self.overrun[expert] = max(self.overrun[expert], answer.billed_usd / state.worst_usd[expert])
+            for (state, _), limit_usd, answer in zip(asks[expert], limits_usd[expert], answers, strict=True):
+                if answer.billed_usd > limit_usd * ROUNDING > 0:
+                    self.overrun[expert] = max(self.overrun[expert], answer.billed_usd / limit_usd)
                 state.add(expert, answer, self.compare)
-                if len(state.succeeded) == self.max_calls:
-                    state.stop_reason = "max calls"
+                if len(state.counted) == self.max_calls:
+                    state.stop_reason = "max calls" if state.succeeded else "money"
 
     def _preferences(self, states: Sequence[QueryState]) -> list[list[Preference]]:
         """How much each expert is preferred, and delivering, for each query; [B, K + 1].
 
-        First counts what the router thinks of each, or else its choice; then, among equals, whether the expert costs no
-        more than the choice or than the budget per query, its reliability, and its cost.
+        First counts what the router thinks of each; then, among equals, its choice, whether the expert costs no more
+        than that or than the budget per query, its reliability, and its cost.
         """
         if not states:
             return []
@@ -192,8 +206,9 @@ class Session:
         limit_usd = max(pace_usd, self.mean_cost_usd[choice] if choice < len(self.experts) else 0.0)
         ranking: list[Preference] = []
         pairs = zip(scores, self.mean_cost_usd, state.vote_weights.tolist(), strict=False)
-        for score, cost_usd, weight in pairs:
-            ranking.append((score, 1.0, weight, -cost_usd) if cost_usd <= limit_usd else (score, 0.0, -cost_usd, 0.0))
+        for k, (score, cost_usd, weight) in enumerate(pairs):
+            rest = (1.0, weight, -cost_usd) if cost_usd <= limit_usd else (0.0, -cost_usd, 0.0)
+            ranking.append((score, float(k == choice), *rest))
         return [*ranking, (scores[-1] if len(scores) > len(self.experts) else -torch.inf,)]
 
     def _context(self, states: Sequence[QueryState]) -> Context:
@@ -208,10 +223,10 @@ class Session:
         return Context(features, remaining_usd.to(features.device), remaining.to(features.device), calls)
 
     def _calls(self, states: Sequence[QueryState]) -> Calls:
-        """The answered calls so far, as the router's input; experts that cannot be asked count as refused."""
+        """The calls so far, as the router's input; experts that cannot be asked look as if they had been."""
         k, m = len(self.experts), self.max_calls
-        asked, polled = votes_of(states, m - 1)
-        features = call_features(k, asked, asked >= 0, polled, m)
+        asked, answered, polled = votes_of(states, m - 1)
+        features = call_features(k, asked, answered, polled, m)
         closed = torch.ones(len(states), k)
         for row, state in zip(closed, states, strict=True):
             row[state.candidates] = 0.0
@@ -219,8 +234,15 @@ class Session:
         return calls_from_features(features, m)
 
     def _worst_usd(self, state: QueryState, expert: int) -> float:
-        """The most that a call can be billed, as far as it is known."""
+        """The most that one attempt of a call can be billed, as far as it is known."""
         return state.worst_usd[expert] * self.overrun[expert]
+
+    def _can_pay(self, state: QueryState, expert: int) -> bool:
+        """Whether what is left pays for a call, even if it is cut off; of an expert without limits for a mean one."""
+        spec: Any = getattr(self.experts[expert], "spec", None)
+        if self.limited[expert]:
+            return bool(spec.may_afford(state.query, self.remaining_usd / self.overrun[expert]))
+        return self._worst_usd(state, expert) <= self.remaining_usd
 
     def _reply(self, state: QueryState) -> Reply:
         assert state.stop_reason is not None
@@ -238,24 +260,30 @@ class Session:
         )
 
 
-def votes_of(states: Sequence[QueryState], width: int) -> tuple[Tensor, VoteCount]:
-    """Experts asked that answered, [B, `width`], -1 for none, and the vote count, as in an episode."""
+def votes_of(states: Sequence[QueryState], width: int) -> tuple[Tensor, Tensor, VoteCount]:
+    """Experts asked, [B, `width`], -1 for none; whether they answered, bool; and the vote count, as in an episode."""
     device = states[0].vote_weights.device
-    experts = [[state.asked[i] for i in state.succeeded] for state in states]
-    asked, groups = (_padded(rows, width).to(device) for rows in (experts, [state.groups() for state in states]))
+    experts = [[state.asked[i] for i in state.counted] for state in states]
+    answered = [[int(i in state.succeeded) for i in state.counted] for state in states]
+    groups = [state.groups() for state in states]
+    asked, answers, group = (_padded(rows, width).to(device) for rows in (experts, answered, groups))
     votes = torch.stack([state.vote_weights for state in states]).gather(1, asked.clamp(min=0))
-    return asked, count_votes(asked, asked >= 0, groups, votes)
+    return asked, answers > 0, count_votes(asked, answers > 0, group, votes)
+
+
+def _is_cut_off(answer: Answer) -> bool:
+    return answer.finish_reason == OUT_OF_MONEY
 
 
 def _delivered(state: QueryState) -> int | None:
     """The call whose answer is delivered: the first with the answer of most support. None where there is none.
 
-    One that was cut off is delivered only if no complete one has as much support.
+    One that was cut off at its expert's own limit is delivered only if no complete one has as much support.
     """
     succeeded = state.succeeded
     if not succeeded:
         return None
-    _, votes = votes_of([state], len(succeeded))
+    *_, votes = votes_of([state], len(state.counted))
     leader = state.asked.index(int(votes.leader))
     weights = {i: float(state.vote_weights[state.asked[i]]) for i in succeeded}
 

@@ -30,6 +30,7 @@ class Call:
     Attributes:
         spend_cap: each attempt is reserved here before it is sent.
         worst_usd: the most that one attempt can cost.
+        limit_usd: the most that all of them may cost.
         timeout_s: of one attempt, from its first byte to its last.
         most_bytes: of a reply.
         sent: attempts so far.
@@ -39,11 +40,17 @@ class Call:
 
     spend_cap: SpendCap
     worst_usd: float
+    limit_usd: float
     timeout_s: float
     most_bytes: int
     sent: int = 0
     lost_usd: float = 0.0
     is_reserved: bool = False
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether the limit pays for one more attempt."""
+        return self.lost_usd + self.worst_usd <= self.limit_usd
 
     async def reserve(self) -> bool:
         """Reserves the next attempt; False if the spend cap refuses."""
@@ -93,19 +100,21 @@ def make_client(key: str, url: str | None, timeout_s: float, max_retries: int) -
                 response = await asyncio.wait_for(self._receive(request, call.most_bytes, kwargs), call.timeout_s)
             except asyncio.TimeoutError:
                 call.lose(may_be_billed=True)
-                if failover.get():
+                if failover.get() or not call.can_repeat:
                     raise openai.APITimeoutError(request=request) from None  # not retried, as all of openai's own
                 raise httpx.ReadTimeout(f"no whole reply within {call.timeout_s:g} s", request=request) from None
             except BaseException as error:
                 unreached = type(error).__name__ in NEVER_SENT
                 call.lose(may_be_billed=not unreached)
                 last = unreached or call.sent >= FAILOVER_ATTEMPTS or isinstance(error, httpx.TimeoutException)
-                if failover.get() and last and isinstance(error, httpx.TransportError):
+                last = (last and failover.get()) or not call.can_repeat
+                if last and isinstance(error, httpx.TransportError):
                     raise openai.APIConnectionError(request=request) from error
                 raise
             if response.status_code >= 300:
                 call.lose(response.status_code in MAY_BE_BILLED)
-                if failover.get() and response.status_code != 429 and call.sent >= FAILOVER_ATTEMPTS:
+                last = failover.get() and response.status_code != 429 and call.sent >= FAILOVER_ATTEMPTS
+                if last or not call.can_repeat:
                     response.headers["x-should-retry"] = "false"
             return response
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import threading
@@ -35,8 +36,10 @@ class HuggingFaceExpert:
         self._lock = threading.Lock()
         self._loaded = functools.cache(functools.partial(_load, spec))  # one for all copies, which are variants
 
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+    def answer(self, queries: Sequence[Query], limits_usd: Sequence[float] | None = None) -> list[Answer]:
         """Generates in batches of similar length, padded on the left; a batch that fails gives answers with `error`.
+
+        An answer gets no more tokens than its limit pays for.
 
         Raises:
             InputError: the model cannot be loaded, or its tokenizer cannot be used.
@@ -49,14 +52,16 @@ class HuggingFaceExpert:
                 settings = _settings(self.spec, tokenizer, model.generation_config.eos_token_id or [])
                 context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
             generate = functools.partial(self._generate, settings)
-            return answer_locally(self.spec, self._spend_cap, prompts, int(context), generate)
+            return answer_locally(self.spec, self._spend_cap, prompts, int(context), generate, limits_usd)
 
-    def _generate(self, settings: GenerationConfig, prompts: list[list[int]]) -> list[Output]:
+    def _generate(self, settings: GenerationConfig, prompts: list[list[int]], most_tokens: list[int]) -> list[Output]:
         tokenizer, model = self._loaded()
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[settings.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         stop = self.spec.generation.stop
+        settings = copy.copy(settings)
+        settings.max_new_tokens = max(most_tokens)
         record = _LogProbs()
         with torch.random.fork_rng(), torch.inference_mode():
             if self.spec.generation.seed is not None:
@@ -69,7 +74,7 @@ class HuggingFaceExpert:
                 **({"tokenizer": tokenizer} if stop else {}),
             )
         ends, rows = settings.eos_token_id or [], output[:, width:].tolist()
-        outputs = [_read(tokenizer, row, ends, stop, self.spec.max_tokens) for row in rows]
+        outputs = [_read(tokenizer, row[:most], ends, stop, most) for row, most in zip(rows, most_tokens, strict=True)]
         chosen = record.of_chosen(output)
         return [replace(one, logprob=float(row[: one.tokens].mean())) for one, row in zip(outputs, chosen, strict=True)]
 

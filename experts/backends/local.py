@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,8 @@ from experts.backends.reply import clean_text, printable
 from experts.confidence import split_confidence
 from experts.reasoning import split_reasoning
 from experts.specs import LocalSpec
-from experts.spending import SpendCap, ask_affordable
-from experts.types import EMPTY, Answer, Query
+from experts.spending import NOT_PAID, SpendCap, ask_affordable
+from experts.types import EMPTY, OUT_OF_MONEY, Answer, Query
 from leeroo_env.errors import InputError
 
 ERROR_CHARS = 300
@@ -40,7 +41,8 @@ class Output:
     logprob: float | None = None
 
 
-Generate = Callable[[list[list[int]]], list[Output]]  # from the token ids of a batch of prompts
+# From the token ids of a batch of prompts, and the most tokens to write after each.
+Generate = Callable[[list[list[int]], list[int]], list[Output]]
 
 
 @contextlib.contextmanager
@@ -98,7 +100,12 @@ def _in_template(tokenizer: Any, system: str | None, prompt: str) -> str:
 
 
 def answer_locally(
-    spec: LocalSpec, spend_cap: SpendCap, prompts: Sequence[Prompt], context: int, generate: Generate
+    spec: LocalSpec,
+    spend_cap: SpendCap,
+    prompts: Sequence[Prompt],
+    context: int,
+    generate: Generate,
+    limits_usd: Sequence[float] | None = None,
 ) -> list[Answer]:
     """Answers prompts in batches of similar length and returns the answers in the order of the prompts.
 
@@ -106,51 +113,60 @@ def answer_locally(
 
     Args:
         context: the model's limit of tokens, prompt and answer together.
+        limits_usd: the most that each answer may cost: it gets no more tokens than that pays for. None: any amount.
     """
     answers: list[Answer | None] = [None] * len(prompts)
+    limits_usd = [math.inf] * len(prompts) if limits_usd is None else limits_usd
+    pays = spec.price.affordable_tokens
+    most = [pays(len(prompt.ids), spec.max_tokens, usd) for prompt, usd in zip(prompts, limits_usd, strict=True)]
     for i, prompt in enumerate(prompts):
         if not prompt.ids:
             answers[i] = _failed("the prompt has no tokens")
         elif len(prompt.ids) + spec.max_tokens > context:
             answers[i] = _failed(f"{len(prompt.ids)} prompt tokens and max_tokens {spec.max_tokens} exceed {context}")
+        elif not most[i]:
+            answers[i] = _failed(NOT_PAID)
     order = sorted((i for i, answer in enumerate(answers) if answer is None), key=lambda i: len(prompts[i].ids))
-    worst_usd = [spec.price.worst_usd(len(prompts[i].ids), spec.max_tokens) for i in order]
+    worst_usd = [spec.price.worst_usd(len(prompts[i].ids), most[i]) for i in order]
 
     def ask(part: slice) -> list[Answer]:
-        return _ask_batch(spec, [prompts[i] for i in order[part]], generate)
+        return _ask_batch(spec, [prompts[i] for i in order[part]], [most[i] for i in order[part]], generate)
 
     for i, answer in zip(order, ask_affordable(spend_cap, worst_usd, ask, spec.batch_size), strict=True):
         answers[i] = answer
     return [answer for answer in answers if answer is not None]
 
 
-def _ask_batch(spec: LocalSpec, prompts: list[Prompt], generate: Generate) -> list[Answer]:
+def _ask_batch(spec: LocalSpec, prompts: list[Prompt], most_tokens: list[int], generate: Generate) -> list[Answer]:
     started = time.perf_counter()
     try:
-        outputs = generate([prompt.ids for prompt in prompts])
+        outputs = generate([prompt.ids for prompt in prompts], most_tokens)
     except Exception as error:  # such as out of memory; the other batches must get their answers
         seconds = time.perf_counter() - started
         lost_usd = spec.price.cost_usd(0, 0, seconds / len(prompts))
         return [_failed(f"{type(error).__name__}: {described(error)}", seconds, lost_usd) for _ in prompts]
     seconds = time.perf_counter() - started
     share_s = seconds / len(prompts)
-    return [_answer(spec, p, output, share_s, seconds) for p, output in zip(prompts, outputs, strict=True)]
+    calls = zip(prompts, most_tokens, outputs, strict=True)
+    return [_answer(spec, *call, share_s, seconds) for call in calls]
 
 
-def _answer(spec: LocalSpec, prompt: Prompt, output: Output, share_s: float, seconds: float) -> Answer:
+def _answer(spec: LocalSpec, prompt: Prompt, max_tokens: int, output: Output, share_s: float, seconds: float) -> Answer:
     """The answer in an output, or the error of one that has none: it may be cut off while the model reasons."""
     reasoning, text = split_reasoning(("<think>" if prompt.opens_reasoning else "") + output.text)
     cost_usd = spec.price.cost_usd(len(prompt.ids), output.tokens, share_s)
     text, confidence = split_confidence(text) if spec.confidence else (text, None)
     empty = not text.strip()
+    out_of_money = output.finish_reason == "length" and max_tokens < spec.max_tokens
+    finish_reason = OUT_OF_MONEY if out_of_money else output.finish_reason
     return Answer(
         text="" if empty else text,
         prompt_tokens=len(prompt.ids),
         completion_tokens=output.tokens,
         cost_usd=0.0 if empty else cost_usd,
         latency_s=seconds,
-        error=f"{EMPTY} (finish_reason {output.finish_reason})" if empty else None,
-        finish_reason=output.finish_reason,
+        error=f"{EMPTY} (finish_reason {finish_reason})" if empty else None,
+        finish_reason=finish_reason,
         reasoning=reasoning,
         lost_usd=cost_usd if empty else 0.0,
         logprob=output.logprob,

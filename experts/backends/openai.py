@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import math
 import os
 import threading
 import time
@@ -16,8 +17,8 @@ from experts.backends.reply import Reply, read_reply
 from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
 from experts.confidence import split_confidence
 from experts.specs import OpenAISpec
-from experts.spending import SpendCap, not_asked
-from experts.types import EMPTY, Answer, Query
+from experts.spending import NOT_PAID, SpendCap, not_asked
+from experts.types import EMPTY, OUT_OF_MONEY, Answer, Query
 from experts.usage import Usage, count_tokens, normalise_usage
 from leeroo_env.cli import printable
 from leeroo_env.errors import InputError
@@ -48,47 +49,58 @@ class OpenAIExpert:
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._overrun = 1.0  # the largest factor by which a call has cost more than its worst case
 
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Sends every query, with the client library's retries; a failed call gives an answer with `error`."""
-        return asyncio.run_coroutine_threadsafe(self._answer(queries), _event_loop()).result()
+    def answer(self, queries: Sequence[Query], limits_usd: Sequence[float] | None = None) -> list[Answer]:
+        """Sends every query, with the client library's retries; a failed call gives an answer with `error`.
 
-    async def _answer(self, queries: Sequence[Query]) -> list[Answer]:
-        return await asyncio.gather(*(self._ask(query) for query in queries))
+        A call asks for no more tokens than its limit pays for, and is sent again only if what is left of that pays.
+        """
+        limits = [math.inf] * len(queries) if limits_usd is None else limits_usd
+        return asyncio.run_coroutine_threadsafe(self._answer(queries, limits), _event_loop()).result()
 
-    async def _ask(self, query: Query) -> Answer:
+    async def _answer(self, queries: Sequence[Query], limits_usd: Sequence[float]) -> list[Answer]:
+        return await asyncio.gather(*(self._ask(*pair) for pair in zip(queries, limits_usd, strict=True)))
+
+    async def _ask(self, query: Query, limit_usd: float) -> Answer:
         """One call. A reply without a text is asked for once more."""
+        max_tokens = self.spec.affordable_tokens(query, limit_usd)
+        if not max_tokens:
+            return not_asked(NOT_PAID)
         async with self._slots:
-            worst_usd = self.spec.worst_usd(query) * self._overrun
-            call = Call(self._spend_cap, worst_usd, self.spec.timeout_s, reply_bytes(self.spec.max_tokens))
+            worst_usd = self.spec.worst_usd(query, max_tokens) * self._overrun
+            call = Call(self._spend_cap, worst_usd, limit_usd, self.spec.timeout_s, reply_bytes(self.spec.max_tokens))
             current_call.set(call)
             started = time.perf_counter()
             try:
-                answer = await self._attempt(query, call, started)
+                answer = await self._attempt(query, max_tokens, call, started)
                 attempts = min(self.spec.attempts, FAILOVER_ATTEMPTS) if failover.get() else self.spec.attempts
-                if answer.is_empty and answer.finish_reason in RETRY_IF_EMPTY and call.sent < attempts:
-                    again = await self._attempt(query, call, started)
+                may_repeat = call.sent < attempts and call.can_repeat
+                if answer.is_empty and answer.finish_reason in RETRY_IF_EMPTY and may_repeat:
+                    again = await self._attempt(query, max_tokens, call, started)
                     answer = answer if again.error is not None and not again.is_empty else again
                 return dataclasses.replace(answer, lost_usd=call.lost_usd)
             finally:
                 call.settle(worst_usd)  # only where this was cancelled before its cost was known
 
-    async def _attempt(self, query: Query, call: Call, started: float) -> Answer:
+    async def _attempt(self, query: Query, max_tokens: int, call: Call, started: float) -> Answer:
         """The answer of one request with its retries; `call` has what was lost on the way."""
         try:
-            reply = await self._complete(query, self.spec.attempts - call.sent - 1)
+            reply = await self._complete(query, max_tokens, self.spec.attempts - call.sent - 1)
         except Exception as error:  # of any kind: the other calls of the batch must get their answers
             if call.is_reserved:  # a reply came, but it cannot be read
                 call.lose(may_be_billed=True)
             if call.sent == 0 and type(error).__name__ == "SpendCapReached":
                 return not_asked()
             return Answer("", 0, 0, 0.0, time.perf_counter() - started, error=self._describe(error))
-        return self._settled(reply, query, call, time.perf_counter() - started)
+        if reply.finish_reason == "length" and max_tokens < self.spec.max_tokens:
+            reply = dataclasses.replace(reply, finish_reason=OUT_OF_MONEY)
+        return self._settled(reply, query, max_tokens, call, time.perf_counter() - started)
 
-    def _settled(self, reply: Reply, query: Query, call: Call, seconds: float) -> Answer:
+    def _settled(self, reply: Reply, query: Query, max_tokens: int, call: Call, seconds: float) -> Answer:
         """The answer in a reply, whose cost replaces its reservation."""
         spec = self.spec
         written = reply.reasoning + reply.text
-        usage = normalise_usage(reply.usage, spec.limits(query), (spec.system or "") + spec.render(query), written)
+        limits, prompt = spec.limits(query, max_tokens), (spec.system or "") + spec.render(query)
+        usage = normalise_usage(reply.usage, limits, prompt, written)
         cost_usd = spec.price.usage_usd(usage, seconds)
         if call.worst_usd > 0:
             self._overrun = max(self._overrun, self._overrun * cost_usd / call.worst_usd)
@@ -123,9 +135,9 @@ class OpenAIExpert:
             words += f": {usage.completion_tokens} tokens were spent{where}; raise max_tokens"
         return self._cleaned(words)
 
-    async def _complete(self, query: Query, retries: int) -> Reply:
+    async def _complete(self, query: Query, max_tokens: int, retries: int) -> Reply:
         """The reply to one request."""
-        prompt, settings = self.spec.render(query), _settings(self.spec)
+        prompt, settings = self.spec.render(query), _settings(self.spec, max_tokens)
         client = self._client.with_options(max_retries=max(0, retries))
         if self.spec.chat:
             system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
@@ -150,7 +162,7 @@ class OpenAIExpert:
         return redact(printable(words), self._secrets)[:ERROR_CHARS]
 
 
-def _settings(spec: OpenAISpec) -> dict[str, Any]:
+def _settings(spec: OpenAISpec, max_tokens: int) -> dict[str, Any]:
     """The arguments of a call except its prompt."""
     sampling = spec.generation
     optional = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
@@ -162,7 +174,7 @@ def _settings(spec: OpenAISpec) -> dict[str, Any]:
     if sampling.extra:
         settings["extra_body"] = sampling.extra
     field = spec.max_tokens_field if spec.chat else "max_tokens"
-    return {"model": spec.model, field: spec.max_tokens, **settings}
+    return {"model": spec.model, field: max_tokens, **settings}
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:

@@ -23,8 +23,8 @@ class VllmExpert:
         self._lock = threading.Lock()
         self._engine = functools.cache(functools.partial(_start, spec))  # one for all copies, which are variants
 
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Generates in batches; a batch that fails gives answers with `error`.
+    def answer(self, queries: Sequence[Query], limits_usd: Sequence[float] | None = None) -> list[Answer]:
+        """Generates in batches, no more tokens than limits pay for; a batch that fails gives answers with `error`.
 
         Raises:
             InputError: vLLM is not installed or cannot load the model.
@@ -35,21 +35,24 @@ class VllmExpert:
                 tokenizer = engine.get_tokenizer()
                 context = engine.llm_engine.model_config.max_model_len
             prompts = [make_prompt(tokenizer, self.spec, query) for query in queries]
-            return answer_locally(self.spec, self._spend_cap, prompts, context, self._generate)
+            return answer_locally(self.spec, self._spend_cap, prompts, context, self._generate, limits_usd)
 
-    def _generate(self, prompts: list[list[int]]) -> list[Output]:
+    def _generate(self, prompts: list[list[int]], most_tokens: list[int]) -> list[Output]:
         from vllm import SamplingParams
 
         sampling = self.spec.generation
-        params = SamplingParams(
-            temperature=sampling.temperature or 0.0,
-            top_p=sampling.top_p or 1.0,
-            seed=sampling.seed,
-            stop=list(sampling.stop) or None,
-            max_tokens=self.spec.max_tokens,
-            logprobs=0,  # of the chosen tokens alone
-            **sampling.extra,
-        )
+        params = [
+            SamplingParams(
+                temperature=sampling.temperature or 0.0,
+                top_p=sampling.top_p or 1.0,
+                seed=sampling.seed,
+                stop=list(sampling.stop) or None,
+                max_tokens=most,
+                logprobs=0,  # of the chosen tokens alone
+                **sampling.extra,
+            )
+            for most in most_tokens
+        ]
         outputs = self._engine().generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         completions = [output.outputs[0] for output in outputs]
         return [_output(one) for one in completions]

@@ -124,14 +124,15 @@ class _Handler(BaseHTTPRequestHandler):
         limit: int = body["max_tokens"] if "max_tokens" in body else body["max_completion_tokens"]
         text = self.owner.reply(prompt)
         text = "" if what in ("nothing", "filtered") else text.split()[0] if what == "cut" else text
-        text = text if tokens(text) <= limit else " ".join(text.split()[:limit])
+        is_cut = tokens(text) > limit
+        text = " ".join(text.split()[:limit]) if is_cut else text
         written = limit if what == "nothing" else tokens(text)
         usage = {"prompt_tokens": tokens(prompt), "completion_tokens": written}
         with self.owner.lock:
             self.owner.answered[prompt] += 1
             self.owner.answered_tokens += sum(usage.values())
         reasons = {"nothing": "length", "cut": "length", "filtered": "content_filter"}
-        choice: dict = {"index": 0, "finish_reason": reasons.get(what, "stop")}
+        choice: dict = {"index": 0, "finish_reason": "length" if is_cut else reasons.get(what, "stop")}
         choice |= {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
         reply["choices"] = [] if what == "empty" else [choice]

@@ -380,7 +380,7 @@ def good(text: Any = "7", **fields: Any) -> Callable:
 )
 def test_whatever_an_expert_returns_is_one_failed_call(rated: Orchestrator, result: Any, words: str):
     experts: dict[str, Any] = {name: Odd(name, good()) for name in NAMES} | {"gamma": Odd("gamma", result)}
-    (reply,) = ask(rated, experts)
+    (reply,) = ask(rated, experts, allow_unbounded=True)
     assert (reply.text, reply.expert) == ("7", "beta")
     assert words in (reply.calls[0].error or "") and reply.calls[0].cost_usd == 0
 
@@ -389,7 +389,7 @@ def test_whatever_an_expert_returns_is_one_failed_call(rated: Orchestrator, resu
 @pytest.mark.parametrize("field", ["cost_usd", "lost_usd"])
 def test_a_cost_that_is_no_amount_counts_as_the_worst_case(rated: Orchestrator, cost: Any, field: str):
     experts: Any = {name: Odd(name, good(**{field: cost})) for name in NAMES}
-    replies = ask(rated, experts, usd=0.03, n=20)
+    replies = ask(rated, experts, usd=0.03, n=20, allow_unbounded=True)
     mean_usd = dict(zip(NAMES, rated.description.mean_cost_usd, strict=True))
     for reply in replies:
         assert [call.billed_usd for call in reply.calls] == [mean_usd[call.expert] for call in reply.calls]
@@ -399,14 +399,14 @@ def test_a_cost_that_is_no_amount_counts_as_the_worst_case(rated: Orchestrator, 
 
 def test_odd_counts_and_times_lose_no_answer(rated: Orchestrator):
     odd = good(latency_s=float("nan"), prompt_tokens=None, completion_tokens=-3)
-    (reply,) = ask(rated, {name: Odd(name, odd) for name in NAMES})
+    (reply,) = ask(rated, {name: Odd(name, odd) for name in NAMES}, allow_unbounded=True)
     assert reply.text == "7" and reply.latency_s == 0
     assert (reply.calls[0].prompt_tokens, reply.calls[0].completion_tokens) == (0, 0)
 
 
 def test_calls_that_cost_more_than_they_can_are_expected_to_do_so_again(rated: Orchestrator):
     experts: Any = {name: Odd(name, good(cost_usd=0.02)) for name in NAMES}
-    replies = ask(rated, experts, usd=0.1, n=20, at_once=1)
+    replies = ask(rated, experts, usd=0.1, n=20, at_once=1, allow_unbounded=True)
     assert sum(reply.billed_usd for reply in replies) <= 0.1 + 1e-9
 
 
@@ -445,6 +445,7 @@ def test_a_comparison_that_never_ends_loses_no_paid_answer(rated: Orchestrator, 
 def test_reasoning_has_no_vote(rated: Orchestrator, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rated, "_router", SecondOpinion((0, 1, 2), 3))
     thinks = good("<think>surely 8, or is it 8?</think>7")
-    (reply,) = ask(rated, {name: Odd(name, thinks if name == "alpha" else good()) for name in NAMES})
+    experts: dict[str, Any] = {name: Odd(name, thinks if name == "alpha" else good()) for name in NAMES}
+    (reply,) = ask(rated, experts, allow_unbounded=True)
     assert (reply.text, reply.supporters) == ("7", ["alpha", "beta"])
     assert reply.calls[0].output == "7"

@@ -48,13 +48,6 @@ def tiny_pool() -> dict[str, Expert]:
     return {expert.name: expert for expert in make_experts(pool, None, SpendCap())}
 
 
-class Unpriced:
-    """An expert of which nothing is known but its mean cost: the worst case would bind at the end of short streams."""
-
-    def __init__(self, expert: Expert):
-        self.name, self.answer = expert.name, expert.answer
-
-
 def queries_of(table: ExpertTable, rows: np.ndarray) -> list[Query]:
     columns = ("query_id", "text", "domain", "reference")
     return [Query(*(table.queries[name][int(row)].as_py() for name in columns)) for row in rows]
@@ -74,7 +67,6 @@ def assert_plays_alike(
     """An episode of the evaluation and the same one live: experts asked, scores, costs."""
     rules = make_rules(table, "test", 24, reliability=router.features[:, : len(table.experts)].clamp(0, 1))
     result = evaluate(router, rules, [usd], episodes=1)
-    assert result.cut_off == 0, "only a table knows beforehand that a call will cost more than what is left"
     replies = play(orchestrator, experts, table, result.rows[0], usd * 24)
     assert [reply.calls[0].expert for reply in replies] == [table.experts[k] for k in result.chosen[0]]
     assert [grade_exact(reply.text or "", reply.query).score for reply in replies] == result.scored[0].tolist()
@@ -91,8 +83,7 @@ def test_a_policy_is_live_as_from_the_table(tiny: ExpertTable, trained: Orchestr
 
 def test_a_policy_that_asks_several_is_live_as_from_the_table(tiny: ExpertTable, tiny_pool: dict[str, Expert]):
     orchestrator = orchestrator_of(tiny, max_calls=3)
-    pool: dict[str, Expert] = {name: Unpriced(expert) for name, expert in tiny_pool.items()}
-    replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), pool, tiny, 3.5e-5)
+    replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), tiny_pool, tiny, 3.5e-5)
     assert len({len(reply.calls) for reply in replies}) > 1, "it asks more where that is worth it"
     assert {reply.stop_reason for reply in replies} == {"policy", "max calls"}
 
@@ -265,25 +256,58 @@ def test_an_expert_that_raises_has_failed(asks_again: Orchestrator, served: dict
             raise OSError("disk on fire")
 
     server.reply = says(alpha="7", gamma="7")
-    (reply,) = ask(asks_again, served | {"beta": Broken()}, compare="number")
+    (reply,) = ask(asks_again, served | {"beta": Broken()}, compare="number", allow_unbounded=True)
     assert reply.calls[1].error == "OSError: disk on fire" and reply.supporters == ["alpha", "gamma"]
 
 
-def test_no_call_is_made_that_could_cost_more_than_is_left(
+PROMPT_USD = (len("question 0") + 256) * 0.001  # at most
+
+
+@pytest.mark.parametrize("left", [1, 2, 4, 5])
+def test_a_call_gets_no_more_tokens_than_what_is_left_pays_for(
+    asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer, left: int
+):
+    server.reply = says(alpha="7 7 7", beta="7", gamma="7")
+    (reply,) = ask(asks_again, served, PROMPT_USD + (left + 0.5) * 0.002, compare="number")
+    assert [body["max_tokens"] for body in server.bodies] == [left]
+    assert (len(reply.calls), reply.stop_reason) == (1, "money"), "too little is left for another prompt"
+    (call,) = reply.calls
+    assert call.cost_usd == call.billed_usd == pytest.approx(0.002 + 0.002 * min(left, 3)) and call.error is None
+    if left < 3:
+        assert (reply.text, reply.answer, reply.expert, reply.supporters) == (None, None, None, [])
+        assert (call.output, call.answer, call.finish_reason) == ("7 7"[: 2 * left - 1], None, "budget")
+    else:
+        assert (reply.text, reply.answer, call.finish_reason) == ("7 7 7", "7", "stop")
+
+
+def test_what_does_not_pay_for_the_prompt_and_a_token_makes_no_call(
     asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer
 ):
-    server.reply = says(alpha="7", beta="7", gamma="7")
-    worst_usd = (len("question 0") + 256) * 0.001 + 5 * 0.002
-    (reply,) = ask(asks_again, served, worst_usd, compare="number")
-    assert (reply.text, reply.stop_reason, len(reply.calls)) == ("7", "money", 1), "too little is left for another"
-    (reply,) = ask(asks_again, served, worst_usd - 1e-6, compare="number")
-    assert (reply.text, reply.stop_reason, reply.calls) == (None, "money", ())
-    assert sum(server.requests.values()) == 1
+    (reply,) = ask(asks_again, served, PROMPT_USD + 0.002 - 1e-6, compare="number")
+    assert (reply.text, reply.stop_reason, reply.calls) == (None, "money", ()) and not server.requests
+
+
+def test_a_reply_that_ends_at_the_experts_own_limit_is_an_answer(
+    asks_again: Orchestrator, served: dict[str, Expert], server: OpenAIServer
+):
+    server.reply = says(alpha="7 7 7 7 7 7 7", beta="7", gamma="7")
+    (reply,) = ask(asks_again, served, PROMPT_USD + 5 * 0.002, compare="number")
+    assert (reply.text, reply.answer, reply.calls[0].finish_reason) == ("7 7 7 7 7", "7", "length")
+
+
+def test_reasoning_that_the_budget_cuts_off_is_one_of_the_calls(
+    rated: Orchestrator, served: dict[str, Expert], server: OpenAIServer
+):
+    server.reply = lambda prompt: "<think>it may be </think> 7"
+    (reply,) = ask(rated, served, PROMPT_USD + len("gamma: ") * 0.001 + 3.5 * 0.002, compare="number")
+    assert reply.text is None and [call.finish_reason for call in reply.calls] == ["budget"]
+    assert (reply.calls[0].error, reply.stop_reason) == ("empty reply (finish_reason budget)", "money")
+    assert reply.billed_usd > 0 and sum(server.requests.values()) == 1, "it is not sent again"
 
 
 def test_a_call_that_does_not_fit_is_not_made(rated: Orchestrator, served: dict, server: OpenAIServer, monkeypatch):
     monkeypatch.setattr(rated, "_router", SecondOpinion((0, 2, 1), 3))
-    monkeypatch.setattr(served["gamma"], "spec", served["gamma"].spec.model_copy(update={"max_tokens": 5000}))
+    monkeypatch.setattr(served["gamma"], "spec", served["gamma"].spec.model_copy(update={"system": "." * 5000}))
     server.reply = says(alpha="7", beta="8")
     (reply,) = ask(rated, served, 5.0, compare="number")
     assert [(call.expert, call.error) for call in reply.calls] == [("alpha", None), ("beta", None)]
@@ -295,7 +319,7 @@ def test_whoever_can_be_paid_answers_where_the_chosen_one_cannot(
     rated: Orchestrator, served: dict, server, monkeypatch
 ):
     monkeypatch.setattr(rated, "_router", SecondOpinion((2, 0, 1), 3))
-    monkeypatch.setattr(served["gamma"], "spec", served["gamma"].spec.model_copy(update={"max_tokens": 5000}))
+    monkeypatch.setattr(served["gamma"], "spec", served["gamma"].spec.model_copy(update={"system": "." * 5000}))
     server.reply = says(alpha="7", beta="7")
     (reply,) = ask(rated, served, 5.0, compare="number")
     assert [call.expert for call in reply.calls] == ["beta", "alpha"] and reply.text == "7"
@@ -307,8 +331,9 @@ def test_the_budget_holds_side_by_side(asks_again: Orchestrator, served: dict[st
     usd = 0.8
     replies = ask(asks_again, served, usd, n=40, at_once=40, compare="exact")
     spent_usd = sum(reply.cost_usd for reply in replies)
-    assert usd - 0.28 < spent_usd <= usd, "it is spent until the worst case of a call does not fit"
-    billed = sum(0.001 * len(prompt.split()) + 0.002 * 5 for prompt in server.requests.elements())
+    assert usd - 0.28 < spent_usd <= usd, "it is spent until it does not pay for a prompt"
+    billed = sum(0.001 * len(prompt.split()) for prompt in server.requests.elements())
+    billed += sum(0.002 * body["max_tokens"] for body in server.bodies)
     assert spent_usd == pytest.approx(billed)
     assert server.most_at_once > 1
     assert {reply.stop_reason for reply in replies} >= {"money"}
