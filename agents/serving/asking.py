@@ -66,8 +66,8 @@ def _answers(expert: Expert, queries: Sequence[Query], limits_usd: Sequence[floa
     context = contextvars.copy_context()
     context.run(failover.set, True)
     try:
-        arguments = [queries, limits_usd] if is_limited(expert) else [queries]
-        answers: list[Any] = list(context.run(expert.answer, *arguments))
+        limits: dict[str, Any] = {"limits_usd": limits_usd} if is_limited(expert) else {}
+        answers: list[Any] = list(context.run(expert.answer, queries, **limits))
         if len(answers) != len(queries):
             raise ValueError(f"{len(answers)} answers to {len(queries)} queries")
     except Exception as error:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from experts.usage import HIDDEN_PROMPT_TOKENS, Limits, Price, Usage, normalise_usage
 
+PRICES = st.floats(0, 1e4).map(lambda usd: 0.0 if usd < 1e-6 else usd)
 LIMITS = Limits("one", prompt_tokens=4000, max_tokens=1000)
 
 
@@ -167,3 +168,23 @@ def test_whatever_is_reported_the_buckets_are_counts_within_bounds(reported, rep
     assert 0 < usage.prompt_tokens <= LIMITS.prompt_tokens + HIDDEN_PROMPT_TOKENS
     assert usage.completion_tokens <= 4096 and (usage.completion_tokens > 0 or not reply)
     assert Price(1.0, 2.0).usage_usd(usage, 0.0) > 0
+
+
+@given(PRICES, PRICES, st.none() | PRICES, st.integers(0, 10**6), st.integers(1, 10**6), st.floats(0, 1e4))
+def test_affordable_tokens_are_the_most_that_are_paid_for(usd_in, usd_out, usd_reasoning, prompt, most, usd):
+    price = Price(usd_in, usd_out, usd_per_mtok_reasoning=usd_reasoning)
+    tokens = price.affordable_tokens(prompt, most, usd)
+    assert 0 <= tokens <= most
+    assert tokens == 0 or price.worst_usd(prompt, tokens) <= usd
+    assert tokens == most or price.worst_usd(prompt, tokens + 1) > usd
+
+
+@given(st.integers(1, 5000), st.integers(0, 10**6), st.floats(1e-3, 1e3))
+def test_what_costs_a_number_of_tokens_pays_for_as_many(tokens, prompt, usd_out):
+    price = Price(1.0, usd_out)
+    assert price.affordable_tokens(prompt, 10_000, price.cost_usd(prompt, tokens, 0.0)) == tokens
+
+
+def test_a_price_by_the_second_has_to_pay_for_the_time_out():
+    price = Price(usd_per_second=0.01, timeout_s=60)
+    assert [price.affordable_tokens(10, 100, usd) for usd in (0.59, 0.61)] == [0, 100]

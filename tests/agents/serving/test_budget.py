@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from agents import Orchestrator
-from agents.evaluation.evaluate import evaluation_episodes
 from agents.policies.answer_model import calls_from_features
 from agents.routers import Context
 from agents.serving.reply import Reply
 from experts.specs import ExpertSpec, OpenAISpec
 from experts.types import Answer, Query
 from leeroo_env import ExpertTable, InputError, dynamics
-from leeroo_env.dynamics import make_rules
+from leeroo_env.dynamics import make_rules, new_episodes
 from tests.agents.serving.orchestrators import SecondOpinion, orchestrator_of
 
 NAMES = ["shortest", "short", "middle", "long", "longest"]
@@ -99,13 +98,12 @@ def compare(query: Query, outputs: Sequence[str]) -> list[str | None]:
     return [None if output == "none" else output for output in outputs]
 
 
-Episode = tuple[list[int], list[list[tuple[str, float, bool]]], list[float], float]
-
-
-def in_table(router: Any, rules: Any, usd_per_query: float, seed: int) -> Episode:
-    """An episode: its rows; for each query its calls, as expert, dollars and whether cut off; scores; dollars left."""
+def in_table(
+    router: Any, rules: Any, rows: list[int], usd: float
+) -> tuple[list[list[tuple[str, float, bool]]], list[float], float]:
+    """An episode: for each query its calls, as expert, dollars and whether cut off; the scores; the dollars left."""
     m = router.max_calls
-    state = evaluation_episodes(rules, [usd_per_query], 1, seed)
+    state = new_episodes(rules, torch.tensor([rows]), torch.tensor([usd], dtype=torch.float64))
     calls: list[list[tuple[str, float, bool]]] = [[] for _ in range(HORIZON)]
     scores = [0.0] * HORIZON
     while (t := int(state.t)) < HORIZON:
@@ -117,7 +115,7 @@ def in_table(router: Any, rules: Any, usd_per_query: float, seed: int) -> Episod
         if int(action) < len(NAMES) and left_usd > 0:  # without a cent there is no call
             calls[t].append((NAMES[int(action)], float(outcome.cost_usd), bool(outcome.cut_off)))
         scores[t] += float(outcome.score)
-    return state.rows[0].tolist(), calls, scores, float(state.left_usd)
+    return calls, scores, float(state.left_usd)
 
 
 def queries_of(rows: Sequence[int]) -> list[Query]:
@@ -138,21 +136,24 @@ def orchestrator(request: pytest.FixtureRequest) -> Orchestrator:
 
 
 def assert_same_episode(orchestrator: Orchestrator, router: Any, tokens_per_query: int, seed: int) -> list[Reply]:
-    m = router.max_calls
-    features = orchestrator.router(priced).features
-    assert isinstance(features, torch.Tensor)
+    generator = torch.Generator().manual_seed(seed)
+    rows = priced.rows("test")[torch.randperm(80, generator=generator)[:HORIZON]].tolist()
+    queries, x = queries_of(rows), priced.embeddings[rows].float().numpy()
+    seen = orchestrator._features(x, [query.text for query in queries], [""] * HORIZON)
+    features = torch.zeros(len(priced.embeddings), seen.shape[1])
+    features[rows] = seen  # to the last bit: choices between equals would else differ
     router.features = features
-    rules = make_rules(priced, "test", HORIZON, max_calls=m, reliability=features[:, :5].clamp(0, 1))
-    usd = tokens_per_query * TOKEN_USD
-    rows, calls, scores, left_usd = in_table(router, rules, usd, seed)
+    rules = make_rules(priced, "test", HORIZON, max_calls=router.max_calls, reliability=features[:, :5].clamp(0, 1))
+    usd = HORIZON * tokens_per_query * TOKEN_USD
+    calls, scores, left_usd = in_table(router, rules, rows, usd)
     ledger = Ledger()
     experts = {name: TableExpert(priced, k, ledger) for k, name in enumerate(NAMES)}
-    replies = play(orchestrator, experts, rows, HORIZON * usd, at_once=1)
+    replies = play(orchestrator, experts, rows, usd, at_once=1)
     live = [[(c.expert, c.billed_usd, c.finish_reason == "budget") for c in reply.calls] for reply in replies]
     assert live == calls
     delivered = [(row, reply.expert) for row, reply in zip(rows, replies, strict=True)]
     assert [0.0 if e is None else float(priced.scores[row, NAMES.index(e)]) for row, e in delivered] == scores
-    assert HORIZON * usd - ledger.spent_usd == left_usd
+    assert usd - ledger.spent_usd == left_usd
     return replies
 
 
@@ -172,8 +173,6 @@ def test_so_is_one_of_a_router_that_heeds_no_mask(monkeypatch: pytest.MonkeyPatc
     orchestrator = orchestrator_of(priced, 1, HORIZON, planned=False)
     router = SecondOpinion((1, 0, 3), 5)
     monkeypatch.setattr(orchestrator, "_router", router)
-    features = orchestrator_of(priced, 1, HORIZON, planned=False)
-    monkeypatch.setattr(orchestrator, "router", features.router)
     for seed in range(3):
         assert_same_episode(orchestrator, router, tokens_per_query, seed)
 

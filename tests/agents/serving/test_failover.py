@@ -248,10 +248,12 @@ def test_a_policy_that_only_chooses_fails_over(servers: dict[str, RawServer], ma
     assert "gamma" not in {call.expert for call in reply.calls} and reply.text == "7"
 
 
-def test_money_that_does_not_cover_the_next_expert(rated: Orchestrator, servers: dict[str, RawServer]):
+@pytest.mark.parametrize("retries", [0, 5])
+def test_money_that_does_not_cover_the_next_expert(rated: Orchestrator, servers: dict[str, RawServer], retries: int):
     servers["gamma"].react = fails(500)  # may be billed
-    (reply,) = ask(rated, served(servers), usd=1.5 * WORST_USD)
+    (reply,) = ask(rated, served(servers, max_retries=retries), usd=1.5 * WORST_USD)
     assert (reply.text, reply.stop_reason, len(reply.calls)) == (None, "failed", 1)
+    assert len(servers["gamma"].prompts) == 1, "nor a second attempt"
     (reply,) = ask(rated, served(servers), usd=0.5 * WORST_USD)
     assert (reply.text, reply.stop_reason, reply.calls) == (None, "money", ())
 

@@ -1,10 +1,12 @@
 """Deadlines, bounds on size, and what is billed of attempts that fail, against a real server on loopback."""
 
+import contextvars
 import gzip
 import time
 
 import pytest
 
+from experts.backends.http import FAILOVER_ATTEMPTS, failover
 from experts.backends.openai import OpenAIExpert
 from experts.specs import OpenAISpec
 from experts.spending import NOT_ASKED, SpendCap
@@ -151,3 +153,43 @@ def test_lies_do_not_lift_the_cap(server, usage):
     spend_cap = SpendCap(0.002)
     expert(server, spend_cap, concurrency=2).answer([Query(str(i), f"q{i}") for i in range(20)])
     assert len(server.prompts) <= 0.002 / 4.57e-4 and 0 < spend_cap.spent_usd <= 0.002
+
+
+@pytest.mark.parametrize("in_failover", [False, True])
+@pytest.mark.parametrize(
+    ("attempts_paid", "status", "sent"),
+    [(1.0, 500, 1), (1.9, 500, 1), (2.0, 500, 2), (3.5, 500, 3), (1.0, 503, 6), (1.0, 429, 6), (0.999, 500, 1)],
+)
+def test_an_attempt_is_repeated_only_if_the_limit_pays_for_it(server, attempts_paid, status, sent, in_failover):
+    """Those with a status that is not billed cost nothing."""
+    server.react = lambda prompt, time: (status, {})
+    spend_cap = SpendCap()
+    one = expert(server, spend_cap, max_retries=5)
+    limit_usd = attempts_paid * one.spec.worst_usd(QUERY) * (1 + 1e-12)
+    context = contextvars.copy_context()
+    context.run(failover.set, in_failover)
+    (answer,) = context.run(one.answer, [QUERY], limits_usd=[limit_usd])
+    most = FAILOVER_ATTEMPTS if in_failover and status != 429 else 6
+    assert len(server.prompts) == min(sent, most) and answer.error
+    assert answer.billed_usd == spend_cap.spent_usd <= limit_usd
+
+
+@pytest.mark.parametrize(("attempts_paid", "sent"), [(1.0, 1), (1.98, 2)])
+def test_an_empty_reply_is_asked_for_again_only_if_the_limit_pays(server, attempts_paid, sent):
+    server.react = lambda prompt, time: (200, completion(""))
+    one = expert(server, SpendCap(), max_retries=5)
+    limit_usd = attempts_paid * one.spec.worst_usd(QUERY)
+    (answer,) = one.answer([QUERY], limits_usd=[limit_usd])
+    assert len(server.prompts) == sent and answer.is_empty and answer.billed_usd <= limit_usd
+
+
+def test_a_reply_that_takes_too_long_is_not_asked_for_again_without_money(server):
+    def slow(prompt, number):
+        time.sleep(1)
+        return 200, completion()
+
+    server.react = slow
+    one = expert(server, SpendCap(), max_retries=5, timeout_s=0.3)
+    limit_usd = 1.5 * one.spec.worst_usd(QUERY)
+    (answer,) = one.answer([QUERY], limits_usd=[limit_usd])
+    assert len(server.prompts) == 1 and 0 < answer.billed_usd <= limit_usd

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experts.backends.huggingface import HuggingFaceExpert
 from experts.specs import HuggingFaceSpec
-from experts.spending import NOT_ASKED, SpendCap
+from experts.spending import NOT_ASKED, NOT_PAID, SpendCap
 from experts.types import Query
 from leeroo_env.errors import InputError
 from tests.experts.tiny_llama import CHAT_TEMPLATE, make_tiny_llama
@@ -163,3 +163,21 @@ def test_the_mean_log_probability_is_that_of_one_forward_pass(model):
                 ids = torch.cat([ids, token.view(1, 1)], dim=1)
         assert ids.shape[1] - width == answer.completion_tokens
         assert answer.logprob == pytest.approx(sum(chosen) / len(chosen), abs=1e-4)
+
+
+def test_answers_are_cut_off_where_their_limits_end(model):
+    """Each alone, though they are generated in batches, at tokens that are counted and not guessed."""
+    expert = HuggingFaceExpert(make_spec(model), SpendCap())
+    whole = expert.answer(QUERIES)
+    most = [0, 1, 5, 23, 24, 30, 2, 3, 4, 7]
+    limits = [(a.prompt_tokens + 2 * n) * 1e-6 * (1 + 1e-12) for a, n in zip(whole, most, strict=True)]
+    answers = expert.answer(QUERIES, limits_usd=limits)
+    assert (answers[0].error, answers[0].billed_usd) == (NOT_PAID, 0)
+    for query, full, answer, n, usd in list(zip(QUERIES, whole, answers, most, limits, strict=True))[1:]:
+        text, _, tokens = one_by_one(model, query.text, min(n, 24))
+        assert answer.completion_tokens == tokens <= n and answer.billed_usd <= usd
+        assert answer.text == (text if text.strip() else "")
+        if full.completion_tokens > n:
+            assert answer.finish_reason == "budget"
+        else:
+            assert (answer.text, answer.finish_reason) == (full.text, full.finish_reason)

@@ -6,7 +6,7 @@ import pytest
 
 from experts.backends.openai import OpenAIExpert
 from experts.specs import OpenAISpec
-from experts.spending import NOT_ASKED, SpendCap
+from experts.spending import NOT_ASKED, NOT_PAID, SpendCap
 from experts.types import Query
 from leeroo_env.errors import InputError
 from tests.conftest import KEY
@@ -260,3 +260,30 @@ def test_the_mean_log_probability_is_kept_where_it_is_asked_for_and_given(odd):
         body["choices"][0]["logprobs"] = broken
         answer = expert.answer(queries(1))[0]
         assert answer.logprob is None and answer.text == "ok"
+
+
+def test_calls_are_cut_off_where_their_limits_end(server):
+    expert = OpenAIExpert(make_spec(max_tokens=8), SpendCap())
+    prompt_usd = (len("what is 0 and 0") + 256) * 1e-3  # at most; a token more costs 2e-3
+    limits = [prompt_usd + usd for usd in (0.0019, 0.0021, 0.0101, 1.0)]
+    none, one, five, eight = expert.answer(queries(4), limits_usd=limits)
+    assert sorted(body["max_tokens"] for body in server.bodies) == [1, 5, 8]
+    assert none.error == NOT_PAID and none.billed_usd == 0
+    assert (one.completion_tokens, one.finish_reason, one.error) == (1, "budget", None)
+    assert one.text == reply_to("what is 1 and 1").split()[0]
+    assert [(a.completion_tokens, a.finish_reason) for a in (five, eight)] == [(5, "stop")] * 2
+    assert all(a.billed_usd <= usd for a, usd in zip((none, one, five, eight), limits, strict=True))
+
+
+def test_a_reply_that_ends_at_max_tokens_was_not_cut_off_by_its_limit(server):
+    expert = OpenAIExpert(make_spec(max_tokens=2), SpendCap())
+    (answer,) = expert.answer(queries(1), limits_usd=[1.0])
+    assert (answer.completion_tokens, answer.finish_reason) == (2, "length")
+
+
+def test_what_a_server_does_not_report_is_assumed_up_to_the_limit(server):
+    server.behaviour = lambda prompt, time: "no usage"
+    limit_usd = (len("what is 0 and 0") + 256) * 1e-3 + 3 * 2e-3
+    (answer,) = OpenAIExpert(make_spec(name="quiet"), SpendCap()).answer(queries(1), limits_usd=[limit_usd])
+    assert (answer.completion_tokens, answer.usage) == (3, "assumed")
+    assert answer.cost_usd == pytest.approx(limit_usd)

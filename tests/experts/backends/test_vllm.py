@@ -64,6 +64,9 @@ def test_the_offline_engine_says_what_transformers_says(model, plain, monkeypatc
         a.latency_s > 0 for a in answers
     )
     assert "exceed 128" in expert.answer([Query("long", "w" * 120)])[0].error
+    limits_usd = [(answer.prompt_tokens + 2 * (1 + 3 * i)) * 1e-6 + 1e-9 for i, answer in enumerate(plain)]
+    limited = expert.answer(QUERIES, limits_usd=limits_usd)
+    assert [a.completion_tokens for a in limited] == [min(a.completion_tokens, 1 + 3 * i) for i, a in enumerate(plain)]
     spend_cap.max_usd = spend_cap.spent_usd
     assert {a.error for a in expert.answer(QUERIES)} == {NOT_ASKED}
 
