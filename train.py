@@ -75,7 +75,7 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
     config.check()
     torch.set_num_threads(config.threads)
     table = resolve(config.table, config.experts or None, choose_device(config.device), config.verify)
-    make_rules(table, "train", config.horizon, config.budget or None, config.cost_weight, config.max_calls)
+    make_rules(table, "train", config.horizon, config.budget or None, config.cost_weight, config.most_calls(table))
     table.rows("val"), table.rows("test")
     config.policy_kind()
     new = run_dir is None
@@ -146,13 +146,12 @@ def train_agent(
             raise InputError(f"{run_dir}: its checkpoint is of another table; this one has changed since the run began")
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it starts again
     with locked(run_dir):
-        if config.max_calls > 1:
+        if trainer.max_calls > 1:
             routers = routers | trainer.multi_call_routers()
         print(f"writing to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
         val = trainer.play_on_val(routers)
         if not trainer.fit(run_dir, val, checkpoint):
-            step = trainer.model.num_timesteps
-            print(f"saved at step {step:,}; go on with: python train.py --resume --run-dir {run_dir}")
+            print(f"saved; go on with: python train.py --resume --run-dir {run_dir}")
             return 130
         print(show(trainer.evaluate(run_dir, routers, val)))
         finish_run(run_dir)
@@ -165,7 +164,7 @@ def deploy_router(config: TrainConfig, trainer: Trainer, routers: dict[str, Rout
     if new:
         begin_run(run_dir, {**config.as_settings(run_dir), "table_sha256": trainer.table.fingerprint()})
     with locked(run_dir):
-        if config.max_calls > 1:
+        if trainer.max_calls > 1:
             routers = routers | trainer.multi_call_routers()
         print(show(trainer.deploy(run_dir, routers)))
         finish_run(run_dir)

@@ -86,6 +86,7 @@ def main(
 def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict[int, dict[str, Any]]:
     """For each horizon what `_compare` found."""
     config, horizons, runs, queries, others = job
+    assert config.max_calls != "auto"
     torch.set_num_threads(1)
     table = resolve(config.table, config.experts or None, "cpu")
     predictor = fit_predictor(table, config.seed)

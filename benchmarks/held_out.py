@@ -3,7 +3,8 @@
 python benchmarks/held_out.py --table tables/mine --name mine --horizons 64 8 --seeds 5
 
 Each run is `train.py` with its defaults but for the table, the experts, the horizon and the seed, which also decides
-the episodes of the evaluation. Results are added to `benchmarks/HELD_OUT.md`.
+the episodes of the evaluation; `--arguments "--max-calls 1"` measures the agent with one call a query. Results are
+added to `benchmarks/HELD_OUT.md`.
 """
 
 from __future__ import annotations
@@ -85,8 +86,11 @@ def _add_section(heading: str, evaluations: list[dict[str, Any]], seconds: list[
 def _table(evaluations: list[dict[str, Any]], seconds: list[float]) -> str:
     """Means over the seeds, the agent's lead with a 95 % interval, at each budget and in the mean."""
     budgets = evaluations[0]["budgets_usd"]
-    names = [router for router in evaluations[0]["routers"] if not router.startswith("hindsight")]
-    score = {router: np.array([e["routers"][router]["score"] for e in evaluations]) for router in names}  # [seeds, G]
+    routers = [e["routers"] for e in evaluations]
+    names = [name for name in {name: None for each in routers for name in each} if not name.startswith("hindsight")]
+    score = {  # [seeds, G]; a seed lacks only the agent with as many calls as the one that it kept
+        name: np.array([each.get(name, each["agent"])["score"] for each in routers]) for name in names
+    }
     order = sorted(names, key=lambda router: (router != "agent", -score[router].mean()))
     lines = [
         f"Test split, {len(evaluations)} seeds, mean score; the lead of the agent in points, 95 % interval "

@@ -85,7 +85,8 @@ def _trained(table: ExpertTable, timesteps: int, seed: int) -> Orchestrator:
     with tempfile.TemporaryDirectory() as where:
         table.save(Path(where) / "table")
         run_dir = str(Path(where) / "run")
-        train.run(TrainConfig(str(Path(where) / "table"), timesteps=timesteps, seed=seed, run_dir=run_dir))
+        table_dir = str(Path(where) / "table")
+        train.run(TrainConfig(table_dir, max_calls=1, timesteps=timesteps, seed=seed, run_dir=run_dir))
         return Orchestrator.load(run_dir)
 
 

@@ -489,6 +489,7 @@ def run_train(setup: Setup, experts: Sequence[str]) -> tuple[float, float]:
     """Wall and CPU seconds of train.py in a process of its own."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "train.py", "--table", setup.name, "--experts", ",".join(experts)]
+        command += ["--max-calls", "1"]
         command += ["--run-dir", f"{directory}/run", *(["--timesteps", "20000"] if setup.quick else [])]
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -138,7 +138,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for expert in pool["experts"]:
         expert["model"] = str(ROOT / "experts/tiny" / expert["model"])
     (directory / "pool.yaml").write_text(yaml.safe_dump(pool))
-    options = ["--timesteps", "1000", "--n-envs", "16", "--horizon", "8"]
+    options = ["--timesteps", "1000", "--n-envs", "16", "--horizon", "8", "--max-calls", "1"]
     run_dir = str(directory / "runs/mine")
     assert train.main(["--table", str(directory / "tables/mine"), "--run-dir", run_dir, *options]) == 0
     return directory

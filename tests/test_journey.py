@@ -150,7 +150,7 @@ def test_from_four_servers_to_an_orchestrator_that_answers(servers, tmp_path, mo
     assert table.experts == ("small", "flaky", "large") and len(table) == N
     assert table.scores.mean(dim=0).tolist() == pytest.approx([0.5, 0.8, 1.0], abs=0.06)
 
-    options = ["--timesteps", "2000", "--n-envs", "16", "--horizon", "8"]
+    options = ["--timesteps", "2000", "--n-envs", "16", "--horizon", "8", "--max-calls", "1"]
     assert main(["train", "--table", "tables/mine", "--run-dir", "runs/mine", *options]) == 0
     told = capsys.readouterr().out
     report = (tmp_path / "runs/mine/report.md").read_text()

@@ -106,7 +106,10 @@ def test_writes_what_it_promises(finished: Path):
     assert evaluation["experts"] == ["small", "coder", "large"] and evaluation["horizon"] == 16
     assert len(evaluation["budgets_usd"]) == 6
     routers = list(evaluation["routers"])
-    assert routers[:5] == ["agent", "random", "cheapest", "best single", "best mixture"]
+    assert routers[:6] == ["agent", "agent before PPO", "random", "cheapest", "best single", "best mixture"]
+    gain = evaluation["decision"]["training"]["gain"]["mean"]
+    own, before = (np.mean(evaluation["routers"][name]["score"]) for name in ("agent", "agent before PPO"))
+    assert own - before == pytest.approx(gain, abs=1e-9) and gain > 0.05
     assert routers[-2:] == ["hindsight", "hindsight on estimates"]
     for estimate in ("domain means", "kNN", "kernel ridge", "MLP", "LinUCB"):
         assert {f"paced {estimate}", f"fixed price {estimate}", f"planned {estimate}"} < set(routers)
@@ -145,6 +148,7 @@ def test_tensorboard_shows_learning_and_choices(finished: Path):
     expected |= {f"share_of_calls/{name}" for name in names}
     expected |= {f"episode/{n}" for n in ("return", "score_per_query", "spend_usd_per_query")}
     expected |= {"episode/budget_left_share", "episode/refused_calls", "train/entropy", "time/steps_per_s"}
+    expected |= {"eval/gain_over_start", *(f"eval/gain_over_start/budget_{b}" for b in range(1, 7))}
     expected |= {"val/score", "val/kept_score", "val/lead_over_start", "val/lead_over_best_router"}
     expected |= {"test/score", "test/lead_over_start", "test/lead_over_best_router"}
     expected |= {"train/value_loss", "train/policy_gradient_loss"}
@@ -157,6 +161,7 @@ def test_tensorboard_shows_learning_and_choices(finished: Path):
     score, lead = ([e.value for e in events.Scalars(tag)] for tag in ("val/score", "val/lead_over_start"))
     assert max(score[1:]) > score[0] + 0.05, "the score on val rises"
     assert lead == pytest.approx([one - score[0] for one in score], abs=1e-6)
+    assert [e.value for e in events.Scalars("eval/gain_over_start")] == lead
     evaluation = json.loads((finished / "evaluation.json").read_text())
     (test,) = events.Scalars("test/score")
     assert test.value == pytest.approx(np.mean(evaluation["routers"]["agent"]["score"]))

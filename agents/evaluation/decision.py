@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from agents.evaluation.evaluate import Result, always, clustered_stderr
+from agents.evaluation.evaluate import Result, always, clustered_stderr, lead
 from agents.policies.hull import upper_hull
 from leeroo_env.table import ExpertTable
 
 AGENT = "agent"
+ONE_CALL, SEVERAL_CALLS = "agent with one call", "agent with several calls"  # of two that are trained, the one not kept
 IGNORE_QUERY = ("best mixture", "best single", "cheapest", "random")  # routers that do
 TOLERANCE = 0.01  # of the score: what is further below is not as good, however few the queries
 KEPT = 0.95  # of the best expert's score: what a cheaper router must keep at least to be deployed
@@ -61,6 +62,45 @@ class Choice:
     matches: bool
     score: float
     best_router: str | None
+
+
+@dataclass(frozen=True)
+class CallsChoice:
+    """Whether the agent keeps several calls a query or one, as val has it.
+
+    Attributes:
+        several: whether several are kept.
+        max_calls: how many that may be.
+        gain: in score of several over one, on the same queries; mean over the budgets.
+        stderr: its standard error.
+        worst_budget_usd_per_1000_queries: where several do least well, by the gain plus its standard error.
+        worst_gain: there.
+        worst_stderr: its standard error.
+    """
+
+    several: bool
+    max_calls: int
+    gain: float
+    stderr: float
+    worst_budget_usd_per_1000_queries: float
+    worst_gain: float
+    worst_stderr: float
+
+
+def choose_calls(budgets_usd: Sequence[float], several: Result, one: Result, max_calls: int) -> CallsChoice:
+    """Several calls are kept unless they score less in the mean over the budgets [G], dollars a query, or at one of
+    them by more than the standard error. The results are of the same episodes."""
+    gains, stderrs, gain, stderr = lead(several, one)
+    worst = int(np.lexsort((gains, (gains + stderrs).round(9)))[0])
+    return CallsChoice(
+        several=gain >= -1e-9 and bool((gains >= -stderrs - 1e-9).all()),
+        max_calls=max_calls,
+        gain=gain,
+        stderr=stderr,
+        worst_budget_usd_per_1000_queries=1000 * budgets_usd[worst],
+        worst_gain=float(gains[worst]),
+        worst_stderr=float(stderrs[worst]),
+    )
 
 
 def choose(

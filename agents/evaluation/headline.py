@@ -15,6 +15,7 @@ import numpy as np
 from agents.evaluation.decision import (
     AGENT,
     RULE,
+    CallsChoice,
     Choice,
     Interval,
     experts_alone,
@@ -42,6 +43,7 @@ class Training:
         steps: trained.
         kept_step: at which the kept policy was; 0 is its start.
         gain: in test score of the kept policy over its start, mean over the budgets; None where they are the same.
+        calls: why several calls a query were kept or one; None: only one of the two was trained.
     """
 
     algorithm: str | None
@@ -49,6 +51,12 @@ class Training:
     steps: int = 0
     kept_step: int = 0
     gain: Interval | None = None
+    calls: CallsChoice | None = None
+
+    @property
+    def brought_nothing(self) -> bool:
+        """Whether an algorithm trained, and gained nothing, or no more than chance may do."""
+        return self.algorithm is not None and not (self.gain is not None and self.gain.low > 0)
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,9 @@ def measure(
     alone = experts_alone(table, next(iter(results.values())))
     best, most_expensive = (list(alone)[k] for k in reference_experts(table))
     options = {**results, **alone}
-    named = [choice.name, most_expensive, best, *[AGENT] * (AGENT in results), choice.best_router]
+    own = [AGENT] * (AGENT in results)
+    own += [name for name in results if name.startswith(f"{AGENT} ") and results[name] is not results[AGENT]]
+    named = [choice.name, most_expensive, best, *own, choice.best_router]
     rows = [
         _row(name, options[name], options[choice.name], choice.place, first=i == 0)
         for i, name in enumerate(dict.fromkeys(name for name in named if name))
@@ -160,8 +170,9 @@ def headline(decision: Decision, table: ExpertTable, command: str) -> list[str]:
     roles = {best: "the best expert", most_expensive: "the most expensive expert"}
     if best == most_expensive:
         roles = {best: "the best and most expensive expert"}
+    nothing = f" {_training(decision.training)}" if decision.training.brought_nothing else ""
     return [
-        _deploy(decision, command),
+        _deploy(decision, command) + nothing,
         "",
         *table_head(["on the test queries", "score", "dollars per 1,000 queries", "score gained", "cost saved"]),
         *(_line(row, roles) for row in decision.rows),
@@ -215,7 +226,8 @@ def _line(row: Row, roles: Mapping[str, str]) -> str:
 def _sentences(decision: Decision, roles: Mapping[str, str]) -> list[str]:
     """What it saves, what training added, on how many queries, each a line of a list."""
     lines = [_saving(row, roles[row.name]) for row in decision.rows if row.name in roles and row.lead is not None]
-    lines += [_training(decision.training), _queries(decision)]
+    lines += [] if decision.training.brought_nothing else [_training(decision.training)]
+    lines += [_calls(decision.training.calls), _queries(decision)]
     return [f"- {line}" for line in [*lines, *_warnings(decision)] if line]
 
 
@@ -246,19 +258,37 @@ def _saving(row: Row, role: str) -> str:
 def _training(training: Training) -> str:
     if training.algorithm is None:
         return f"Reinforcement learning trained nothing here: {training.start}."
-    name = training.algorithm.upper().replace("_", " ")
+    name = algorithm_name(training.algorithm)
     if training.kept_step == 0:
         return (
-            f"{name} added nothing to its start, {training.start}: after {training.steps:,} steps nothing was clearly "
-            "better on val, and the start was kept."
+            f"{name} added nothing to the agent's start, {training.start}: after {training.steps:,} steps nothing was "
+            "clearly better on val, and the start was kept."
         )
     gain = training.gain
     assert gain is not None
     clear = "" if not gain.low <= 0 <= gain.high else ": no more than chance may do"
     return (
         f"{name} added {100 * gain.mean:+.2f} points (95 %: from {100 * gain.low:+.2f} to {100 * gain.high:+.2f}) to "
-        f"its start, {training.start}, mean over the budgets{clear}; kept is step {training.kept_step:,} of "
+        f"the agent's start, {training.start}, mean over the budgets{clear}; kept is step {training.kept_step:,} of "
         f"{training.steps:,}."
+    )
+
+
+def algorithm_name(algorithm: str) -> str:
+    """As in a sentence."""
+    return algorithm.upper().replace("_", " ")
+
+
+def _calls(calls: CallsChoice | None) -> str:
+    if calls is None:
+        return ""
+    kept = "Several calls a query were kept, not one" if calls.several else "One call a query was kept, not several"
+    at = f"{100 * calls.worst_gain:+.2f} ± {100 * calls.worst_stderr:.2f} points"
+    return (
+        f"{kept}: on val, up to {calls.max_calls} calls score {100 * calls.gain:+.2f} ± {100 * calls.stderr:.2f} "
+        "points against one, mean over the budgets (± one standard error), and where they do least well, at "
+        f"{dollars(calls.worst_budget_usd_per_1000_queries)} per 1,000 queries, {at}. Several are kept unless they "
+        "score less in the mean, or at one budget by more than one standard error."
     )
 
 

@@ -28,7 +28,7 @@ def learn(selfplay: SelfPlay, number: int, table: ExpertTable) -> Learned:
     """
     config, directory = selfplay.config, selfplay.directory(number)
     horizon = min(config.horizon, len(table.rows("val")), len(table.rows("train")))
-    trainer = Trainer(TrainConfig(horizon=horizon, seed=config.seed), table)
+    trainer = Trainer(TrainConfig(horizon=horizon, seed=config.seed, max_calls=1), table)
     trainer.prepare()
     val_rules = trainer.held_out_rules("val")
     priced = replace(val_rules, cost_scale=table.cost_scale("val"))

@@ -62,6 +62,7 @@ class Monitor(BaseCallback):
     def __init__(
         self,
         run_dir: Path,
+        policy_dir: Path,
         rules: Rules,
         budgets_usd: list[float],
         others: Mapping[str, Result],
@@ -75,6 +76,7 @@ class Monitor(BaseCallback):
         """
         Args:
             run_dir: where to write.
+            policy_dir: where to save the best policy.
             rules: on val.
             budgets_usd: [G], dollars a query, at which to evaluate.
             others: results of other routers on val at these budgets, by name.
@@ -86,7 +88,7 @@ class Monitor(BaseCallback):
             log_every: steps between two summaries of the episodes.
         """
         super().__init__()
-        self.run_dir, self.rules = run_dir, rules
+        self.run_dir, self.policy_dir, self.rules = run_dir, policy_dir, rules
         self.budgets_usd, self.others, self.start = budgets_usd, others, start
         self.description = description
         self.settings, self.timesteps = settings, timesteps
@@ -177,7 +179,7 @@ class Monitor(BaseCallback):
             self._kept = result
             self.progress.best, self.progress.best_step = result.mean_score, self.num_timesteps
             description = self.description.model_copy(update={"step": self.num_timesteps})
-            save_policy(self.run_dir / "policy", self.model.policy, description)
+            save_policy(self.policy_dir, self.model.policy, description)
         if self._start is None:
             self._start = result if self.num_timesteps == 0 else self._evaluated(self.start)
         for tag, value in val_scalars(
@@ -204,7 +206,7 @@ class Monitor(BaseCallback):
         if self.progress.evaluations == 0:
             return True
         if self._kept is None:  # a resumed run
-            policy, description = load_policy(self.run_dir / "policy", self.model.device)
+            policy, description = load_policy(self.policy_dir, self.model.device)
             if description.step == self.num_timesteps:
                 return True  # stopped between saving this policy and the checkpoint
             self._kept = self._evaluated(PolicyRouter(policy, description, self.rules.features))

@@ -11,12 +11,13 @@ import tyro
 
 from agents.algorithms import ALGORITHMS, AlgorithmName
 from agents.routers.registry import router_names
-from leeroo_env import InputError
+from leeroo_env import ExpertTable, InputError
 from leeroo_env.builtin import BUILTIN, DEFAULT
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON
 from leeroo_env.threads import check_threads
 
 AGENT = "agent"  # the name of what is trained, beside the routers of a report
+AUTO_CALLS = 4  # a query, at most, where `max_calls` is auto
 PolicyKind = Literal["bid-price", "mlp"]
 
 
@@ -45,9 +46,10 @@ class TrainConfig:
     budget: Annotated[tuple[float, ...], tyro.conf.arg(metavar="USD [USD]")] = ()
     """Dollars per query: one number fixes the budget, two give the range that each episode's budget is drawn from. By
     default from the cheapest expert's mean cost to the most expensive one's, so that one policy serves every budget."""
-    max_calls: int = 1
+    max_calls: int | Literal["auto"] = "auto"
     """Experts that may be asked about one query. With more than one, their answers are compared and the one with the
-    strongest support is delivered; the table must hold the answers."""
+    strongest support is delivered; the table must hold the answers. auto: up to 4 where it does and the policy is
+    bid-price, beside an agent of one call; val decides which of the two is kept. Else, and for mlp, auto is 1."""
     cost_weight: float = COST_WEIGHT
     """What a call of the most expensive expert costs in the reward, where a right answer counts 1."""
     hide_budget: bool = False
@@ -80,7 +82,8 @@ class TrainConfig:
             last = "2^32 - 1" if self.seeds == 1 else f"2^32 - {self.seeds}, for {self.seeds} seeds"
             raise InputError(f"seed {self.seed}: must be 0 to {last}")
         check_threads(self.threads)
-        if self.agent not in (AGENT, *(names := router_names(self.max_calls))):
+        names = router_names(AUTO_CALLS if self.max_calls == "auto" else self.max_calls)
+        if self.agent not in (AGENT, *names):
             close = get_close_matches(self.agent, names, 1) or names
             raise InputError(
                 f"agent {self.agent!r}: no such router; did you mean {close[0]!r}? There are {', '.join(names)}"
@@ -99,9 +102,20 @@ class TrainConfig:
             return self.policy
         return "bid-price" if trains_bid_price else "mlp"
 
-    def evaluation_period(self, iteration: int) -> int:
-        """Steps between two evaluations on val, at least one `iteration`; several calls take longer to evaluate."""
-        return max(self.timesteps // (20 if self.max_calls == 1 else 8), iteration)
+    def most_calls(self, table: ExpertTable) -> int:
+        """The most calls of a query on a table, for which `max_calls` may say auto. Raises InputError where the router
+        `agent` makes several and the table has no answers to compare."""
+        if self.max_calls != "auto":
+            return self.max_calls
+        several = self.agent not in router_names(1)
+        possible = table.has_answers() and len(table.experts) > 1
+        if self.agent == AGENT:
+            several = possible and self.policy_kind() == "bid-price"
+        elif several and not possible:
+            raise InputError(
+                f"agent {self.agent}: compares the answers of several experts to a query, and {table.name} has none"
+            )
+        return min(AUTO_CALLS, len(table.experts)) if several else 1
 
     def table_path(self) -> str:
         """The table's name where it is a built-in one, else its absolute path."""

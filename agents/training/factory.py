@@ -24,8 +24,8 @@ def make_model(config: TrainConfig, policy: PolicyKind, rules: Rules) -> tuple[B
     if policy == "bid-price" and config.algo == "ppo":
         one = {"learning_rate": 1e-3, "n_epochs": 2, "batch_size": 4096}
         several = {"learning_rate": 3e-4, "n_epochs": 1, "batch_size": 1024}
-        settings |= {"ent_coef": 0.0, **(several if config.max_calls > 1 else one)}
-        n_envs = 256 if config.max_calls > 1 else 1024
+        settings |= {"ent_coef": 0.0, **(several if rules.max_calls > 1 else one)}
+        n_envs = 256 if rules.max_calls > 1 else 1024
         settings["batch_size"] *= max(config.n_envs // n_envs, 1)  # more episodes do not make more minibatches
     vector_env = LeerooVectorEnv(
         num_envs=config.n_envs or n_envs,
@@ -47,10 +47,10 @@ def make_model(config: TrainConfig, policy: PolicyKind, rules: Rules) -> tuple[B
             "price_range_usd": [scale.low_usd, scale.high_usd],
             "horizon": config.horizon,
         }
-        if config.max_calls > 1:
-            network["max_calls"] = config.max_calls
+        if rules.max_calls > 1:
+            network["max_calls"] = rules.max_calls
     hidden = {"features_extractor_class": HiddenBudget} if config.hide_budget else {}
-    kind = "MlpPolicy" if policy == "mlp" else MultiCallPolicy if config.max_calls > 1 else BidPricePolicy
+    kind = "MlpPolicy" if policy == "mlp" else MultiCallPolicy if rules.max_calls > 1 else BidPricePolicy
     model = model_class(
         kind,
         LeerooSB3VecEnv(vector_env),

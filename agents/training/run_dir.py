@@ -82,7 +82,7 @@ def how_to_continue(run_dir: Path, new: bool) -> str:
         return "nothing was written"
     if not new or any(run_dir.glob("**/step-*")):
         return f"go on from the last checkpoint with: leeroo train --resume --run-dir {run_dir}"
-    for path in [*run_dir.glob("seed-*"), run_dir]:
+    for path in [*run_dir.glob("seed-*/*-call*"), *run_dir.glob("seed-*"), *run_dir.glob("*-call*"), run_dir]:
         for name in ("policy", "checkpoints"):
             shutil.rmtree(path / name, ignore_errors=True)
         for file in (*path.glob("events.*"), path / CONFIG, path / MANIFEST):

@@ -1,12 +1,15 @@
-"""Where and how torch computes: the device, the number of threads, and fits that run in parallel."""
+"""Where and how torch computes: the device, the threads, fits that run in parallel, and the random generators."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
 
 from leeroo_env import InputError
@@ -40,3 +43,13 @@ def run_in_parallel(*work: Callable[[], Any]) -> list[Any]:
     results = [future.result() for future in futures]
     torch.set_num_threads(before)
     return results
+
+
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """Puts the global random generators back to where they were, so that what the block draws changes nothing after."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - SB3 draws from it
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002

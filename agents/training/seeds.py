@@ -87,8 +87,9 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
     evaluations = [_read(run) for run in runs]
     first = evaluations[0]
     budgets = first.budgets_usd
-    scores = {name: np.array([one.routers[name].score for one in evaluations]) for name in first.routers}
-    costs = {name: np.array([one.routers[name].cost_usd for one in evaluations]) for name in scores}
+    curves = {name: [one.routers.get(name, one.routers[AGENT]) for one in evaluations] for name in _names(evaluations)}
+    scores = {name: np.array([curve.score for curve in each]) for name, each in curves.items()}
+    costs = {name: np.array([curve.cost_usd for curve in each]) for name, each in curves.items()}
     rows = [_row(name, score, scores[AGENT]) for name, score in _by_score(scores)]
     write_json(
         run_dir / "seeds.json",
@@ -112,6 +113,11 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
         "![score over spend](curve.png)",
     ]
     write_text(run_dir / "report.md", "\n\n".join(text) + "\n")
+
+
+def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Of all routers. A seed lacks only the agent with as many calls as the one that it kept, which stands for it."""
+    return list(dict.fromkeys(name for one in evaluations for name in one.routers))
 
 
 def _decisions(evaluations: Sequence[Evaluation]) -> list[str]:

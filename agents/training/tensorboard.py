@@ -25,6 +25,8 @@ DESCRIPTIONS = {
     "val/score/budget_": "Score on val at one budget; 1 is the smallest. The text page has the budgets in dollars.",
     "val/kept_score": "Score on val of the policy that is kept: it changes only where another is clearly better.",
     "val/lead_over_start": "Score on val less that of the policy before training, on the same queries: what is learnt.",
+    "eval/gain_over_start": "Score on val less that of the policy before training, mean over the budgets.",
+    "eval/gain_over_start/budget_": "The same at one budget; 1 is the smallest.",
     "val/lead_over_best_router": "Score on val less that of the best other router there, on the same queries.",
     "val/spend_share/budget_": "Share of the budget that is spent, on val at one budget.",
     "choices/budget_": "Share of the calls on val that go to this expert at one budget.",
@@ -141,13 +143,15 @@ def val_scalars(
         budgets_usd: [G], dollars a query.
         experts: [K] names.
     """
-    scalars = {"val/score": result.mean_score, "val/lead_over_start": result.mean_score - start.mean_score}
+    gain = result.mean_score - start.mean_score
+    scalars = {"val/score": result.mean_score, "val/lead_over_start": gain, "eval/gain_over_start": gain}
     if (best := best_router(others)) is not None:
         scalars["val/lead_over_best_router"] = result.mean_score - others[best].mean_score
     shares = result.calls / result.calls.sum(axis=1, keepdims=True).clip(min=1e-30)
     shown = shares.max(axis=0).argsort()[::-1][:MOST_EXPERTS] if len(experts) > MOST_EXPERTS else range(len(experts))
     for g, usd in enumerate(budgets_usd):
         scalars[f"val/score/budget_{g + 1}"] = float(result.score[g])
+        scalars[f"eval/gain_over_start/budget_{g + 1}"] = float(result.score[g] - start.score[g])
         scalars[f"val/spend_share/budget_{g + 1}"] = float(result.cost_usd[g] / usd)
         scalars |= {f"choices/budget_{g + 1}/{experts[k]}": float(shares[g, k]) for k in shown}
     return scalars

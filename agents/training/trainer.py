@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from tqdm import tqdm
 
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
-from agents.evaluation.decision import AGENT, Interval, best_router, mean_interval
-from agents.evaluation.evaluate import evaluate
-from agents.evaluation.headline import Decision, Training, headline
+from agents.evaluation.decision import AGENT, ONE_CALL, SEVERAL_CALLS, best_router, choose_calls, mean_interval
+from agents.evaluation.headline import Decision, Training, algorithm_name, headline
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
 from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.description import NO_ALGORITHM, PolicyDescription, describe_policy
@@ -26,13 +26,15 @@ from agents.routers.policy import PolicyRouter
 from agents.routers.registry import fit_estimator
 from agents.routers.stored import save_router
 from agents.training.callbacks import VAL_QUERIES, WARM_UP, Interrupted, Monitor, Progress, stop_on_interrupt
-from agents.training.checkpoint import restore_checkpoint
+from agents.training.checkpoint import latest_checkpoint, restore_checkpoint
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
+from agents.training.runtime import generators_restored
 from agents.training.tensorboard import tensorboard_logger, test_scalars
 from leeroo_env import ExpertTable
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
 
+ONE_CALL_DIR, SEVERAL_CALLS_DIR = "one-call", "several-calls"  # in a run directory, where val decides between them
 DECIDES_ROUTERS = ("table", "experts", "horizon", "budget", "max_calls", "seed")  # settings that do
 
 
@@ -43,6 +45,9 @@ class Trainer:
         config: the settings.
         table: the experts' scores and costs.
         policy_kind: "bid-price" or "mlp".
+        max_calls: the most calls of a query.
+        one_call: trains an agent that makes one, where `config.max_calls` is auto and that may be several: val decides
+            which of the two is kept.
         predictor: estimates scores and costs of queries.
         estimates: those of all N rows of the table; of the training rows they are out of fold.
         features: [N, F], what a bid-price policy observes of each query; None: the embeddings.
@@ -63,10 +68,15 @@ class Trainer:
         """Fits the predictor, unless one fitted to this table is given. `bars` show the progress. Raises InputError for
         settings that make no sense."""
         self.config, self.table, self.policy_kind, self.bars = config, table, config.policy_kind(), bars
+        self.max_calls = config.most_calls(table)
         self.predictor = predictor or fit_predictor(table, config.seed)
         self.estimates = table_estimates(table, self.predictor)
         bid_price = self.policy_kind == "bid-price"
         self.features = estimate_features(self.estimates, table.cost_scale()) if bid_price else None
+        self.one_call: Trainer | None = None
+        if config.max_calls == "auto" and config.agent == AGENT and self.max_calls > 1:
+            self.one_call = copy(self)
+            self.one_call.config, self.one_call.max_calls = replace(config, max_calls=1), 1
 
     def training_rules(self) -> Rules:
         """Rules of training episodes."""
@@ -80,9 +90,9 @@ class Trainer:
     def _rules(
         self, split: str, horizon: int, budget: tuple[float, ...] = (), cost_weight: float = COST_WEIGHT
     ) -> Rules:
-        reliability, max_calls = self.estimates.reliability(), self.config.max_calls
+        reliability = self.estimates.reliability()
         return make_rules(
-            self.table, split, horizon, budget or None, cost_weight, max_calls, reliability, self.features
+            self.table, split, horizon, budget or None, cost_weight, self.max_calls, reliability, self.features
         )
 
     def prepare(self) -> None:
@@ -113,17 +123,23 @@ class Trainer:
 
     def kept_router(self, run_dir: Path) -> PolicyRouter:
         """The policy that `fit` kept. Raises InputError where there is none."""
-        policy, description = load_policy(run_dir / "policy", self.table.device)
+        policy, description = load_policy(self._policy_dir(run_dir), self.table.device)
         return PolicyRouter(policy, description, self.features)
+
+    def _policy_dir(self, run_dir: Path) -> Path:
+        """Where `fit` keeps the policy; until val has decided beside what the run directory delivers."""
+        return run_dir / (SEVERAL_CALLS_DIR if self.one_call else "") / "policy"
 
     def multi_call_routers(self) -> dict[str, Router]:
         """The routers that may ask several experts about a query, from the same estimates as the agent."""
-        config, policy = self.config, self.model.policy if hasattr(self, "model") else None
+        policy = self.model.policy if hasattr(self, "model") else None
         answer_model = policy.answer_model if isinstance(policy, MultiCallPolicy) else None  # takes seconds to fit
-        return multi_call_routers(self.table, self.estimates, config.max_calls, config.seed, answer_model, self.bars)
+        seed = self.config.seed
+        return multi_call_routers(self.table, self.estimates, self.max_calls, seed, answer_model, self.bars)
 
     def fit(self, run_dir: Path, val: Played, checkpoint: Path | None = None) -> bool:
-        """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val.
+        """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val; before that
+        the agent of one call, if there is one.
 
         Args:
             run_dir: where to write.
@@ -133,10 +149,13 @@ class Trainer:
         Returns:
             False where the user stopped the run, which has been saved.
         """
+        if self.one_call is not None and not self._fit_one_call(self.one_call, run_dir, val):
+            return False
         model, timesteps = self.model, self.config.timesteps
         iteration = model.n_envs * getattr(model, "n_steps", self.config.horizon)
         monitor = Monitor(
             run_dir,
+            self._policy_dir(run_dir),
             self.held_out_rules("val"),
             val.budgets.main,
             val.main,
@@ -144,13 +163,13 @@ class Trainer:
             self.description,
             {**asdict(self.config), **self.hyperparameters, "policy": self.policy_kind},
             timesteps,
-            self.config.evaluation_period(iteration),
+            max(timesteps // (20 if self.max_calls == 1 else 8), iteration),  # several calls take longer to evaluate
             iteration,
         )
         if checkpoint is not None:
             monitor.progress = restore_checkpoint(checkpoint, model, Progress)
         if self.policy_kind == "bid-price":
-            save_predictor(run_dir / "policy", self.predictor)
+            save_predictor(self._policy_dir(run_dir), self.predictor)
         model.set_logger(tensorboard_logger(run_dir, resumed_at=model.num_timesteps))
         undo = stop_on_interrupt(monitor)
         try:
@@ -165,16 +184,59 @@ class Trainer:
             monitor.close()
         return True
 
+    def _fit_one_call(self, one: Trainer, run_dir: Path, val: Played) -> bool:
+        """`fit` of the agent of one call, in a directory of its own; its policy is that of the run until val decides.
+        The training that follows is the same as without it."""
+        own = run_dir / ONE_CALL_DIR
+        with generators_restored():
+            one.prepare()
+            tqdm.write(f"training with one call a query, then with up to {self.max_calls}; val decides which is kept")
+            done = one.fit(own, val, latest_checkpoint(own / "checkpoints"))
+        one.model.logger.close()
+        if done and not (run_dir / "policy").exists():
+            one._keep(one.kept_router(own), run_dir)
+        return done
+
+    def _keep(self, agent: PolicyRouter, run_dir: Path) -> None:
+        """Makes it the policy that `Orchestrator.load` finds."""
+        save_policy(run_dir / "policy", agent.policy, agent.description, self.predictor)
+
     def evaluate(self, run_dir: Path, routers: dict[str, Router], val: Played) -> Decision:
-        """Plays the policy that `fit` kept and the `routers` on test, chooses what to deploy by the results on `val`,
-        and writes the report."""
-        agent = self.kept_router(run_dir)
-        own = play({AGENT: agent}, val.rules, "val", val.budgets, queries=VAL_QUERIES)
-        test = self._play_on_test({AGENT: agent, **routers})
-        training = self._training(agent, test)
+        """Decides on val, where `fit` trained two agents, which is kept; plays it, its start, the other one and the
+        `routers` on test, chooses what to deploy by the results on `val`, and writes the report."""
+
+        def on_val(agent: PolicyRouter) -> Played:
+            return play({AGENT: agent}, val.rules, "val", val.budgets, queries=VAL_QUERIES)
+
+        kept, agent = self, self.kept_router(run_dir)
+        own, other, calls = on_val(agent), {}, None
+        if self.one_call is not None:
+            one = self.one_call.kept_router(run_dir / ONE_CALL_DIR)
+            one_on_val = on_val(one)
+            calls = choose_calls(val.budgets.main, own.main[AGENT], one_on_val.main[AGENT], self.max_calls)
+            other = {ONE_CALL: one}
+            if not calls.several:
+                kept, agent, own, other = self.one_call, one, one_on_val, {SEVERAL_CALLS: agent}
+            self._keep(agent, run_dir)
+        test, training = kept._play_agent_on_test(agent, {**other, **routers})
+        training = replace(training, calls=calls)
         decision = self._report(run_dir, AGENT, {AGENT: agent, **routers}, own.beside(val), test, training)
         self._log_end(test, decision, best_router(val.main))
         return decision
+
+    def _play_agent_on_test(self, agent: PolicyRouter, others: dict[str, Router]) -> tuple[Played, Training]:
+        """The agent, what it was before training, and the others on test; what training did."""
+        step, before = agent.description.step or 0, f"{AGENT} before {algorithm_name(self.config.algo)}"
+        test = self._play_on_test({AGENT: agent, **({before: self.start} if step > 0 else {}), **others})
+        start = "the plan computed from the estimates" if self.policy_kind == "bid-price" else "an untrained network"
+        training = Training(self.config.algo, start, self.model.num_timesteps, step)
+        if step > 0:
+            own, started = test.main[AGENT], test.main[before]
+            gain = mean_interval((own.scored - started.scored).mean(axis=0), own.rows[0])
+            return test, replace(training, gain=gain)
+        same = replace(test, main={AGENT: test.main[AGENT], before: test.main[AGENT]})
+        same = replace(same, all={AGENT: test.all[AGENT], before: test.all[AGENT]})
+        return same.beside(test), training
 
     def deploy(self, run_dir: Path, routers: dict[str, Router]) -> Decision:
         """Stores the router `config.agent` for `Orchestrator.load`, and reports on it beside the others. Nothing is
@@ -229,18 +291,6 @@ class Trainer:
                 notes=notes,
             ),
         )
-
-    def _training(self, agent: PolicyRouter, test: Played) -> Training:
-        kept = agent.description.step or 0
-        gain: Interval | None = None
-        if kept > 0:
-            before = evaluate(self.start, test.rules, test.budgets.main, seed=test.seed)
-            gained = test.main[AGENT].scored - before.scored
-            gain = mean_interval(gained.mean(axis=0), before.rows[0])
-        start = "an untrained network"
-        if self.policy_kind == "bid-price":
-            start = "the plan computed from the estimates"
-        return Training(self.config.algo, start, self.model.num_timesteps, kept, gain)
 
     def _log_end(self, test: Played, decision: Decision, rival: str | None) -> None:
         """Test scores and the decision, for TensorBoard."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agents.evaluation.decision import choose, mean_interval, reference_experts, savings
+from agents.evaluation.decision import choose, choose_calls, mean_interval, reference_experts, savings
 from agents.evaluation.evaluate import Result, always
 from leeroo_env import ExpertTable
 
@@ -51,6 +51,27 @@ def test_the_cheapest_budget_that_matches_the_best_expert():
     agent = result_of(table, [0.5, 0.75, 0.8], BUDGETS)
     choice = choose(table, BUDGETS, {"agent": agent}, [0, 1, 2])
     assert (choice.name, choice.budget_usd, choice.matches) == ("agent", 2.0, True)
+
+
+@pytest.mark.parametrize(
+    ("several", "kept", "worst"),
+    [
+        ([0.50, 0.60, 0.70], True, 0),  # no different
+        ([0.50, 0.64, 0.70], True, 0),
+        ([0.49, 0.62, 0.72], False, 0),  # 4 queries less, which chance does one time in forty
+        ([0.4975, 0.62, 0.72], True, 0),  # one query less: as much as its standard error
+        ([0.50, 0.60, 0.6975], False, 2),  # no more than that, but less in the mean
+        ([0.60, 0.70, 0.60], False, 2),
+    ],
+)
+def test_several_calls_are_kept_unless_they_are_worse(several: list[float], kept: bool, worst: int):
+    table = table_of([0.3, 0.7], [1.0, 4.0])
+    one = result_of(table, [0.5, 0.6, 0.7], BUDGETS)
+    choice = choose_calls(BUDGETS, result_of(table, several, BUDGETS), one, 4)
+    assert (choice.several, choice.max_calls) == (kept, 4)
+    assert choice.gain == pytest.approx(np.mean(several) - 0.6)
+    assert choice.worst_budget_usd_per_1000_queries == 1000 * BUDGETS[worst]
+    assert choice.worst_gain == pytest.approx(several[worst] - one.score[worst])
 
 
 def test_a_router_that_is_clearly_better_takes_the_agents_place():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agents.estimators import Estimates
+from agents.evaluation.decision import CallsChoice, Interval
 from agents.evaluation.evaluate import evaluate, lead
 from agents.evaluation.headline import Training
 from agents.evaluation.report import Report, play, report_budgets, write_report
@@ -53,7 +54,10 @@ def test_it_opens_with_what_to_deploy_and_what_that_saves(tmp_path: Path):
     text = report_of(table, clairvoyant(table), tmp_path)
     first = text.splitlines()[2]
     assert first.startswith("**Deploy the agent with a budget of $0.")
-    assert "always large (the best and most expensive expert)" in text and "PPO added nothing to its start" in text
+    assert (
+        "always large (the best and most expensive expert)" in text
+        and "PPO added nothing to the agent's start" in first
+    )
     decision = json.loads((tmp_path / "evaluation.json").read_text())["decision"]
     assert decision["deploy"] == "agent" and decision["as_good_as_best_expert"]
     large = decision["rows"][1]
@@ -66,6 +70,27 @@ def test_it_opens_with_what_to_deploy_and_what_that_saves(tmp_path: Path):
     assert "the last word" in text and "| 8 |" in text and "| 256 |" in text
     assert "| large | 1.000 | $1.00 | matched at" in text and "matched already" in text
     assert "## Which experts are asked, by domain" in text and "| expert | code | easy | hard |" in text
+
+
+@pytest.mark.parametrize(("low", "high", "chance"), [(0.001, 0.009, False), (-0.001, 0.011, True)])
+def test_it_opens_with_it_where_training_brought_nothing(low: float, high: float, chance: bool, tmp_path: Path):
+    table, gain = synthetic_table(), Interval((low + high) / 2, low, high)
+    training = Training("ppo", "the plan", steps=1000, kept_step=500, gain=gain)
+    text = report_of(table, clairvoyant(table), tmp_path, training=training).split("# Appendix")[0]
+    assert text.count("PPO added +0.50 points") == 1 and ("no more than chance may do" in text) == chance
+    assert ("PPO added" in text.splitlines()[2]) == chance
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_it_says_how_many_calls_were_kept_and_why(several: bool, tmp_path: Path):
+    calls = CallsChoice(several, 4, 0.0085, 0.0030, 0.5, -0.0010, 0.0020)
+    training = Training("ppo", "the plan", steps=1000, calls=calls)
+    table = synthetic_table()
+    text = report_of(table, clairvoyant(table), tmp_path, training=training).split("## What each budget buys")[0]
+    kept = "Several calls a query were kept, not one" if several else "One call a query was kept, not several"
+    assert f"- {kept}: on val, up to 4 calls score +0.85 ± 0.30 points against one" in text
+    assert "at $0.500 per 1,000 queries, -0.10 ± 0.20 points" in text
+    assert json.loads((tmp_path / "evaluation.json").read_text())["decision"]["training"]["calls"]["several"] == several
 
 
 def test_a_router_that_is_better_is_what_to_deploy(tmp_path: Path):

@@ -191,12 +191,14 @@ def test_train_makes_a_directory_with_a_router(small_synthetic: Path, tmp_path: 
     assert played.score == pytest.approx(evaluation["routers"][name]["score"], abs=0.002)
 
 
-def test_a_router_that_there_is_not_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_router_that_there_is_not_is_one_line(small_synthetic: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     run_dir = str(tmp_path / "run")
     assert train.main(["--agent", "paced knn", "--run-dir", run_dir]) == 2
     assert "agent 'paced knn': no such router; did you mean 'paced kNN'?" in capsys.readouterr().err
-    assert train.main(["--agent", "cascade", "--run-dir", run_dir]) == 2, "it asks several experts"
+    assert train.main(["--agent", "cascade", "--max-calls", "1", "--run-dir", run_dir]) == 2, "it asks several experts"
     assert "no such router" in capsys.readouterr().err
+    assert train.main(["--table", str(small_synthetic), "--agent", "cascade", "--run-dir", run_dir]) == 2
+    assert "agent cascade: compares the answers of several experts" in capsys.readouterr().err
     assert train.main(["--agent", "paced kNN", "--seeds", "2", "--run-dir", run_dir]) == 2
     assert "--seeds 2" in capsys.readouterr().err
 

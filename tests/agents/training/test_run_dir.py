@@ -57,7 +57,7 @@ def test_settings_come_back_as_they_were(begun: Path):
 
 @pytest.mark.parametrize(
     "option",
-    [["--table", "tiny"], ["--seed", "5"], ["--budget", "1e-5", "2e-5"], ["--max-calls", "1"], ["--algo", "ppo"]],
+    [["--table", "tiny"], ["--seed", "5"], ["--budget", "1e-5", "2e-5"], ["--max-calls", "auto"], ["--algo", "ppo"]],
     ids=" ".join,
 )
 def test_options_equal_to_what_the_run_began_with_are_taken(option: list[str], begun: Path):
@@ -71,7 +71,7 @@ def test_options_equal_to_what_the_run_began_with_are_taken(option: list[str], b
         (["--table", "elsewhere"], "began with table 'tiny'"),
         (["--budget", "1e-5"], r"began with budget \[1e-05, 2e-05\]"),
         (["--experts", "nano"], "began with experts ''"),
-        (["--max-calls", "4"], "began with max_calls 1"),
+        (["--max-calls", "4"], "began with max_calls 'auto'"),
         (["--hide-budget"], "began with hide_budget False"),
         (["--timesteps", "1000"], "began with timesteps 500000"),
     ],
@@ -218,7 +218,8 @@ def test_a_run_is_finished_when_its_report_is_there_as_it_was_written(begun: Pat
 def test_what_an_interruption_leaves(begun: Path, tmp_path: Path):
     assert how_to_continue(tmp_path / "never", new=True) == "nothing was written"
     (begun / "notes.txt").write_text("mine")
-    for name in ("policy/policy.json", "events.out.1", "checkpoints/.step-1.tmp/state.json"):
+    files = ("policy/policy.json", "events.out.1", "checkpoints/.step-1.tmp/state.json")
+    for name in (*files, *(f"one-call/{name}" for name in files), *(f"seed-3/one-call/{name}" for name in files)):
         (begun / name).parent.mkdir(parents=True, exist_ok=True)
         (begun / name).write_text("")
     assert "--resume --run-dir" in how_to_continue(begun, new=False) and (begun / "config.yaml").exists()

@@ -55,5 +55,7 @@ def train_briefly(path: Path) -> None:
     run_dir = path.parent / "run"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = TrainConfig(str(path), algo="a2c", timesteps=32, n_envs=4, horizon=2, run_dir=str(run_dir))
+        config = TrainConfig(
+            str(path), algo="a2c", max_calls=1, timesteps=32, n_envs=4, horizon=2, run_dir=str(run_dir)
+        )
         assert train.run(config) == 0 and (run_dir / "evaluation.json").is_file()
