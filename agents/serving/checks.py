@@ -110,6 +110,7 @@ def check_limited(experts: Sequence[Expert]) -> None:
     for expert in experts:
         if not is_limited(expert):
             raise InputError(
-                f"experts: {expert.name}: {type(expert).__name__} cannot be held to a budget: it has no `spec` with "
-                "prices and max_tokens, or no `answer` with limits_usd; allow_unbounded=True asks it all the same"
+                f"experts: {expert.name}: {type(expert).__name__} cannot be held to a budget: it has no `spec` (an "
+                "ExpertSpec, with prices and max_tokens), or its `answer` takes no limits_usd; "
+                "allow_unbounded=True asks it all the same"
             )

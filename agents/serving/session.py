@@ -239,10 +239,11 @@ class Session:
 
     def _can_pay(self, state: QueryState, expert: int) -> bool:
         """Whether what is left pays for a call, even if it is cut off; of an expert without limits for a mean one."""
+        if self._worst_usd(state, expert) <= self.remaining_usd:
+            return True
         spec: Any = getattr(self.experts[expert], "spec", None)
-        if self.limited[expert]:
-            return bool(spec.may_afford(state.query, self.remaining_usd / self.overrun[expert]))
-        return self._worst_usd(state, expert) <= self.remaining_usd
+        limit_usd = self.remaining_usd / self.overrun[expert]
+        return self.limited[expert] and bool(spec.may_afford(state.query, limit_usd))
 
     def _reply(self, state: QueryState) -> Reply:
         assert state.stop_reason is not None
