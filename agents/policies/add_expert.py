@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from stable_baselines3.common.policies import BasePolicy
@@ -13,11 +12,11 @@ from agents.estimators.base import Estimates
 from agents.estimators.ensemble import Predictor
 from agents.policies.answer_model import simulate_answers
 from agents.policies.bid_price import BidPricePolicy
-from agents.policies.budget_value import BudgetValue, cost_ratios, solve_call_sequences, solve_one_call
+from agents.policies.budget_value import cost_ratios, solve_one_call
 from agents.policies.call_value import fit_continuation
 from agents.policies.description import PolicyDescription
 from agents.policies.io import empty_policy
-from agents.policies.multi_call import SAMPLE, MultiCallPolicy, simulated_sequences
+from agents.policies.multi_call import MultiCallPolicy
 from leeroo_env import InputError
 from leeroo_env.cost_scale import CostScale
 
@@ -79,10 +78,8 @@ def add_expert(
     if isinstance(policy, MultiCallPolicy) and isinstance(grown, MultiCallPolicy):
         if answers is not None:
             grown.answer_model.silence[-1] = _silence(scores, answers, prior=float(policy.answer_model.silence.mean()))
-        budget_value = _grown_value(policy, grown, grown_predictor.out_of_fold, ratios, scale)
-    else:
-        budget_value = solve_one_call(grown_predictor.out_of_fold, ratios, scale)
-    grown.start_from(budget_value)
+        _fit_continuation_again(grown, grown_predictor.out_of_fold, scale)
+    grown.start_from(solve_one_call(grown_predictor.out_of_fold, ratios, scale))
     grown.set_training_mode(False)
     return grown, description, grown_predictor
 
@@ -94,40 +91,15 @@ def _silence(scores: Tensor, answers: Sequence[str | None], prior: float) -> flo
     return (missing + PRIOR_ANSWERS * prior) / (sum(fails) + PRIOR_ANSWERS)
 
 
-def _grown_value(
-    policy: MultiCallPolicy, grown: MultiCallPolicy, estimates: Estimates, ratios: Tensor, scale: CostScale
-) -> BudgetValue:
-    """The budget value of several calls with the new expert: what it was, and what simulated answers of all experts
-    are worth more than those of the others. The value of continuing is fitted again to them, too.
+def _fit_continuation_again(grown: MultiCallPolicy, estimates: Estimates, scale: CostScale) -> None:
+    """Fits the value of continuing to the new expert, too, from estimates of the training queries.
 
     The new expert's answers beside the others' are known to nobody, so the answer model draws them.
-
-    Args:
-        policy: for K experts.
-        grown: for K + 1.
-        estimates: out of fold, of the training queries, for K + 1.
-        ratios: [J, K + 1], of costs to their estimates.
-        scale: for K + 1.
     """
     generator = torch.Generator(estimates.device).manual_seed(0)
-    call_value = grown.network.call_value
     answer_ids = simulate_answers(grown.answer_model, estimates.score, generator)
-    fit_continuation(call_value, estimates.score, estimates.cost_usd / scale.high_usd, answer_ids, generator)
-    sample = torch.randperm(len(estimates), generator=torch.Generator().manual_seed(0))[:SAMPLE]
-    sample = sample.to(estimates.device)
-    estimates, answer_ids = estimates[sample], answer_ids[sample]
-    draw = torch.randint(len(ratios), estimates.score.shape, generator=generator, device=estimates.device)
-    costs_usd = estimates.cost_usd * ratios.gather(0, draw)
-    values = []
-    for one, k in ((policy, ratios.shape[1] - 1), (grown, ratios.shape[1])):
-        some = Estimates(estimates.score[:, :k], estimates.cost_usd[:, :k])
-        spent_usd, value = simulated_sequences(
-            one.network.call_value, some, answer_ids[:, :k], costs_usd[:, :k], scale.high_usd
-        )
-        known = replace(scale, mean_usd=scale.mean_usd[:k])
-        values.append(solve_call_sequences(spent_usd, value, ratios[:, :k], known).value)
-    more = (values[1] - values[0]).clamp(min=0)
-    return BudgetValue((policy.network.value + more).cummax(dim=1).values, ratios, scale)
+    cost = estimates.cost_usd / scale.high_usd
+    fit_continuation(grown.network.call_value, estimates.score, cost, answer_ids, generator)
 
 
 def _widen(name: str, weights: Tensor, k: int) -> Tensor:

@@ -7,8 +7,8 @@ revenue management (Talluri and van Ryzin, An analysis of bid-price controls, Ma
 cost have errors, a call costs one of several multiples of its estimate; one that does not fit into the budget is
 cut off and takes all that is left, as in `leeroo_env.dynamics`.
 
-Shapes: n training queries, K experts, T queries left at most, P budgets, J multiples of a cost, C bins of cost, W ways
-to call experts, M calls of a query at most, L experts considered for a query, U pairs of an expert and a bin.
+Shapes: n training queries, K experts, T queries left at most, P budgets, J multiples of a cost, C bins of cost, L
+experts considered for a query, U pairs of an expert and a bin.
 """
 
 from __future__ import annotations
@@ -169,31 +169,6 @@ def _candidates(score: Tensor, cost_usd: Tensor, scale: CostScale) -> Tensor:
     top = MAX_CONSIDERED // CANDIDATE_PRICES
     best = [(score - price * cost_usd).topk(top, dim=1).indices for price in prices.tolist()]
     return torch.cat([*best, scale.mean_usd.argmin().expand(n, 1)], dim=1)
-
-
-def solve_call_sequences(spent_usd: Tensor, value: Tensor, cost_ratios: Tensor, scale: CostScale) -> BudgetValue:
-    """The budget value where several calls may be made for a query, each time in one of W ways.
-
-    At every state the way of the highest value is taken, up to the last call that is affordable.
-
-    Args:
-        spent_usd: [W, n, M], cost of the calls so far in each way, for n queries.
-        value: [W, n, M], chance that the leading answer is right after each call.
-        cost_ratios: [J, K], of `cost_ratios`.
-        scale: the experts' mean costs.
-    """
-    budget_value, budgets_usd = _zero_value(cost_ratios, scale)
-    spent_usd, value = (pad(x, (1, 0)) for x in (spent_usd, value))
-    for t in range(1, N_QUERIES + 1):
-        usd = t * budgets_usd
-        best = torch.full((N_BUDGETS,), -torch.inf, device=spent_usd.device)
-        for costs, values in zip(spent_usd, value, strict=True):
-            last = torch.searchsorted(costs, usd.expand(len(costs), -1).contiguous(), right=True) - 1  # [n, P]
-            left = usd - costs.gather(1, last)
-            after = budget_value.value_at(usd.new_tensor(t - 1), left)
-            best = best.maximum((values.gather(1, last) + after).mean(dim=0))
-        budget_value.value[t] = _monotone(best, usd, concave=t >= CONCAVE_FROM)
-    return budget_value
 
 
 def _zero_value(cost_ratios: Tensor, scale: CostScale) -> tuple[BudgetValue, Tensor]:

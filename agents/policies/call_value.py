@@ -10,6 +10,7 @@ F features of the continuation network. Prices are in score: what a call's money
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from torch.nn.functional import one_hot, softplus
 
 from agents.estimators.base import MAX_CONSIDERED, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answer_model, group_answers
-from leeroo_env.dynamics import vote_weight
+from leeroo_env.dynamics import count_votes, vote_weight
 from leeroo_env.table import ExpertTable
 
 N_CANDIDATES = 5  # the experts that would add most by themselves; 4 to 8 do alike on train and val
@@ -28,7 +29,10 @@ FORBIDDEN = -1e4
 HIDDEN = 32
 PRICES = (5e-3, 40.0)  # of the most expensive expert's mean cost, in score: from nearly free to prohibitive
 SWEEPS = 3
-PARTS = SWEEPS + 1  # of a fit: the answer model, and the sweeps
+PARTS = SWEEPS + 2  # of a fit: the answer model, the sweeps, and the weight of later calls
+LATER_WEIGHTS = (0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+WEIGHING_QUERIES = 2_048  # that the weight of later calls is chosen on
+WEIGHING_PRICES = 8
 QUERIES = 16_000  # a sweep
 STEPS = 500
 BATCH = 2_048
@@ -85,11 +89,13 @@ class CallValue(nn.Module):
     """The value of calls for K experts and at most `max_calls` of them a query."""
 
     continuation_weight: Tensor
+    later_weight: Tensor
 
     def __init__(self, n_experts: int, max_calls: int):
         super().__init__()
         self.max_calls = max_calls
         self.register_buffer("continuation_weight", torch.ones(()))  # 1 while `continuation_net` is fitted
+        self.register_buffer("later_weight", torch.ones(()))  # what part of the gain of calls after the first is real
         self.answer_model = AnswerModel(n_experts)
         self.continuation_net = nn.Sequential(
             nn.Linear(10 + max_calls, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)
@@ -133,7 +139,9 @@ class CallValue(nn.Module):
         features = self._features(candidates, stop_value, second, agrees, calls.made)
         continues = (calls.made < self.max_calls - 1)[:, None]
         continuation = self.continuation_weight * softplus(self.continuation_net(features).squeeze(-1))
-        gain = (gain + (second + continuation) * continues).masked_fill(alone <= FORBIDDEN, FORBIDDEN)
+        gain = torch.where((calls.made > 0)[:, None], self.later_weight * gain, gain)
+        later = self.later_weight * (second + continuation)
+        gain = (gain + later * continues).masked_fill(alone <= FORBIDDEN, FORBIDDEN)
         return CallEstimates(experts, gain, stop_value, second, features)
 
     def _second_call(self, posterior: Posterior, candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -203,7 +211,10 @@ def fit_call_value(
     """Fits the answer model and the continuation network to training queries.
 
     Each sweep simulates calls at prices from low to high, mostly those of highest value by the last sweep, and fits the
-    network to what the lookahead leaves out: the value of the state that a call led to, less its lookahead.
+    network to what the lookahead leaves out: the value of the state that a call led to, less its lookahead. The most
+    promising of many calls is overrated (Smith and Winkler, The optimizer's curse, Management Science, 2006), and
+    answers may agree for other reasons than being right, so the gain of later calls counts with the weight that
+    brings most by the true scores; that may be 0.
 
     Args:
         table: with answers.
@@ -223,8 +234,45 @@ def fit_call_value(
     call_value.requires_grad_(False)
     on_part()
     cost = cost_usd / table.mean_cost_usd().max().clamp(min=1e-30)
-    fit_continuation(call_value, chance, cost, table.answer_ids[rows].long(), generator, on_part)
+    answer_ids = table.answer_ids[rows].long()
+    fit_continuation(call_value, chance, cost, answer_ids, generator, on_part)
+    fit_later_weight(call_value, chance, cost, answer_ids, table.scores[rows])
+    on_part()
     return call_value
+
+
+def fit_later_weight(call_value: CallValue, chance: Tensor, cost: Tensor, answer_ids: Tensor, scores: Tensor) -> None:
+    """Chooses the weight of later calls: the one with the most score less price, at prices from low to high.
+
+    Args:
+        call_value: otherwise fitted.
+        chance: [n, K], estimated, that experts are right.
+        cost: [n, K], estimated, in units of the highest mean cost.
+        answer_ids: [n, K].
+        scores: [n, K].
+    """
+    chance, cost, answer_ids, scores = (part[:WEIGHING_QUERIES] for part in (chance, cost, answer_ids, scores))
+    low, high = PRICES
+    prices = torch.logspace(math.log10(low), math.log10(high), WEIGHING_PRICES, device=chance.device)
+    values = []
+    for weight in LATER_WEIGHTS:
+        call_value.later_weight.fill_(weight)
+        value = chance.new_zeros(())
+        for price in prices:
+            asked = simulate_calls(call_value, chance, price * cost, answer_ids)
+            paid = (price * cost.gather(1, asked.clamp(min=0)) * (asked >= 0)).sum(dim=1)
+            value += (delivered_scores(asked, chance, answer_ids, scores) - paid).mean()
+        values.append(value)
+    call_value.later_weight.fill_(LATER_WEIGHTS[int(torch.stack(values).argmax())])
+
+
+def delivered_scores(asked: Tensor, chance: Tensor, answer_ids: Tensor, scores: Tensor) -> Tensor:
+    """[n], the scores of the answers that are delivered after calls to `asked` [n, C], -1 where there is none, from
+    the experts' chances of being right, answers and scores [n, K]."""
+    experts = asked.clamp(min=0)
+    votes = vote_weight(chance.clamp(0, 1)).gather(1, experts)
+    leader = count_votes(asked, asked >= 0, answer_ids.gather(1, experts), votes).leader
+    return torch.where(leader >= 0, scores.gather(1, leader.clamp(min=0)[:, None]).squeeze(1).float(), 0.0)
 
 
 def fit_continuation(
@@ -308,7 +356,7 @@ def _fit_continuation_net(
     net.requires_grad_(False)
 
 
-def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answer_ids: Tensor) -> tuple[Tensor, Tensor]:
+def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answer_ids: Tensor) -> Tensor:
     """Calls experts for n queries for as long as a call is worth its price.
 
     Args:
@@ -318,21 +366,17 @@ def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answer_
         answer_ids: [n, K], the table's answers.
 
     Returns:
-        The experts called [n, M], -1 where there is no call any more, and the chance that the leading answer is right
-        after each call [n, M].
+        The experts called, [n, M], -1 where there is no call any more.
     """
     n, k = chance.shape
     asked = torch.full((n, call_value.max_calls), -1, device=chance.device)
-    stop_values, active = [], torch.ones(n, dtype=torch.bool, device=chance.device)
-    for call in range(call_value.max_calls + 1):
+    active = torch.ones(n, dtype=torch.bool, device=chance.device)
+    for call in range(call_value.max_calls):
         estimates = call_value(chance, price, calls_from_table(asked, answer_ids), not_asked(asked, k))
-        if call > 0:
-            stop_values.append(estimates.stop_value)
-        if call < call_value.max_calls:
-            net, place = (estimates.gain - price.gather(1, estimates.experts)).max(dim=1)
-            active = active & ((net > 0) | (call == 0))
-            asked[:, call] = torch.where(active, estimates.experts.gather(1, place[:, None]).squeeze(1), -1)
-    return asked, torch.stack(stop_values, dim=1)
+        net, place = (estimates.gain - price.gather(1, estimates.experts)).max(dim=1)
+        active = active & ((net > 0) | (call == 0))
+        asked[:, call] = torch.where(active, estimates.experts.gather(1, place[:, None]).squeeze(1), -1)
+    return asked
 
 
 def calls_from_table(asked: Tensor, answer_ids: Tensor) -> Calls:

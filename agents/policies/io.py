@@ -29,6 +29,7 @@ RENAMED_PREFIXES = {  # of stored tensors, old to current: files written before 
     "mlp_extractor.asking.foresight": "mlp_extractor.call_value.continuation_weight",
     "mlp_extractor.patience.": "mlp_extractor.stop_logit.",
 }
+LATER_WEIGHT = "mlp_extractor.call_value.later_weight"  # 1 in files written before it was there
 
 
 class HiddenBudget(BaseFeaturesExtractor):
@@ -103,6 +104,8 @@ def with_current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in tensors.items():
         old = next((prefix for prefix in RENAMED_PREFIXES if name.startswith(prefix)), "")
         renamed[RENAMED_PREFIXES.get(old, "") + name.removeprefix(old)] = value
+    if any(name.startswith("mlp_extractor.call_value.") for name in renamed):
+        renamed.setdefault(LATER_WEIGHT, torch.ones(()))
     return renamed
 
 

@@ -8,7 +8,6 @@ Shapes: B observations, n training queries, K experts, L candidates, M = `max_ca
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +17,11 @@ from torch import Tensor, nn
 from agents.estimators.base import Estimates
 from agents.policies.answer_model import AnswerModel, calls_from_features
 from agents.policies.bid_price import NARROW, TEMPERATURE, BidPriceNetwork, BidPricePolicy
-from agents.policies.budget_value import (
-    MIN_COST_RATIO,
-    BudgetValue,
-    cost_ratios,
-    fit_budget_value,
-    solve_call_sequences,
-)
-from agents.policies.call_value import FORBIDDEN, PARTS, CallValue, fit_call_value, simulate_calls
+from agents.policies.budget_value import MIN_COST_RATIO, fit_budget_value
+from agents.policies.call_value import FORBIDDEN, PARTS, CallValue, fit_call_value
 from agents.progress import Bars, silent
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
-
-N_PRICES = 24
-PRICES = (2e-3, 100.0)  # as `agents.policies.call_value.PRICES`, a little wider
-SAMPLE = 768
 
 
 @dataclass(frozen=True)
@@ -146,62 +135,13 @@ def start_from_plan(
     policy: BidPricePolicy, table: ExpertTable, rows: Tensor, estimates: Estimates, seed: int = 0, bars: Bars = silent
 ) -> None:
     """Makes an untrained policy the greedy one with respect to a budget value (and call value) fitted to the training
-    queries `rows` [n] with these out-of-fold estimates. `bars` show the progress."""
+    queries `rows` [n] with these out-of-fold estimates. `bars` show the progress.
+
+    The budget value is that of one call a query for several calls, too: one from simulated calls scored less on val.
+    """
     several = isinstance(policy, MultiCallPolicy)
     with bars("starting policy", 1 + several * PARTS) as bar:
         if isinstance(policy, MultiCallPolicy):
-            call_value = fit_call_value(table, rows, estimates, policy.max_calls, seed, bar.update)
-            policy.set_call_value(call_value)
-            budget_value = fit_multi_call_budget_value(table, rows, estimates, call_value, seed)
-        else:
-            budget_value = fit_budget_value(table, rows, estimates, seed)
-        policy.start_from(budget_value)
+            policy.set_call_value(fit_call_value(table, rows, estimates, policy.max_calls, seed, bar.update))
+        policy.start_from(fit_budget_value(table, rows, estimates, seed))
         bar.update()
-
-
-@torch.no_grad()
-def fit_multi_call_budget_value(
-    table: ExpertTable, rows: Tensor, estimates: Estimates, call_value: CallValue, seed: int = 0
-) -> BudgetValue:
-    """The budget value for a table, from calls simulated by `call_value` at prices from low to high.
-
-    Args:
-        table: with answers.
-        rows: [n], the training queries.
-        estimates: of these, out of fold.
-        call_value: as fitted.
-        seed: of the sample of the queries.
-    """
-    device = table.device
-    sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:SAMPLE].to(device)
-    scale = table.cost_scale()
-    answer_ids, costs_usd = table.answer_ids[rows[sample]].long(), table.costs_usd[rows[sample]]
-    spent_usd, value = simulated_sequences(call_value, estimates[sample], answer_ids, costs_usd, scale.high_usd)
-    ratios = cost_ratios(estimates.cost_usd, table.costs_usd[rows], scale.mean_usd)
-    return solve_call_sequences(spent_usd, value, ratios, scale)
-
-
-def simulated_sequences(
-    call_value: CallValue, estimates: Estimates, answer_ids: Tensor, costs_usd: Tensor, high_usd: float
-) -> tuple[Tensor, Tensor]:
-    """What calls at W prices from low to high spend and bring on n queries.
-
-    Args:
-        call_value: chooses the calls.
-        estimates: of the n queries.
-        answer_ids: [n, K], the answers.
-        costs_usd: [n, K], what calls cost.
-        high_usd: the highest mean cost, the unit of prices.
-
-    Returns:
-        Dollars spent, and the chance that the leading answer is right, after each call; both [W, n, M].
-    """
-    low, high = PRICES
-    device = answer_ids.device
-    prices = torch.logspace(math.log10(low), math.log10(high), N_PRICES, device=device) / high_usd
-    spent_usd, value = [], []
-    for price in prices:
-        asked, stop_values = simulate_calls(call_value, estimates.score, price * estimates.cost_usd, answer_ids)
-        spent_usd.append((costs_usd.gather(1, asked.clamp(min=0)) * (asked >= 0)).cumsum(dim=1))
-        value.append(stop_values)
-    return torch.stack(spent_usd), torch.stack(value)

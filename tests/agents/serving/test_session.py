@@ -72,7 +72,8 @@ def assert_plays_alike(
     assert [grade_exact(reply.text or "", reply.query).score for reply in replies] == result.scored[0].tolist()
     calls = [[call.expert for reply in replies for call in reply.calls].count(name) for name in table.experts]
     np.testing.assert_allclose(calls, result.calls[0] * 24)
-    assert sum(reply.cost_usd for reply in replies) == pytest.approx(float(result.cost_usd[0]) * 24, rel=1e-5)
+    spent_usd = float(result.cost_usd[0]) * 24
+    assert sum(reply.cost_usd for reply in replies) == pytest.approx(spent_usd, rel=1e-3), "less than a token may be left"
     return replies
 
 
