@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from experts.grading.numerals import number_in_words
-
 REQUEST = (
     "\n\nAfter your answer write one last line of the form\nConfidence: N%\n"
     "where N is the probability, from 0 to 100, that your answer is right."
@@ -123,6 +121,8 @@ def probability(words: str) -> float | None:
     Percentages, fractions, ratios, and ranges, of which it is the middle. Without a sign of percent a number above 10
     is a percentage; one from 1 to 10 may be one on another scale.
     """
+    from experts.grading.numerals import number_in_words  # takes a tenth of a second, and reading a pool no numerals
+
     words = _plain(words)
     if _EVEN.match(words):
         return 0.5

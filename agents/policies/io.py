@@ -32,6 +32,13 @@ RENAMED_PREFIXES = {  # of stored tensors, old to current: files written before 
 LATER_WEIGHT = "mlp_extractor.call_value.later_weight"  # 1 in files written before it was there
 
 
+class NoOptimizer:
+    """Takes the place of the optimizer of a policy that only chooses: making torch's first one takes it a second."""
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+
 class HiddenBudget(BaseFeaturesExtractor):
     """Replaces the budget features by a constant: the ablation of `--hide-budget`."""
 
@@ -110,7 +117,8 @@ def with_current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def empty_policy(description: PolicyDescription) -> BasePolicy:
-    """An untrained policy of the kind and size described. Raises TypeError where its class takes other arguments."""
+    """An untrained policy of the kind and size described, which chooses but cannot be trained. Raises TypeError where
+    its class takes other arguments."""
     k, several = len(description.experts), description.max_calls > 1
     observations = observation_space(
         description.feature_dim, description.feature_low, description.feature_high, k if several else 0
@@ -119,5 +127,7 @@ def empty_policy(description: PolicyDescription) -> BasePolicy:
     policy_class: Any = MultiCallPolicy if several else BidPricePolicy
     if description.policy == "mlp":
         policy_class = ALGORITHMS[description.algorithm].load().policy_aliases["MlpPolicy"]
-    hidden = {"features_extractor_class": HiddenBudget} if description.hide_budget else {}
-    return policy_class(observations, actions, lambda _: 0.0, **hidden, **description.policy_kwargs)
+    given: dict[str, Any] = {"optimizer_class": NoOptimizer, **description.policy_kwargs}
+    if description.hide_budget:
+        given["features_extractor_class"] = HiddenBudget
+    return policy_class(observations, actions, lambda _: 0.0, **given)

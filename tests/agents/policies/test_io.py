@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,20 @@ def with_earlier_names(tensors: dict[str, Tensor], before: str = "") -> dict[str
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
+
+
+def test_loading_imports_no_compiler(tmp_path: Path):
+    """It comes with torch's first optimizer, and takes longer than all the rest."""
+    model, rules, settings = make(seed=0)
+    save_policy(tmp_path, model.policy, describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price"))
+    program = f"""
+import sys
+from pathlib import Path
+from agents.policies.io import load_policy
+load_policy(Path({str(tmp_path)!r}))
+assert 'torch._dynamo' not in sys.modules and 'experts.grading' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_a_policy_with_earlier_names_loads(tmp_path: Path):
