@@ -45,10 +45,17 @@ class Row(pydantic.BaseModel, frozen=True):
     saved: Mean | None
 
 
+class Calls(pydantic.BaseModel, frozen=True):
+    """What is read of why several calls a query were kept or one."""
+
+    several: bool
+
+
 class Trained(pydantic.BaseModel, frozen=True):
     """What is read of what training did."""
 
     gain: Mean | None
+    calls: Calls | None = None  # runs of earlier versions have none
 
 
 class Decided(pydantic.BaseModel, frozen=True):
@@ -129,9 +136,9 @@ def _decisions(evaluations: Sequence[Evaluation]) -> list[str]:
     seed, best = max((pair for pair in decided if pair[1].deploy == most), key=lambda pair: pair[1].score_on_val)
     n = sum(decision.deploy == most for _, decision in decided)
     gain, half = interval(np.array([d.training.gain.mean if d.training.gain else 0.0 for _, d in decided]))
-    lines = table_head(
-        ["seed", "deploy", "budget per 1,000 queries", "score", "against", "gained", "saved", "PPO added"]
-    )
+    head = ["seed", "deploy", "budget per 1,000 queries", "score", "against", "gained", "saved", "PPO added"]
+    undecided = any(decision.training.calls for _, decision in decided)
+    lines = table_head([*head, *(["calls a query"] if undecided else [])])
     for number, decision in decided:
         deployed, *others = decision.rows
         against = next((row for row in others if row.name.startswith("always ")), None)
@@ -140,6 +147,8 @@ def _decisions(evaluations: Sequence[Evaluation]) -> list[str]:
         cells += [f"{against.lead.mean:+.3f}" if against and against.lead else ""]
         cells += [f"{100 * against.saved.mean:.0f} %" if against and against.saved else ""]
         cells += [f"{100 * (decision.training.gain.mean if decision.training.gain else 0):+.2f} points"]
+        calls = decision.training.calls
+        cells += [("several" if calls.several else "one") if calls else ""] if undecided else []
         lines.append(table_line(cells))
     spread = "" if np.isnan(half) else f" ± {100 * half:.2f}"
     return [

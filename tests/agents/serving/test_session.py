@@ -73,7 +73,9 @@ def assert_plays_alike(
     calls = [[call.expert for reply in replies for call in reply.calls].count(name) for name in table.experts]
     np.testing.assert_allclose(calls, result.calls[0] * 24)
     spent_usd = float(result.cost_usd[0]) * 24
-    assert sum(reply.cost_usd for reply in replies) == pytest.approx(spent_usd, rel=1e-3), "less than a token may be left"
+    assert sum(reply.cost_usd for reply in replies) == pytest.approx(spent_usd, rel=1e-3), (
+        "less than a token may be left"
+    )
     return replies
 
 

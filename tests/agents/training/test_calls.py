@@ -129,6 +129,7 @@ def test_one_call_is_kept_where_several_are_worse(run_dir: Path):
     assert "One call a query was kept, not several" in report and "Calls per query, of at most" not in report
 
     write_seeds_report(copy, [run_dir, copy])  # each row of a seed without it is its agent
+    assert "| calls a query |" in (copy / "report.md").read_text() and "| one |" in (copy / "report.md").read_text()
     scores = json.loads((copy / "seeds.json").read_text())["scores"]
     assert scores["agent with one call"] == [before["agent with one call"]["score"]] * 2
     assert scores["agent with several calls"] == [before["agent"]["score"]] * 2
