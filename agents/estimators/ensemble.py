@@ -24,6 +24,7 @@ from leeroo_env.table import ExpertTable
 
 SHARES = (0.5, 0.25, 0.25)  # of ridge, neighbours, networks; by cross-validation on train and val of two tables
 CHUNK = 4_096
+ROWS = 128  # whose cosines with all training queries stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Predictor:
 
     Attributes:
         ridge: has weight 1/2.
-        neighbours: has weight 1/4.
+        neighbours: has weight 1/4; its references are the embeddings of the ridge's centres.
         networks: has weight 1/4.
         turn: [2K', 2K], maps estimates for the K' experts of the fit to all K experts; see `with_expert`.
         shift: [2K], added to that.
@@ -66,6 +67,7 @@ class Predictor:
         centres = stored["ridge.centres"].float()
         networks = Networks(**part(Networks, "networks"))
         references = torch.nn.functional.normalize(centres[:, : len(networks.x_mean)], dim=1)
+        centres[:, : len(networks.x_mean)] = references  # half precision has changed their lengths
         return cls(
             ridge=ComponentRidge(**part(ComponentRidge, "ridge", centres=centres)),
             neighbours=Neighbours(**part(Neighbours, "neighbours", references=references)),
@@ -81,12 +83,15 @@ class Predictor:
         domains: Sequence[str] | None = None,
     ) -> Estimates:
         """Estimates for queries [B, D]. Without texts their form is taken to be average; domains are not used."""
-        parts = (
-            self.ridge.predict(embeddings, texts),
-            self.neighbours.predict(embeddings),
-            self.networks.predict(embeddings),
-        )
-        return Estimates.from_joint(_mixed(parts) @ self.turn + self.shift)
+        forms = self.ridge.form_of(texts, len(embeddings))
+        units = torch.nn.functional.normalize(embeddings.float(), dim=1)
+        parts = []
+        for unit, form in zip(units.split(ROWS), forms.split(ROWS), strict=True):
+            cosine = unit @ self.neighbours.references.T  # with the centres, too, and most of the work
+            parts.append((self.ridge.of_cosines(cosine, form), self.neighbours.of_cosines(cosine)))
+        ridge, neighbours = (torch.cat(part) for part in zip(*parts, strict=True))
+        mixed = _mixed((ridge, neighbours, self.networks.predict(embeddings)))
+        return Estimates.from_joint(mixed @ self.turn + self.shift)
 
     def out_of_sample(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Estimates:
         """As `predict`, but with the out-of-fold estimates of queries that are among the training queries."""

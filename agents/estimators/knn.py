@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, threshold
 
 from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, combine, least_error, sample_rows, targets_of
 from leeroo_env.table import ExpertTable
@@ -14,6 +15,7 @@ from leeroo_env.table import ExpertTable
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 SHARPNESS = 10.0
 CHUNK = 512
+BELOW_1 = 1 - 2**-24  # the next number of single precision
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,18 @@ class Neighbours:
 
     def predict(self, embeddings: Tensor) -> Tensor:
         """[B, D] -> [B, 2K]."""
+        units = normalize(embeddings.float(), dim=1)
+        return torch.cat([self.of_cosines(part @ self.references.T) for part in units.split(CHUNK)])
+
+    def of_cosines(self, cosine: Tensor) -> Tensor:
+        """[B, 2K] from the cosines of queries with the references, [B, n]. All references that are as near as the kth
+        count."""
         sizes: list[int] = self.sizes.tolist()
-        own = torch.full((len(embeddings),), -1, device=embeddings.device)
-        return combine(_all_means(self.references, self.targets, embeddings, own, sizes), (0, 1))
+        means = []
+        for least, targets in zip(_kth_largest(cosine, sizes), self.targets.chunk(2, dim=1), strict=True):
+            weights = threshold((cosine - least).mul_(SHARPNESS).exp_(), BELOW_1, 0.0, inplace=True)
+            means.append(weights @ targets / weights.sum(dim=1, keepdim=True))
+        return torch.cat(means, dim=1)
 
 
 def fit_neighbours(table: ExpertTable, rows: Tensor) -> tuple[Neighbours, Tensor]:
@@ -58,6 +69,18 @@ def knn_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
     estimates = neighbours.predict(table.embeddings)
     estimates[rows] = leave_one_out
     return Estimates.from_joint(estimates)
+
+
+def _kth_largest(x: Tensor, sizes: list[int]) -> list[Tensor]:
+    """The kth largest number of every row of `x` [B, n] for each k of `sizes`, [B, 1] each."""
+    if x.device.type != "cpu":
+        largest = x.topk(max(sizes), dim=1).values
+        return [largest[:, k - 1 : k] for k in sizes]
+    found, top = {}, x.numpy()
+    for k in sorted(set(sizes), reverse=True):  # ten times as fast as torch's topk
+        top = np.partition(top, top.shape[1] - k, axis=1)[:, top.shape[1] - k :]
+        found[k] = torch.from_numpy(top[:, :1])
+    return [found[k] for k in sizes]
 
 
 def _all_means(references: Tensor, targets: Tensor, embeddings: Tensor, own: Tensor, sizes: list[int]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from agents.estimators.text_features import text_features, texts_of
 from leeroo_env.table import ExpertTable
 
 WIDTHS = (3.5, 35.0)  # of the kernels on embeddings: gamma x median squared distance; the second finds near duplicates
-WEIGHTS = (1.0, 0.3, 0.3)  # of the kernels on embeddings, and of that on text features
+WEIGHTS = (0.3, 0.3)  # of the second of these kernels, and of that on text features; the first has weight 1
 RIDGES = (1.0, 4.0, 16.0, 64.0)
 CHUNK = 4_096
 
@@ -49,12 +49,19 @@ class ComponentRidge:
 
     def predict(self, embeddings: Tensor, texts: Sequence[str] | pa.ChunkedArray | None = None) -> Tensor:
         """[B, D] -> [B, 2K], scores and costs_usd. Without texts their form is taken to be average."""
+        cosine = _unit(embeddings) @ self.centres[:, : embeddings.shape[1]].T
+        return self.of_cosines(cosine, self.form_of(texts, len(embeddings)))
+
+    def form_of(self, texts: Sequence[str] | pa.ChunkedArray | None, n: int) -> Tensor:
+        """The standardised features of n texts, [n, F]; without texts those of an average one."""
         if texts is None:
-            form = self.text_mean.expand(len(embeddings), -1)
-        else:
-            form = text_features(texts).to(embeddings.device)
-        described = torch.cat([_unit(embeddings), (form - self.text_mean) * _inverse(self.text_scale)], dim=1)
-        similar = _kernel(described, self.centres, self.gammas.tolist(), embeddings.shape[1])
+            return torch.zeros(n, len(self.text_mean), device=self.text_mean.device)
+        form = text_features(texts).to(self.text_mean.device)
+        return (form - self.text_mean) * _inverse(self.text_scale)
+
+    def of_cosines(self, cosine: Tensor, form: Tensor) -> Tensor:
+        """[B, 2K] from the cosines of queries with the centres, [B, n], and the features `form_of` their texts."""
+        similar = _kernel(cosine, form, self.centres[:, -form.shape[1] :], self.gammas.tolist())
         return self.offset + similar @ self.weights
 
 
@@ -67,18 +74,18 @@ def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Te
     embeddings = _unit(table.embeddings[rows])
     form = text_features(texts_of(table).take(pa.array(rows.cpu().numpy()))).to(table.device)
     text_mean, text_scale = form.mean(dim=0), form.std(dim=0)
-    centres = torch.cat([embeddings, (form - text_mean) * _inverse(text_scale)], dim=1)
+    form = (form - text_mean) * _inverse(text_scale)
     gammas = _gammas(embeddings)
-    gram = _kernel(centres, centres, gammas, embeddings.shape[1])
+    gram = _kernel(embeddings @ embeddings.T, form, form, gammas)
     targets = torch.cat([table.scores[rows], table.costs_usd[rows]], dim=1).double()
     offset = targets.mean(dim=0)
     directions, components = _principal(targets - offset)
     weights, leave_one_out = _ridge(gram, components)
     model = ComponentRidge(
-        centres=centres,
+        centres=torch.cat([embeddings, form], dim=1),
         weights=(weights @ directions).float(),
         offset=offset.float(),
-        gammas=centres.new_tensor(gammas),
+        gammas=embeddings.new_tensor(gammas),
         text_mean=text_mean,
         text_scale=text_scale,
     )
@@ -103,15 +110,15 @@ def _inverse(scale: Tensor) -> Tensor:
     return torch.where(scale > 1e-6, 1 / scale, 0.0)
 
 
-def _kernel(x: Tensor, y: Tensor, gammas: list[float], d: int) -> Tensor:
-    """Weighted sum of Gaussian kernels, [B, n]: two on the first `d` columns, unit vectors, one on the others."""
-    half_distance = 1.0 - x[:, :d] @ y[:, :d].T
-    similar = WEIGHTS[0] * (half_distance * (-2 * gammas[0])).exp()
-    similar += WEIGHTS[1] * half_distance.mul_(-2 * gammas[1]).exp_()
-    form, other = x[:, d:], y[:, d:]
+def _kernel(cosine: Tensor, form: Tensor, other: Tensor, gammas: list[float]) -> Tensor:
+    """Weighted sum of Gaussian kernels, [B, n]: two on unit vectors with these cosines [B, n], one on the text features
+    [B, F] and [n, F]."""
+    half_distance = 1.0 - cosine
+    similar = (half_distance * (-2 * gammas[0])).exp_()
+    similar += half_distance.mul_(-2 * gammas[1]).exp_().mul_(WEIGHTS[0])
     product = form @ other.T
     product -= form.square().sum(dim=1)[:, None] / 2 + other.square().sum(dim=1) / 2
-    return similar.add_(product.div_(form.shape[1]).exp_(), alpha=WEIGHTS[2])
+    return similar.add_(product.div_(form.shape[1]).exp_(), alpha=WEIGHTS[1])
 
 
 def _gammas(centres: Tensor) -> list[float]:

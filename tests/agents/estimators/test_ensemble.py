@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -70,6 +73,43 @@ def test_the_form_of_a_text_is_counted():
     counted = text_features(["ab 12\nC!", ""]).expm1()
     torch.testing.assert_close(counted[0], torch.tensor([8.0, 3, 2, 1, 1, 1, 8 / 3]))
     assert (counted[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["Find 3 of the 12 roots.\n\tA) x = -1/2  B) None\r\n", "", " ", "a", "\n\n", " a  b "],
+        [
+            "\u00dcber 25 \u00b0C \u2014 \u201e\u20ac 1,50\u201c",
+            "\u6f22\u5b57\u3002 \u0663 \u00b2 \u2460",
+            "a\u00a0b\u2003c\x0bd",
+        ],
+        ["\U0001d7d8 \U0001f600 \U00010400", "\u01c5 \u0301 \u00aa \u0410\u0431"],
+        [f"{i} Words, {'X' * (i % 7)}\n" * (i % 5) for i in range(600)],
+    ],
+)
+def test_the_form_of_a_text_is_counted_as_patterns_count_it(texts: list[str]):
+    column = pa.chunked_array([texts], pa.string())
+    patterns = (r"\S+", r"\p{Nd}", r"\n", r"[\pP\pS]", r"\p{Lu}")
+    counts = [pc.utf8_length(column), *(pc.count_substring_regex(column, pattern) for pattern in patterns)]
+    expected = torch.tensor([count.to_pylist() for count in counts]).T.float()
+    for given in (texts, column, column.slice(0)):
+        assert torch.equal(text_features(given)[:, :-1], torch.from_numpy(np.log1p(expected.numpy())))
+    assert text_features([]).shape == (0, 7)
+
+
+def test_it_estimates_as_its_parts_do():
+    table = random_table(n=300)
+    predictor = fit_predictor(table)
+    again = Predictor.from_tensors(predictor.tensors())
+    x = torch.randn(200, table.embeddings.shape[1], generator=torch.Generator().manual_seed(0))
+    texts = [f"Query {i}?" for i in range(200)]
+    for one in (predictor, again):
+        parts = one.ridge.predict(x, texts), one.neighbours.predict(x), one.networks.predict(x)
+        mean = parts[0] / 2 + parts[1] / 4 + parts[2] / 4
+        torch.testing.assert_close(one.predict(x, texts).score, mean[:, : table.scores.shape[1]])
+        alone = torch.cat([one.predict(x[i : i + 1], texts[i : i + 1]).joint() for i in range(5)])
+        torch.testing.assert_close(alone, one.predict(x, texts).joint()[:5])
 
 
 def test_texts_tell_what_embeddings_do_not():

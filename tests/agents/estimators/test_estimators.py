@@ -20,6 +20,7 @@ from agents.estimators import (
     linucb_estimates,
     mlp_estimates,
 )
+from agents.estimators.knn import Neighbours
 from agents.estimators.mlp import FOLDS
 from leeroo_env import ExpertTable
 from tests.conftest import random_table
@@ -144,6 +145,25 @@ def test_nearest_are_the_nearest_of_the_others(monkeypatch: pytest.MonkeyPatch):
         weights = np.exp(knn.SHARPNESS * np.sort(cosine)[::-1][:3])
         expected = (weights[:, None] * table.scores[best].numpy()).sum(axis=0) / weights.sum()
         assert estimated.score[row].numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_nearest_of_new_queries_are_those_of_a_search():
+    """And of references that are equally near all count, in whatever order they come."""
+    generator = torch.Generator().manual_seed(0)
+    x, targets = torch.randn(90, 8, generator=generator), torch.rand(90, 6, generator=generator)
+    queries = torch.randn(40, 8, generator=generator)
+    references = torch.nn.functional.normalize(x, dim=1)
+    for sizes in ([5, 20], [20, 5], [10, 10], [90, 1]):
+        found = Neighbours(references, targets, torch.tensor(sizes)).predict(queries)
+        cosine = torch.nn.functional.normalize(queries, dim=1) @ references.T
+        for k, part in zip(sizes, (slice(0, 3), slice(3, 6)), strict=True):
+            near, which = cosine.topk(k, dim=1)
+            weights = (10 * near).exp()
+            mean = torch.einsum("bk,bkt->bt", weights, targets[which][..., part]) / weights.sum(dim=1, keepdim=True)
+            torch.testing.assert_close(found[:, part], mean)
+    twice = Neighbours(references.repeat(2, 1), targets.repeat(2, 1), torch.tensor([9, 3]))
+    expected = Neighbours(references, targets, torch.tensor([5, 2])).predict(queries)
+    torch.testing.assert_close(twice.predict(queries), expected)
 
 
 def test_linucb_leaves_out_what_it_has_heard_itself():
