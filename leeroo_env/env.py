@@ -48,7 +48,7 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
     | D      | dollars per remaining query, log scale: 0 lowest, 1 highest mean cost | -1            | 2            |
     | D+1    | log2(queries left) / 10                                               | 0             | 2            |
 
-    M > 1: shape `(D + 3K + 5,)`; between the embedding and the two numbers of the budget, which remain the last, are
+    M > 1: shape `(D + 4K + 5,)`; between the embedding and the two numbers of the budget, which remain the last, are
     the features of the calls for the current query:
 
     | Num         | Observation                                                             | Min | Max |
@@ -56,9 +56,10 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
     | D..D+K-1    | whether the expert was called                                           | 0   | 1   |
     | D+K..D+2K-1 | whether it gave the leading answer                                      | 0   | 1   |
     | D+2K..D+3K-1| first call that gave its answer, from 1, / M; no answer: -1 / M; else 0 | -1  | 1   |
-    | D+3K        | the leading answer's share of the votes                                 | 0   | 1   |
-    | D+3K+1      | number of different answers / M                                         | 0   | 1   |
-    | D+3K+2      | calls made / M                                                          | 0   | 1   |
+    | D+3K..D+4K-1| what the call told of its answer, in log-odds of being right; else 0    | -6  | 6   |
+    | D+4K        | the leading answer's share of the votes                                 | 0   | 1   |
+    | D+4K+1      | number of different answers / M                                         | 0   | 1   |
+    | D+4K+2      | calls made / M                                                          | 0   | 1   |
 
     ## Rewards
 
@@ -86,7 +87,8 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     `table` is a table directory, the name of a built-in table or an `ExpertTable`; `max_calls` above 1 needs one with
     answers. `reliability` is [N, K] or [1, K]; None: each expert's mean score. `features` [N, F] are observed in
-    place of the embeddings. `reset` takes the option `budget_usd_per_query`, a number that fixes the episode's budget.
+    place of the embeddings, `evidence` [N, K] after calls. `reset` takes the option `budget_usd_per_query`, a number
+    that fixes the episode's budget.
 
     >>> import gymnasium, leeroo_env
     >>> env = gymnasium.make("Leeroo-v0", table="tiny", horizon=32)
@@ -108,10 +110,19 @@ class LeerooEnv(gymnasium.Env[np.ndarray, np.int64]):
         max_calls: int = 1,
         reliability: Tensor | None = None,
         features: Tensor | None = None,
+        evidence: Tensor | None = None,
     ):
         """Args: see `leeroo_env.dynamics.make_rules`; `budget` is in dollars a query. Raises `InputError`."""
         self.rules = dynamics.make_rules(
-            resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability, features
+            resolve(table, experts, device),
+            split,
+            horizon,
+            budget,
+            cost_weight,
+            max_calls,
+            reliability,
+            features,
+            evidence,
         )
         self.observation_space, self.action_space = spaces(self.rules)
         self.render_mode = render_mode
@@ -187,7 +198,7 @@ def spaces(rules: Rules) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discret
 
 
 def observation_space(feature_dim: int, low: float, high: float, called_experts: int = 0) -> gymnasium.spaces.Box:
-    """The Box of query features, call features and budget features: [F + 2] or, with several calls, [F + 3K + 5].
+    """The Box of query features, call features and budget features: [F + 2] or, with several calls, [F + 4K + 5].
 
     Args:
         feature_dim: F.
@@ -195,7 +206,8 @@ def observation_space(feature_dim: int, low: float, high: float, called_experts:
         high: the highest.
         called_experts: K with several calls per query; 0 with one.
     """
-    calls = [*[(0, 1)] * 2 * called_experts, *[(-1, 1)] * called_experts, *[(0, 1)] * 3] if called_experts else []
+    of_expert = [(0, 1), (0, 1), (-1, 1), (-dynamics.MAX_EVIDENCE, dynamics.MAX_EVIDENCE)]
+    calls = [bounds for bounds in of_expert for _ in range(called_experts)] + [(0, 1)] * 3 * (called_experts > 0)
     bounds = np.array([(low, high)] * feature_dim + calls + [(-1, 2), (0, 2)], dtype=np.float32)
     return gymnasium.spaces.Box(bounds[:, 0], bounds[:, 1])
 

@@ -53,11 +53,20 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         max_calls: int = 1,
         reliability: Tensor | None = None,
         features: Tensor | None = None,
+        evidence: Tensor | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ):
         """Args: `num_envs` B; `autoreset_mode` as above; the rest as in `LeerooEnv`. Raises `InputError`."""
         self.rules = dynamics.make_rules(
-            resolve(table, experts, device), split, horizon, budget, cost_weight, max_calls, reliability, features
+            resolve(table, experts, device),
+            split,
+            horizon,
+            budget,
+            cost_weight,
+            max_calls,
+            reliability,
+            features,
+            evidence,
         )
         if num_envs < 1:
             raise InputError(f"num_envs {num_envs}: must be 1 or more")

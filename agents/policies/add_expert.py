@@ -13,7 +13,7 @@ from agents.estimators.ensemble import Predictor
 from agents.policies.answer_model import simulate_answers
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.budget_value import cost_ratios, solve_one_call
-from agents.policies.call_value import fit_continuation
+from agents.policies.call_value import Answers, fit_continuation
 from agents.policies.description import PolicyDescription
 from agents.policies.io import empty_policy
 from agents.policies.multi_call import MultiCallPolicy
@@ -99,7 +99,7 @@ def _fit_continuation_again(grown: MultiCallPolicy, estimates: Estimates, scale:
     generator = torch.Generator(estimates.device).manual_seed(0)
     answer_ids = simulate_answers(grown.answer_model, estimates.score, generator)
     cost = estimates.cost_usd / scale.high_usd
-    fit_continuation(grown.network.call_value, estimates.score, cost, answer_ids, generator)
+    fit_continuation(grown.network.call_value, estimates.score, cost, Answers.of(answer_ids), generator)
 
 
 def _widen(name: str, weights: Tensor, k: int) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy, logsigmoid, one_hot
 
+from agents.estimators.evidence import CHANCE_WEIGHT, VOTE_WEIGHT, updated
 from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
 
@@ -41,13 +42,15 @@ class Calls:
         asked: [B, C] int64, the experts called; -1 where there is no call or it was cut off.
         group: [B, C] int64, the answers: calls with equal answers share a number below C; -1 where there is none.
         made: [B] int64, number of calls, those cut off included.
-        features: [B, 3K + 3], the features of `leeroo_env.dynamics` that these were read from, if any.
+        features: [B, 4K + 3], the features of `leeroo_env.dynamics` that these were read from, if any.
+        evidence: [B, C], what the calls told of their answers, in log-odds; None: nothing.
     """
 
     asked: Tensor
     group: Tensor
     made: Tensor
     features: Tensor | None = None
+    evidence: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -243,8 +246,8 @@ def simulate_answers(model: AnswerModel, chance: Tensor, generator: torch.Genera
 
 
 def calls_from_features(features: Tensor, max_calls: int) -> Calls:
-    """The calls that the call features [B, 3K + 3] of `leeroo_env.dynamics` describe, ordered arbitrarily."""
-    k = (features.shape[1] - 3) // 3
+    """The calls that the call features [B, 4K + 3] of `leeroo_env.dynamics` describe, ordered arbitrarily."""
+    k = (features.shape[1] - 3) // 4
     answers = features[:, 2 * k : 3 * k]  # 0 for experts not called, or cut off
     answered, experts = (answers != 0).int().topk(max_calls - 1, dim=1)
     group = (answers.gather(1, experts) * max_calls).round().long() - 1
@@ -253,7 +256,19 @@ def calls_from_features(features: Tensor, max_calls: int) -> Calls:
         group=group.clamp(min=-1),
         made=(features[:, -1] * max_calls).round().long(),
         features=features,
+        evidence=features[:, 3 * k : 4 * k].gather(1, experts),
     )
+
+
+def told(chance: Tensor, calls: Calls) -> tuple[Tensor, Tensor]:
+    """Estimated chances of being right [B, K] and votes [B, K] after the evidence of `calls`."""
+    if calls.evidence is None:
+        return chance, vote_weight(chance.clamp(0, 1))
+    k = chance.shape[1]
+    evidence = torch.zeros(len(chance), k + 1, device=chance.device)
+    evidence = evidence.scatter(1, calls.asked.where(calls.asked >= 0, k), calls.evidence)[:, :k]
+    votes = vote_weight(updated(chance.clamp(0, 1), evidence, VOTE_WEIGHT))
+    return updated(chance, evidence, CHANCE_WEIGHT), votes
 
 
 def group_answers(answer_ids: Tensor) -> Tensor:
@@ -262,7 +277,9 @@ def group_answers(answer_ids: Tensor) -> Tensor:
     return same.int().argmax(dim=2).masked_fill(answer_ids < 0, -1)
 
 
-def fit_answer_model(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 0) -> AnswerModel:
+def fit_answer_model(
+    table: ExpertTable, rows: Tensor, chance: Tensor, seed: int = 0, evidence: Tensor | None = None
+) -> AnswerModel:
     """Fits the model to training queries.
 
     First the loadings, by the marginal likelihood of all experts' scores; then all parameters, by the cross-entropy of
@@ -274,15 +291,16 @@ def fit_answer_model(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int
         rows: [n], the training queries.
         chance: [n, K], out-of-fold estimates that experts are right.
         seed: of the draws.
+        evidence: [n, K], what calls tell of their answers; None: nothing.
     """
     device = table.device
+    evidence = torch.zeros_like(chance) if evidence is None else evidence
     generator = torch.Generator(device).manual_seed(seed)
     scores, answer_ids = table.scores[rows], table.answer_ids[rows].long()
     model = AnswerModel(scores.shape[1]).to(device)
     fails = scores < 0.5
     silence = ((answer_ids < 0) & fails).sum(dim=0) / fails.sum(dim=0).clamp(min=1)
     model.silence.copy_(silence)
-    votes = vote_weight(chance.clamp(0, 1))
     mean_cost = table.mean_cost_usd()
     relative_cost = mean_cost / mean_cost.max().clamp(min=1e-30)
     preference = (scores.mean(dim=0).clamp(min=0.01) / (relative_cost + 0.02)).log() / 2
@@ -296,7 +314,7 @@ def fit_answer_model(table: ExpertTable, rows: Tensor, chance: Tensor, seed: int
         batch = torch.randint(len(rows), (size,), generator=generator, device=device)
         draw = torch.empty(size, len(preference), device=device).exponential_(generator=generator)
         asked = (preference - draw.log()).topk(n_calls, dim=1).indices  # Gumbel top-k: without replacement
-        loss = _loss(model, scores[batch], answer_ids[batch], chance[batch], votes[batch], asked)
+        loss = _loss(model, scores[batch], answer_ids[batch], chance[batch], evidence[batch], asked)
         drift = sum((p - p0).square().sum() for p, p0 in zip(model.parameters(), start, strict=True))
         optimizer.zero_grad()
         (loss + 1e-3 * drift).backward()  # type: ignore[no-untyped-call]
@@ -324,16 +342,20 @@ def _fit_loadings(model: AnswerModel, scores: Tensor, chance: Tensor, generator:
 
 
 def _loss(
-    model: AnswerModel, scores: Tensor, answer_ids: Tensor, chance: Tensor, votes: Tensor, asked: Tensor
+    model: AnswerModel, scores: Tensor, answer_ids: Tensor, chance: Tensor, evidence: Tensor, asked: Tensor
 ) -> Tensor:
     """Cross-entropy of the model's chances before and after the last of the calls `asked` [B, n]."""
     group = group_answers(answer_ids.gather(1, asked))
     last = asked[:, -1:]
     but_last = torch.cat([asked[:, :-1], torch.full_like(last, -1)], dim=1)
     made = (asked >= 0).sum(dim=1)
-    before = model.posterior(chance, votes, Calls(but_last, group, made - 1))
-    expected = model.leader_chance_after(before, last, votes.gather(1, last)).squeeze(1)
-    after = model.posterior(chance, votes, Calls(asked, group, made))
+    evidence = evidence.gather(1, asked)
+    calls_before = Calls(but_last, group, made - 1, evidence=evidence)
+    calls = Calls(asked, group, made, evidence=evidence)
+    before = model.posterior(*told(chance, calls_before), calls_before)
+    expected = model.leader_chance_after(before, last, vote_weight(chance.clamp(0, 1)).gather(1, last)).squeeze(1)
+    chance, votes = told(chance, calls)
+    after = model.posterior(chance, votes, calls)
     score = _leader_score(scores, votes, asked, group, after.leader()[1])
     targets = [(expected, score), (after.leader_chance(), score), (before.expert_chance(), scores)]
     return sum(binary_cross_entropy(p.clamp(1e-3, 1 - 1e-3), y) for p, y in targets)  # type: ignore[return-value]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
 from agents.estimators.base import MAX_CONSIDERED, Estimates
-from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answer_model, group_answers
-from leeroo_env.dynamics import count_votes, vote_weight
+from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answer_model, group_answers, told
+from leeroo_env.dynamics import count_votes
 from leeroo_env.table import ExpertTable
 
 N_CANDIDATES = 5  # the experts that would add most by themselves; 4 to 8 do alike on train and val
@@ -30,7 +30,7 @@ HIDDEN = 32
 PRICES = (5e-3, 40.0)  # of the most expensive expert's mean cost, in score: from nearly free to prohibitive
 SWEEPS = 3
 PARTS = SWEEPS + 2  # of a fit: the answer model, the sweeps, and the weight of later calls
-LATER_WEIGHTS = (0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+LATER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 WEIGHING_QUERIES = 2_048  # that the weight of later calls is chosen on
 WEIGHING_PRICES = 8
 QUERIES = 16_000  # a sweep
@@ -85,6 +85,27 @@ class Candidates:
     net: Tensor
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What K experts answer to n queries; `answers[rows]` are those to some of the queries.
+
+    Attributes:
+        ids: [n, K] int64, equal where answers are; -1: none.
+        evidence: [n, K], what each call tells of its answer, in log-odds of being right.
+    """
+
+    ids: Tensor
+    evidence: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, evidence: Tensor | None = None) -> Answers:
+        """From answer ids [n, K] of any integers; without evidence: calls tell nothing."""
+        return cls(ids.long(), torch.zeros(ids.shape, device=ids.device) if evidence is None else evidence)
+
+    def __getitem__(self, rows: Tensor | slice) -> Answers:
+        return Answers(self.ids[rows], self.evidence[rows])
+
+
 class CallValue(nn.Module):
     """The value of calls for K experts and at most `max_calls` of them a query."""
 
@@ -124,9 +145,9 @@ class CallValue(nn.Module):
             among: [B, l] int64, the experts that are considered; None: all, or of a large pool those that are best by
                 chance and price.
         """
-        votes = vote_weight(chance.clamp(0, 1))
         if among is None and chance.shape[1] > MAX_CONSIDERED:
             among = (chance - price).masked_fill(~allowed, FORBIDDEN).topk(MAX_CONSIDERED, dim=1).indices
+        chance, votes = told(chance, calls)
         posterior = self.answer_model.posterior(chance, votes, calls, among)
         stop_value = posterior.leader_chance()
         alone, experts = _best_alone(posterior, price, allowed)
@@ -207,6 +228,7 @@ def fit_call_value(
     max_calls: int,
     seed: int = 0,
     on_part: Callable[[], object] = lambda: None,
+    evidence: Tensor | None = None,
 ) -> CallValue:
     """Fits the answer model and the continuation network to training queries.
 
@@ -223,6 +245,7 @@ def fit_call_value(
         max_calls: M.
         seed: of draws and initial weights.
         on_part: called after each of `PARTS` parts of the work.
+        evidence: [n, K], what calls tell of their answers, from models that did not see these; None: nothing.
     """
     device = table.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -230,28 +253,29 @@ def fit_call_value(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         call_value = CallValue(chance.shape[1], max_calls).to(device)
-    call_value.answer_model.load_state_dict(fit_answer_model(table, rows, chance, seed).state_dict())
+    call_value.answer_model.load_state_dict(fit_answer_model(table, rows, chance, seed, evidence).state_dict())
     call_value.requires_grad_(False)
     on_part()
     cost = cost_usd / table.mean_cost_usd().max().clamp(min=1e-30)
-    answer_ids = table.answer_ids[rows].long()
-    fit_continuation(call_value, chance, cost, answer_ids, generator, on_part)
-    fit_later_weight(call_value, chance, cost, answer_ids, table.scores[rows])
+    answers = Answers.of(table.answer_ids[rows], evidence)
+    fit_continuation(call_value, chance, cost, answers, generator, on_part)
+    fit_later_weight(call_value, chance, cost, answers, table.scores[rows])
     on_part()
     return call_value
 
 
-def fit_later_weight(call_value: CallValue, chance: Tensor, cost: Tensor, answer_ids: Tensor, scores: Tensor) -> None:
+def fit_later_weight(call_value: CallValue, chance: Tensor, cost: Tensor, answers: Answers, scores: Tensor) -> None:
     """Chooses the weight of later calls: the one with the most score less price, at prices from low to high.
 
     Args:
         call_value: otherwise fitted.
         chance: [n, K], estimated, that experts are right.
         cost: [n, K], estimated, in units of the highest mean cost.
-        answer_ids: [n, K].
+        answers: to these queries.
         scores: [n, K].
     """
-    chance, cost, answer_ids, scores = (part[:WEIGHING_QUERIES] for part in (chance, cost, answer_ids, scores))
+    chance, cost, scores = (part[:WEIGHING_QUERIES] for part in (chance, cost, scores))
+    answers = answers[:WEIGHING_QUERIES]
     low, high = PRICES
     prices = torch.logspace(math.log10(low), math.log10(high), WEIGHING_PRICES, device=chance.device)
     values = []
@@ -259,19 +283,19 @@ def fit_later_weight(call_value: CallValue, chance: Tensor, cost: Tensor, answer
         call_value.later_weight.fill_(weight)
         value = chance.new_zeros(())
         for price in prices:
-            asked = simulate_calls(call_value, chance, price * cost, answer_ids)
+            asked = simulate_calls(call_value, chance, price * cost, answers)
             paid = (price * cost.gather(1, asked.clamp(min=0)) * (asked >= 0)).sum(dim=1)
-            value += (delivered_scores(asked, chance, answer_ids, scores) - paid).mean()
+            value += (delivered_scores(asked, chance, answers, scores) - paid).mean()
         values.append(value)
     call_value.later_weight.fill_(LATER_WEIGHTS[int(torch.stack(values).argmax())])
 
 
-def delivered_scores(asked: Tensor, chance: Tensor, answer_ids: Tensor, scores: Tensor) -> Tensor:
+def delivered_scores(asked: Tensor, chance: Tensor, answers: Answers, scores: Tensor) -> Tensor:
     """[n], the scores of the answers that are delivered after calls to `asked` [n, C], -1 where there is none, from
-    the experts' chances of being right, answers and scores [n, K]."""
+    the experts' estimated chances of being right, and scores, [n, K]."""
     experts = asked.clamp(min=0)
-    votes = vote_weight(chance.clamp(0, 1)).gather(1, experts)
-    leader = count_votes(asked, asked >= 0, answer_ids.gather(1, experts), votes).leader
+    _, votes = told(chance, calls_from_table(asked, answers))
+    leader = count_votes(asked, asked >= 0, answers.ids.gather(1, experts), votes.gather(1, experts)).leader
     return torch.where(leader >= 0, scores.gather(1, leader.clamp(min=0)[:, None]).squeeze(1).float(), 0.0)
 
 
@@ -279,7 +303,7 @@ def fit_continuation(
     call_value: CallValue,
     chance: Tensor,
     cost: Tensor,
-    answer_ids: Tensor,
+    answers: Answers,
     generator: torch.Generator,
     on_sweep: Callable[[], object] = lambda: None,
 ) -> None:
@@ -289,7 +313,7 @@ def fit_continuation(
         call_value: with its answer model fitted.
         chance: [n, K], estimated, that experts are right.
         cost: [n, K], estimated, in units of the highest mean cost.
-        answer_ids: [n, K].
+        answers: to these queries.
         generator: of draws.
         on_sweep: called after each of `SWEEPS`.
     """
@@ -301,7 +325,7 @@ def fit_continuation(
         transitions = []
         for _ in range(-(-QUERIES // BATCH)):
             batch = torch.randint(len(chance), (BATCH,), generator=generator, device=device)
-            transitions += _explore(call_value, chance[batch], cost[batch], answer_ids[batch], generator)
+            transitions += _explore(call_value, chance[batch], cost[batch], answers[batch], generator)
         features, second, value = (torch.cat(part) for part in zip(*transitions, strict=True))
         _fit_continuation_net(call_value.continuation_net, features, second, value, generator)
         on_sweep()
@@ -309,7 +333,7 @@ def fit_continuation(
 
 
 def _explore(
-    call_value: CallValue, chance: Tensor, cost: Tensor, answer_ids: Tensor, generator: torch.Generator
+    call_value: CallValue, chance: Tensor, cost: Tensor, answers: Answers, generator: torch.Generator
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Simulates M calls for each of B queries.
 
@@ -323,7 +347,7 @@ def _explore(
     asked = torch.full((b, call_value.max_calls), -1, device=device)
     transitions, previous = [], None
     for call in range(call_value.max_calls):
-        calls = calls_from_table(asked[:, :-1], answer_ids)
+        calls = calls_from_table(asked[:, :-1], answers)
         estimates = call_value(chance, price, calls, not_asked(asked, chance.shape[1]))
         net = estimates.gain - price.gather(1, estimates.experts)
         if previous is not None:
@@ -356,14 +380,14 @@ def _fit_continuation_net(
     net.requires_grad_(False)
 
 
-def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answer_ids: Tensor) -> Tensor:
+def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answers: Answers) -> Tensor:
     """Calls experts for n queries for as long as a call is worth its price.
 
     Args:
         call_value: the policy.
         chance: [n, K], estimated, that experts are right.
         price: [n, K], of calls, in score.
-        answer_ids: [n, K], the table's answers.
+        answers: to these queries.
 
     Returns:
         The experts called, [n, M], -1 where there is no call any more.
@@ -372,19 +396,20 @@ def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answer_
     asked = torch.full((n, call_value.max_calls), -1, device=chance.device)
     active = torch.ones(n, dtype=torch.bool, device=chance.device)
     for call in range(call_value.max_calls):
-        estimates = call_value(chance, price, calls_from_table(asked, answer_ids), not_asked(asked, k))
+        estimates = call_value(chance, price, calls_from_table(asked, answers), not_asked(asked, k))
         net, place = (estimates.gain - price.gather(1, estimates.experts)).max(dim=1)
         active = active & ((net > 0) | (call == 0))
         asked[:, call] = torch.where(active, estimates.experts.gather(1, place[:, None]).squeeze(1), -1)
     return asked
 
 
-def calls_from_table(asked: Tensor, answer_ids: Tensor) -> Calls:
-    """The calls to `asked` [B, C], -1 where there is none, all answered with the table's `answer_ids` [B, K]."""
+def calls_from_table(asked: Tensor, answers: Answers) -> Calls:
+    """The calls to `asked` [B, C], -1 where there is none, all answered with the `answers` to these B queries."""
     asked = asked if asked.shape[1] else asked.new_full((len(asked), 1), -1)
-    made = asked >= 0
-    given = answer_ids.gather(1, asked.clamp(min=0)).masked_fill(~made, -1)
-    return Calls(asked, group_answers(given), made.sum(dim=1))
+    made, experts = asked >= 0, asked.clamp(min=0)
+    given = answers.ids.gather(1, experts).masked_fill(~made, -1)
+    evidence = answers.evidence.gather(1, experts) * made
+    return Calls(asked, group_answers(given), made.sum(dim=1), evidence=evidence)
 
 
 def not_asked(asked: Tensor, k: int) -> Tensor:

@@ -39,6 +39,7 @@ class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
         encoder: what made these, as `table.json` describes it.
         table: the name of the table.
         table_sha256: its fingerprint.
+        evidence_columns: of the table, those that tell of an answer, where the policy observes this evidence.
         step: environment steps trained when it was kept, if known.
         manifest: whether the file is part of a directory that was written with a `manifest.json`.
     """
@@ -59,6 +60,7 @@ class PolicyDescription(pydantic.BaseModel, extra="forbid", frozen=True):
     encoder: dict[str, Any]
     table: str
     table_sha256: str
+    evidence_columns: tuple[str, ...] | None = None
     step: int | None = None
     manifest: bool = False
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents.algorithms import ALGORITHMS
 from agents.estimators.ensemble import Predictor
+from agents.estimators.evidence import EvidenceModel
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.description import PolicyDescription, read_description, write_description
 from agents.policies.multi_call import MultiCallPolicy
@@ -22,7 +23,7 @@ from leeroo_env.errors import UNFIT, first_line
 from leeroo_env.files import new_directory, read_directory, read_tensors, write_tensors
 from leeroo_env.manifest import check_files, missing_manifest
 
-PREDICTOR = "predictor.safetensors"
+PREDICTOR, EVIDENCE = "predictor.safetensors", "evidence.safetensors"
 RENAMED_PREFIXES = {  # of stored tensors, old to current: files written before the names changed still load
     "mlp_extractor.asking.agreement.": "mlp_extractor.call_value.answer_model.",
     "mlp_extractor.asking.beyond.": "mlp_extractor.call_value.continuation_net.",
@@ -50,20 +51,54 @@ class HiddenBudget(BaseFeaturesExtractor):
 
 
 def save_policy(
-    directory: Path, policy: BasePolicy, description: PolicyDescription, predictor: Predictor | None = None
+    directory: Path,
+    policy: BasePolicy,
+    description: PolicyDescription,
+    predictor: Predictor | None = None,
+    evidence: EvidenceModel | None = None,
 ) -> None:
-    """Writes `policy.safetensors`, `policy.json` and, where one is given, the predictor; all of them or nothing."""
+    """Writes `policy.safetensors`, `policy.json` and, where they are given, the predictor and the model of the
+    evidence; all of them or nothing."""
     with new_directory(directory, keep=True) as new:
         write_tensors(new / "policy.safetensors", policy.state_dict())
         write_description(new / "policy.json", description.model_copy(update={"manifest": True}))
-        if predictor is not None:
-            write_tensors(new / PREDICTOR, predictor.tensors())
+        _write_models(new, predictor, evidence)
 
 
-def save_predictor(directory: Path, predictor: Predictor) -> None:
-    """Writes `predictor.safetensors` into the directory of a policy that is there, or will be."""
+def save_predictor(directory: Path, predictor: Predictor, evidence: EvidenceModel | None = None) -> None:
+    """Writes `predictor.safetensors`, and the model of the evidence where there is one, into the directory of a policy
+    that is there, or will be."""
     with new_directory(directory, keep=True) as new:
-        write_tensors(new / PREDICTOR, predictor.tensors())
+        _write_models(new, predictor, evidence)
+
+
+def _write_models(directory: Path, predictor: Predictor | None, evidence: EvidenceModel | None) -> None:
+    if predictor is not None:
+        write_tensors(directory / PREDICTOR, predictor.tensors())
+    if evidence is not None:
+        write_tensors(directory / EVIDENCE, evidence.state_dict())
+
+
+def load_evidence(
+    directory: Path, description: PolicyDescription, device: torch.device | str = "cpu"
+) -> EvidenceModel | None:
+    """The model of the evidence in the directory of a policy; None where the policy observes none. Raises InputError
+    where it is missing or broken."""
+    if description.evidence_columns is None:
+        return None
+
+    def read() -> dict[str, Tensor]:
+        check_files(directory, [EVIDENCE])
+        return read_tensors(directory / EVIDENCE, device)
+
+    tensors = read_directory(directory, read)
+    with torch.random.fork_rng(devices=[]):
+        model = EvidenceModel(description.evidence_columns, len(description.experts)).to(device).requires_grad_(False)
+    try:
+        model.load_state_dict(tensors)
+    except UNFIT as error:
+        raise InputError(f"{directory / EVIDENCE}: does not fit policy.json: {first_line(error)}") from None
+    return model
 
 
 def load_predictor(directory: Path, device: torch.device | str = "cpu") -> Predictor:

@@ -42,7 +42,7 @@ class NetValues:
 
 
 class MultiCallNetwork(BidPriceNetwork):
-    """Observations [B, 5K + 5] (estimate, call and budget features) to logits [B, K + 1] and value features [B, 33].
+    """Observations [B, 6K + 5] (estimate, call and budget features) to logits [B, K + 1] and value features [B, 33].
 
     Logits of calls are (gain x chance that the call is affordable - price x opportunity cost) / temperature + bias; the
     last logit is that of the stop action. Price, biases and stop logit depend on the budget alone and start as 1, 0, 0.
@@ -67,7 +67,7 @@ class MultiCallNetwork(BidPriceNetwork):
 
     def _net_values(self, observations: Tensor) -> NetValues:
         k = len(self.mean_cost_usd)
-        calls = calls_from_features(observations[:, 2 * k : 5 * k + 3], self.max_calls)
+        calls = calls_from_features(observations[:, 2 * k : 6 * k + 3], self.max_calls)
         budget, usd, queries = self._budget(observations)
         cost_usd = (observations[:, k : 2 * k] * self.high_usd).maximum(MIN_COST_RATIO * self.mean_cost_usd)
         allowed = action_mask(self.mean_cost_usd, usd[:, 0]) & (observations[:, 2 * k : 3 * k] == 0)
@@ -132,16 +132,22 @@ class MultiCallPolicy(BidPricePolicy):
 
 
 def start_from_plan(
-    policy: BidPricePolicy, table: ExpertTable, rows: Tensor, estimates: Estimates, seed: int = 0, bars: Bars = silent
+    policy: BidPricePolicy,
+    table: ExpertTable,
+    rows: Tensor,
+    estimates: Estimates,
+    seed: int = 0,
+    bars: Bars = silent,
+    evidence: Tensor | None = None,
 ) -> None:
     """Makes an untrained policy the greedy one with respect to a budget value (and call value) fitted to the training
-    queries `rows` [n] with these out-of-fold estimates. `bars` show the progress.
+    queries `rows` [n] with these out-of-fold estimates, and evidence [n, K] of their answers. `bars` show the progress.
 
     The budget value is that of one call a query for several calls, too: one from simulated calls scored less on val.
     """
     several = isinstance(policy, MultiCallPolicy)
     with bars("starting policy", 1 + several * PARTS) as bar:
         if isinstance(policy, MultiCallPolicy):
-            policy.set_call_value(fit_call_value(table, rows, estimates, policy.max_calls, seed, bar.update))
+            policy.set_call_value(fit_call_value(table, rows, estimates, policy.max_calls, seed, bar.update, evidence))
         policy.start_from(fit_budget_value(table, rows, estimates, seed))
         bar.update()

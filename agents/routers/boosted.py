@@ -67,7 +67,8 @@ class TwoStageTrees(SequenceRouter):
                 continue
             at = (panel == number).nonzero().squeeze(1)
             order = self.policies.order[policy[at]]
-            these = Calls(calls.asked[at], calls.group[at], calls.made[at])
+            evidence = None if calls.evidence is None else calls.evidence[at]
+            these = Calls(calls.asked[at], calls.group[at], calls.made[at], evidence=evidence)
             described = described_calls(estimates[at], these, order)
             predicted = self.trees[number].predict(_inputs(described, estimates[at])).float()
             last = order.gather(1, these.made[:, None])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from agents.estimators import Estimates
+from agents.estimators.evidence import VOTE_WEIGHT, updated
 from agents.policies.answer_model import Calls
-from agents.routers.panels import Panels, answers_in_order, describe, fit_logistic, fit_ridge
+from agents.routers.panels import Panels, answers_in_order, describe, evidence_in_order, fit_logistic, fit_ridge
 from agents.routers.sequences import SequenceRouter, best_at_prices
 from leeroo_env.dynamics import count_votes, vote_weight
 
@@ -88,8 +89,9 @@ def described_calls(estimates: Estimates, calls: Calls, order: Tensor) -> Tensor
     """`describe` of the calls made to the experts `order` [B, C]; [B, F]."""
     chance = estimates.reliability()
     made, answers = answers_in_order(calls, order, chance.shape[1])
-    chance = chance.gather(1, order.clamp(min=0))
-    return describe(count_votes(order, made, answers, vote_weight(chance)), chance, made, made & (answers >= 0))
+    chance, evidence = chance.gather(1, order.clamp(min=0)), evidence_in_order(calls, order, chance.shape[1])
+    votes = count_votes(order, made, answers, vote_weight(updated(chance, evidence, VOTE_WEIGHT)))
+    return describe(votes, updated(chance, evidence, 1.0), made, made & (answers >= 0))
 
 
 def _best_thresholds(panels: Panels, scorer: Scorer, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

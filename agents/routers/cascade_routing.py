@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from agents.estimators.base import MAX_CONSIDERED, MAX_TRAINING_QUERIES, Estimates
-from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model
-from agents.policies.call_value import calls_from_table
+from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, told
+from agents.policies.call_value import Answers, calls_from_table, delivered_scores
 from agents.routers.base import Context, Router, experts_by_cost, price_grid, usd_per_query, within_reserve
 from agents.routers.panels import PRICE_ENDS
 from agents.routers.sequences import ask_or_deliver, can_pay, spent_usd
-from leeroo_env.dynamics import count_votes, vote_weight
 from leeroo_env.table import ExpertTable
 
 SAMPLES = 24
@@ -51,17 +50,21 @@ class CascadeRouting(Router):
         max_calls: int,
         seed: int = 0,
         answer_model: AnswerModel | None = None,
+        evidence: Tensor | None = None,
     ):
         self.features, self.max_calls = estimates, max_calls
+        answers = Answers.of(table.answer_ids, evidence)
         self.mean_cost_usd = table.mean_cost_usd()
         self.chunk = CHUNK * MAX_CONSIDERED // max(MAX_CONSIDERED, len(self.mean_cost_usd))
         rows = table.rows("train")
-        self.answer_model = answer_model or fit_answer_model(table, rows, estimates.score[rows], seed)
+        self.answer_model = answer_model or fit_answer_model(
+            table, rows, estimates.score[rows], seed, answers.evidence[rows]
+        )
         rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
         generator = torch.Generator(table.device).manual_seed(seed)
-        self.noise = self._noise(table, rows, generator)
+        self.noise = self._noise(answers, rows, generator)
         rows = rows[torch.randperm(len(rows), generator=generator, device=table.device)[:ROWS]]
-        self.settings, self.spent_usd = self._tune(table, rows)
+        self.settings, self.spent_usd = self._tune(table, answers, rows)
 
     def choose(self, context: Context) -> Tensor:
         calls = context.calls
@@ -86,8 +89,7 @@ class CascadeRouting(Router):
     def _chances(self, estimates: Estimates, calls: Calls, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The chances, given the answers so far, that experts `among` [B, L] (None: all) are right, who were not asked
         [B, L], and that those who were asked are, [B, C]."""
-        chance = estimates.reliability()
-        posterior = self.answer_model.posterior(chance, vote_weight(chance), calls, among)
+        posterior = self.answer_model.posterior(*told(estimates.reliability(), calls), calls, among)
         right = posterior.joint.sum(dim=2)[:, :-1].gather(1, calls.group.clamp(min=0)) * (calls.group >= 0)
         return posterior.expert_chance(), right
 
@@ -157,22 +159,22 @@ class CascadeRouting(Router):
         made = made.clamp(max=len(self.noise) - 1)
         return self.noise[made] if among is None else self.noise[made[:, None], among]
 
-    def _noise(self, table: ExpertTable, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _noise(self, answers: Answers, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Samples of the changes of experts' estimates from after 0 to M - 1 calls until they, and others, have
         answered; [M, K, S]."""
         k, m = len(self.mean_cost_usd), self.max_calls
         rows = rows.repeat(DRAWS)
-        estimates, answer_ids = self.features[rows], table.answer_ids[rows].long()
-        order = torch.rand(len(rows), k, generator=generator, device=table.device).argsort(dim=1)[:, :MANY]
+        estimates, answers = self.features[rows], answers[rows]
+        order = torch.rand(len(rows), k, generator=generator, device=rows.device).argsort(dim=1)[:, :MANY]
         blocks = [slice(start, start + self.chunk) for start in range(0, len(rows), self.chunk)]
 
         def qualities(calls: int) -> Tensor:
             """After the first calls of the order."""
-            parts = ((estimates[b], calls_from_table(order[b, :calls], answer_ids[b])) for b in blocks)
+            parts = ((estimates[b], calls_from_table(order[b, :calls], answers[b])) for b in blocks)
             return torch.cat([self.qualities(*part) for part in parts])
 
         after = qualities(order.shape[1])
-        half = torch.randn(k, SAMPLES // 2, generator=generator, device=table.device)
+        half = torch.randn(k, SAMPLES // 2, generator=generator, device=rows.device)
         normal = torch.cat([half, -half], dim=1)
         noise = []
         for made in range(min(m, k)):
@@ -184,7 +186,7 @@ class CascadeRouting(Router):
             noise.append(((vector * value.clamp(min=0).sqrt()) @ vector.T).float() @ normal)
         return torch.stack(noise)
 
-    def _tune(self, table: ExpertTable, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _tune(self, table: ExpertTable, answers: Answers, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Settings [2, 3, X] that are best at a price on the training queries `rows` [n]: prices before and after the
         first call, scale of errors; and what they cost [2, X]. Row 0 is for all but the most expensive expert."""
         k, device = len(self.mean_cost_usd), self.features.device
@@ -197,13 +199,15 @@ class CascadeRouting(Router):
             tried = torch.cat(
                 [torch.stack([prices, later * prices, scale + 0 * prices]) for later, scale in variants], 1
             )
-            score, cost_usd = self._play(table, rows, tried, allowed)
+            score, cost_usd = self._play(table, answers, rows, tried, allowed)
             best = (score - prices[:, None] * cost_usd).argmax(dim=1)
             settings.append(tried[:, best])
             spent.append(cost_usd[best].double())
         return torch.stack(settings), torch.stack(spent).cummax(dim=1).values
 
-    def _play(self, table: ExpertTable, rows: Tensor, settings: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    def _play(
+        self, table: ExpertTable, answers: Answers, rows: Tensor, settings: Tensor, allowed: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Mean score and cost [P] on queries `rows` [n] with `settings` [3, P]."""
         n, k = len(rows), len(self.mean_cost_usd)
         rows = rows.repeat(settings.shape[1])
@@ -212,7 +216,7 @@ class CascadeRouting(Router):
         playing = torch.arange(len(rows), device=rows.device)
         for made in range(self.max_calls):
             for part in playing.split(self.chunk):
-                calls = calls_from_table(asked[part, :made], table.answer_ids[rows[part]].long())
+                calls = calls_from_table(asked[part, :made], answers[rows[part]])
                 estimates = self.features[rows[part]]
                 expert, asks = self.next_expert(
                     estimates, (later if made else price)[part], scale[part], calls, allowed.expand(len(part), k)
@@ -220,10 +224,7 @@ class CascadeRouting(Router):
                 asked[part, made] = torch.where(asks, expert, -1)
             playing = playing[asked[playing, made] >= 0]
         experts, made_at = asked.clamp(min=0), asked >= 0
-        votes = vote_weight(self.features.reliability()[rows].gather(1, experts))
-        count = count_votes(asked, made_at, table.answer_ids[rows].long().gather(1, experts), votes)
-        led = count.leader >= 0
-        score = table.scores[rows].gather(1, count.leader.clamp(min=0)[:, None]).squeeze(1) * led
+        score = delivered_scores(asked, self.features.score[rows], answers[rows], table.scores[rows])
         cost_usd = (table.costs_usd[rows].gather(1, experts) * made_at).sum(dim=1)
         return score.view(-1, n).mean(dim=1), cost_usd.view(-1, n).mean(dim=1)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.estimators.base import MAX_CONSIDERED, MAX_TRAINING_QUERIES, Estimates
+from agents.estimators.evidence import VOTE_WEIGHT, updated
 from agents.policies.answer_model import Calls
 from agents.routers.base import experts_by_cost, price_grid
 from leeroo_env import dynamics
@@ -47,11 +48,21 @@ class Panels:
         fold: [n] int64, the folds for models fitted on panels.
     """
 
-    def __init__(self, table: ExpertTable, estimates: Estimates, max_calls: int, seed: int = 0):
-        """Args: the table, estimates of all its rows, most calls a query, and a seed."""
+    def __init__(
+        self,
+        table: ExpertTable,
+        estimates: Estimates,
+        max_calls: int,
+        seed: int = 0,
+        evidence: Tensor | None = None,
+    ):
+        """Args: the table, estimates of all its rows, most calls a query, a seed, and the evidence [N, K]."""
         rows = table.rows("train")
         self.rows = rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
         self.estimates = estimates[rows]
+        chance = self.estimates.reliability()
+        told = torch.zeros_like(chance) if evidence is None else evidence[rows]
+        self.chance, self.votes = updated(chance, told, 1.0), vote_weight(updated(chance, told, VOTE_WEIGHT))
         self.mean_cost_usd = table.mean_cost_usd()
         self.prices = price_grid(self.mean_cost_usd, N_PRICES, *PRICE_ENDS)
         self.answer_ids, scores, cost_usd = table.answer_ids[rows].long(), table.scores[rows], table.costs_usd[rows]
@@ -86,14 +97,15 @@ class Panels:
         return [self.index[members[: m + 1]] for m in range(self.longest)]
 
     def count_votes(self, members: Tensor) -> tuple[VoteCount, Tensor, Tensor]:
-        """The votes of panels [q, C] on all queries, [q * n], and their estimated chances and answers [q * n, C]."""
+        """The votes of panels [q, C] on all queries, [q * n], and their chances of being right after the evidence of
+        their calls, and answers, [q * n, C]."""
         q, c = members.shape
         experts = members.clamp(min=0).T.reshape(-1)  # [C * q]
         made = (members >= 0)[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
-        chance, answers = (x.T[experts].view(c, q * len(self.rows)).T for x in (self.estimates.score, self.answer_ids))
-        chance = chance.clamp(0, 1)
+        told = self.chance, self.votes, self.answer_ids
+        chance, votes, answers = (x.T[experts].view(c, q * len(self.rows)).T for x in told)
         asked = members[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
-        return dynamics.count_votes(asked, made, answers, vote_weight(chance)), chance, answers
+        return dynamics.count_votes(asked, made, answers, votes), chance, answers
 
     def described(self, panels: Tensor) -> Tensor:
         """`describe` of the panels of these numbers [q] on all queries, [q, n, F]."""
@@ -148,7 +160,7 @@ def describe(votes: VoteCount, chance: Tensor, made: Tensor, given: Tensor) -> T
 
     Args:
         votes: the vote count.
-        chance: [B, C] in [0, 1], estimated, of those asked.
+        chance: [B, C] in [0, 1], of those asked, estimated after the evidence of the calls.
         made: [B, C] bool, whether there is such a call.
         given: [B, C] bool, whether it brought an answer.
     """
@@ -205,6 +217,15 @@ def fit_ridge(features: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor, T
         without = torch.linalg.solve(all_gram - gram[part], all_moment - moment[part])
         predicted[:, fold == part] = torch.einsum("qnf,qf->qn", features[:, fold == part], without)
     return torch.linalg.solve(all_gram, all_moment), predicted
+
+
+def evidence_in_order(calls: Calls, order: Tensor, k: int) -> Tensor:
+    """What the calls to the experts `order` [B, C] told, 0 where there is none; [B, C]."""
+    told = torch.zeros(len(order), k + 1, device=order.device)
+    if calls.evidence is not None:
+        told.scatter_(1, calls.asked.where(calls.asked >= 0, k), calls.evidence)
+        told[:, k] = 0.0
+    return told.gather(1, order.where(order >= 0, k))
 
 
 def answers_in_order(calls: Calls, order: Tensor, k: int) -> tuple[Tensor, Tensor]:

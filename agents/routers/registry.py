@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from agents import estimators
 from agents.estimators import Estimates
 from agents.estimators.models import MODELS, Predicts
@@ -81,6 +83,7 @@ def multi_call_routers(
     seed: int = 0,
     answer_model: AnswerModel | None = None,
     bars: Bars = silent,
+    evidence: Tensor | None = None,
 ) -> dict[str, Router]:
     """The routers that ask several experts about a query, by name.
 
@@ -91,14 +94,15 @@ def multi_call_routers(
         seed: of folds, samples and lotteries.
         answer_model: fitted to the training rows; None: it is fitted here.
         bars: to show the progress.
+        evidence: [N, K], what calls tell of their answers; None: nothing.
     """
     with bars("routers of several calls", 5) as bar:
-        panels = Panels(table, estimates, max_calls, seed)
+        panels = Panels(table, estimates, max_calls, seed, evidence)
         routers: dict[str, Router] = {}
         for name, fit in (
             ("majority", lambda: Majority(panels, estimates, max_calls, seed)),
             ("cascade", lambda: Cascade(panels, Scorer(panels), estimates, max_calls, seed)),
-            ("cascade routing", lambda: CascadeRouting(table, estimates, max_calls, seed, answer_model)),
+            ("cascade routing", lambda: CascadeRouting(table, estimates, max_calls, seed, answer_model, evidence)),
             ("two-stage trees", lambda: TwoStageTrees(panels, Gains(panels), estimates, max_calls, seed)),
         ):
             bar.update()

@@ -16,12 +16,13 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
 from agents.estimators.ensemble import Predictor, predict_all
+from agents.estimators.evidence import VOTE_WEIGHT, EvidenceModel, table_evidence, updated
 from agents.estimators.models import Predicts
 from agents.policies.add_expert import add_expert
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.policies.bid_price import estimate_features
 from agents.policies.description import NO_ALGORITHM, PolicyDescription, describe_policy, read_description
-from agents.policies.io import PREDICTOR, load_policy, load_predictor, save_policy
+from agents.policies.io import PREDICTOR, load_evidence, load_policy, load_predictor, save_policy
 from agents.routers.base import Context, Router
 from agents.routers.function import FunctionRouter
 from agents.routers.policy import PolicyRouter
@@ -57,10 +58,16 @@ class Orchestrator:
         deliver: K, the stop action of a policy with several calls: ask no further expert.
     """
 
-    def __init__(self, policy: BasePolicy | Router, description: PolicyDescription, predictor: Predicts | None = None):
-        """Args: a policy or a router, its `describe_policy`, and the predictor that turns embeddings into its features;
-        None where these are the embeddings themselves. Users call `load` or `of`."""
-        self._breaker = CircuitBreaker()
+    def __init__(
+        self,
+        policy: BasePolicy | Router,
+        description: PolicyDescription,
+        predictor: Predicts | None = None,
+        evidence_model: EvidenceModel | None = None,
+    ):
+        """Args: a policy or a router, its `describe_policy`, the predictor that turns embeddings into its features,
+        None where these are the embeddings themselves, and the model of what calls tell. Users call `load` or `of`."""
+        self._breaker, self._evidence_model = CircuitBreaker(), evidence_model
         self._set_policy(policy, description, predictor)
 
     def _set_policy(
@@ -100,7 +107,7 @@ class Orchestrator:
         if 2 * predictor.out_of_fold.score.shape[1] != description.feature_dim:
             file = directory / PREDICTOR
             raise InputError(f"{file}: is not the predictor of this policy: it was fitted to other experts")
-        return cls(policy, description, predictor)
+        return cls(policy, description, predictor, load_evidence(directory, description, device))
 
     @classmethod
     def of(cls, router: FunctionRouter, table: ExpertTable) -> Orchestrator:
@@ -218,6 +225,7 @@ class Orchestrator:
             float(remaining_usd),
             remaining,
             self._breaker,
+            self._evidence_model,
         )
         parts = [slice(start, start + at_once) for start in range(0, len(batch), at_once)]
         reliability = self._reliability(features)
@@ -236,12 +244,14 @@ class Orchestrator:
         """The calls as a router with several calls takes them, with the vote count, for queries [B, F]."""
         k, m, device = len(self.experts), self.max_calls, features.device
         if calls is None:
-            return calls_from_features(torch.zeros(len(features), 3 * k + 3, device=device), m)
+            return calls_from_features(torch.zeros(len(features), 4 * k + 3, device=device), m)
         if calls.features is not None:
             return calls
         asked, group, made = (part.to(device) for part in (calls.asked, calls.group, calls.made))
-        votes = vote_weight(self._reliability(features)).gather(1, asked.clamp(min=0))
-        polled = call_features(k, asked, asked >= 0, count_votes(asked, asked >= 0, group, votes), m)
+        evidence = torch.zeros(asked.shape, device=device) if calls.evidence is None else calls.evidence.to(device)
+        votes = updated(self._reliability(features).gather(1, asked.clamp(min=0)), evidence, VOTE_WEIGHT)
+        counted = count_votes(asked, asked >= 0, group, vote_weight(votes))
+        polled = call_features(k, asked, asked >= 0, counted, m, evidence)
         polled[:, -1] = made / m
         return calls_from_features(polled, m)
 
@@ -274,6 +284,13 @@ class Orchestrator:
         router = copy(self._router)
         router.features = estimate_features(predict_all(self.predictor, table), self.cost_scale)
         return router
+
+    def evidence(self, table: ExpertTable) -> Tensor | None:
+        """What the calls of a table tell of their answers, [N, K] in log-odds of being right, for `make_rules` and
+        environments; None where the policy does not observe it."""
+        if self._evidence_model is None or not isinstance(self.predictor, Predictor):
+            return None
+        return table_evidence(self._evidence_model, table, predict_all(self.predictor, table))
 
     def add_expert(
         self,
@@ -324,6 +341,8 @@ class Orchestrator:
             self.policy, self.description, self.predictor, name, queries, score_rows, cost_rows, texts, answers
         )
         self._set_policy(*grown)
+        if self._evidence_model is not None:
+            self._evidence_model = self._evidence_model.with_expert()
 
     def save(self, run_dir: str | os.PathLike) -> None:
         """Writes the policy so that `load` reads it."""
@@ -333,4 +352,4 @@ class Orchestrator:
         if isinstance(self.policy, Router):
             raise InputError("save: this policy is a function, which Leeroo cannot store; store what it is made of")
         predictor = self.predictor if isinstance(self.predictor, Predictor) else None
-        save_policy(directory, self.policy, self.description, predictor)
+        save_policy(directory, self.policy, self.description, predictor, self._evidence_model)

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.estimators.evidence import VOTE_WEIGHT, EvidenceModel, updated
 from agents.policies.answer_model import Calls, calls_from_features
 from agents.routers.base import Context, Router
 from agents.serving.answer_match import Compare, compare_safely
 from agents.serving.asking import ask_experts, is_limited, most_attempts, worst_attempt_usd
 from agents.serving.breaker import NOT_ASKED, CircuitBreaker
+from agents.serving.evidence import evidence_of
 from agents.serving.reply import Call, Reply, StopReason
 from experts.types import OUT_OF_MONEY, Answer, Expert, Query
 from leeroo_env.dynamics import VoteCount, call_features, count_votes, vote_weight
@@ -32,11 +34,13 @@ class QueryState:
 
     query: Query
     features: Tensor  # [F]
-    vote_weights: Tensor  # [K]
+    reliability: Tensor  # [K]
+    vote_weights: Tensor  # [K], after the evidence of the calls
     worst_usd: list[float]  # [K], the most that one attempt of a call to each expert can cost by its price
     asked: list[int] = field(default_factory=list)
     results: list[Answer] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
+    evidence: list[float] = field(default_factory=list)
     candidates: list[int] = field(default_factory=list)  # the experts that may be asked next
     last_resort: bool = False  # whether these are experts that should be left alone
     resorts: int = 1  # how many such calls may still be made
@@ -62,6 +66,7 @@ class QueryState:
         self.asked.append(expert)
         self.results.append(answer)
         self.answers.append(None)
+        self.evidence.append(0.0)
         succeeded = self.succeeded
         if succeeded and succeeded[-1] == len(self.results) - 1:
             texts = [self.results[i].text for i in succeeded]
@@ -91,12 +96,16 @@ class Session:
         remaining_usd: float,
         remaining_queries: int,
         breaker: CircuitBreaker,
+        evidence_model: EvidenceModel | None = None,
     ):
-        """Args: a router (`agents.routers.Router`), its K experts in order, their mean costs, the above, and the
-        circuit breaker that knows these experts."""
+        """Args: a router (`agents.routers.Router`), its K experts in order, their mean costs, the above, the circuit
+        breaker that knows these experts, and the model of what calls tell, if the router observes it."""
+        self.evidence_model = evidence_model
         self.router, self.experts, self.mean_cost_usd, self.compare = router, experts, mean_cost_usd, compare
         self.remaining_usd, self.remaining_queries, self.breaker = remaining_usd, remaining_queries, breaker
         self.max_calls: int = router.max_calls
+        high_usd: Any = getattr(router, "cost_scale", None)  # the unit of estimated costs in features
+        self.high_usd = float(high_usd.high_usd) if high_usd is not None else 0.0
         self.limited = [is_limited(expert) for expert in experts]
         self.attempts = [most_attempts(expert) for expert in experts]
         self.overrun = [1.0] * len(experts)  # the largest factor by which calls to each have cost more than their limit
@@ -118,7 +127,7 @@ class Session:
         """
         pairs = list(zip(self.experts, self.mean_cost_usd, strict=True))
         worst_usd = [[worst_attempt_usd(*pair, query) for pair in pairs] for query in queries]
-        rows = zip(queries, features, vote_weight(reliability), worst_usd, strict=True)
+        rows = zip(queries, features, reliability, vote_weight(reliability), worst_usd, strict=True)
         states = [QueryState(*row) for row in rows]
         while open_states := [state for state in states if state.stop_reason is None]:
             self._round(open_states)
@@ -181,8 +190,22 @@ class Session:
                 if answer.billed_usd > limit_usd * ROUNDING > 0:
                     self.overrun[expert] = max(self.overrun[expert], answer.billed_usd / limit_usd)
                 state.add(expert, answer, self.compare)
+                self._weigh(state)
                 if len(state.counted) == self.max_calls:
                     state.stop_reason = "max calls" if state.succeeded else "money"
+
+    def _weigh(self, state: QueryState) -> None:
+        """Takes the evidence of the last call into account, if that brought an answer."""
+        last = len(state.results) - 1
+        if self.evidence_model is None or last not in state.succeeded:
+            return
+        expert, k = state.asked[last], len(self.experts)
+        cost_usd = state.features[k : 2 * k] * self.high_usd
+        told = state.results[last], state.answers[last] is not None
+        state.evidence[last] = evidence_of(self.evidence_model, expert, *told, state.reliability, cost_usd)
+        evidence = state.reliability.new_tensor(state.evidence[last])
+        weight = vote_weight(updated(state.reliability[expert], evidence, VOTE_WEIGHT))
+        state.vote_weights = state.vote_weights.index_fill(0, torch.tensor([expert], device=weight.device), weight)
 
     def _preferences(self, states: Sequence[QueryState]) -> list[list[Preference]]:
         """How much each expert is preferred, and delivering, for each query; [B, K + 1].
@@ -226,7 +249,9 @@ class Session:
         """The calls so far, as the router's input; experts that cannot be asked look as if they had been."""
         k, m = len(self.experts), self.max_calls
         asked, answered, polled = votes_of(states, m - 1)
-        features = call_features(k, asked, answered, polled, m)
+        evidence = [[state.evidence[i] for i in state.counted] for state in states]
+        told = torch.tensor([[*row, *[0.0] * (m - 1 - len(row))] for row in evidence], device=asked.device)
+        features = call_features(k, asked, answered, polled, m, told)
         closed = torch.ones(len(states), k)
         for row, state in zip(closed, states, strict=True):
             row[state.candidates] = 0.0

@@ -35,6 +35,7 @@ def make_model(config: TrainConfig, policy: PolicyKind, rules: Rules) -> tuple[B
         cost_weight=config.cost_weight,
         max_calls=rules.max_calls,
         reliability=rules.reliability,
+        evidence=rules.evidence,
         features=rules.features,
     )
     if "n_steps" in settings and "batch_size" in settings:

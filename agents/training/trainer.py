@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
 from tqdm import tqdm
 
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
+from agents.estimators.evidence import VOTE_WEIGHT, EvidenceModel, fit_evidence, updated
 from agents.evaluation.decision import AGENT, ONE_CALL, SEVERAL_CALLS, best_router, choose_calls, mean_interval
 from agents.evaluation.headline import Decision, Training, algorithm_name, headline
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
@@ -51,6 +53,8 @@ class Trainer:
         predictor: estimates scores and costs of queries.
         estimates: those of all N rows of the table; of the training rows they are out of fold.
         features: [N, F], what a bid-price policy observes of each query; None: the embeddings.
+        evidence: [N, K], what calls tell of their answers; None: nothing. Of training rows it is out of fold.
+        evidence_model: estimates it; None where there is none.
         model: the algorithm on its environment; made by `prepare`, as are the next two.
         hyperparameters: those that the algorithm was made with.
         description: what `policy.json` says of the policy.
@@ -73,10 +77,15 @@ class Trainer:
         self.estimates = table_estimates(table, self.predictor)
         bid_price = self.policy_kind == "bid-price"
         self.features = estimate_features(self.estimates, table.cost_scale()) if bid_price else None
+        several = bid_price and self.max_calls > 1 and config.agent == AGENT  # routers are deployed without it
+        fitted = fit_evidence(table, self.predictor.rows, self.estimates, config.seed) if several else None
+        self.evidence_model: EvidenceModel | None = fitted and fitted[0]
+        self.evidence: Tensor | None = fitted and fitted[1]
         self.one_call: Trainer | None = None
         if config.max_calls == "auto" and config.agent == AGENT and self.max_calls > 1:
             self.one_call = copy(self)
             self.one_call.config, self.one_call.max_calls = replace(config, max_calls=1), 1
+            self.one_call.evidence_model = self.one_call.evidence = None
 
     def training_rules(self) -> Rules:
         """Rules of training episodes."""
@@ -91,8 +100,18 @@ class Trainer:
         self, split: str, horizon: int, budget: tuple[float, ...] = (), cost_weight: float = COST_WEIGHT
     ) -> Rules:
         reliability = self.estimates.reliability()
+        if self.evidence is not None:
+            reliability = updated(reliability, self.evidence, VOTE_WEIGHT)
         return make_rules(
-            self.table, split, horizon, budget or None, cost_weight, self.max_calls, reliability, self.features
+            self.table,
+            split,
+            horizon,
+            budget or None,
+            cost_weight,
+            self.max_calls,
+            reliability,
+            self.features,
+            self.evidence,
         )
 
     def prepare(self) -> None:
@@ -101,9 +120,13 @@ class Trainer:
         self.model, self.hyperparameters = make_model(config, self.policy_kind, rules)
         if isinstance(self.model.policy, BidPricePolicy):
             rows, estimates = self.predictor.rows, self.predictor.out_of_fold
-            start_from_plan(self.model.policy, self.table, rows, estimates, config.seed, self.bars)
+            evidence = None if self.evidence is None else self.evidence[rows]
+            start_from_plan(self.model.policy, self.table, rows, estimates, config.seed, self.bars, evidence)
         network = self.hyperparameters["policy_kwargs"]
         self.description = describe_policy(rules, config.algo, network, self.policy_kind, config.hide_budget)
+        if self.evidence_model is not None:
+            columns = {"evidence_columns": self.evidence_model.columns}
+            self.description = self.description.model_copy(update=columns)
         start = deepcopy(self.model.policy)
         start.set_training_mode(False)
         self.start = PolicyRouter(start, self.description, self.features)
@@ -135,7 +158,9 @@ class Trainer:
         policy = self.model.policy if hasattr(self, "model") else None
         answer_model = policy.answer_model if isinstance(policy, MultiCallPolicy) else None  # takes seconds to fit
         seed = self.config.seed
-        return multi_call_routers(self.table, self.estimates, self.max_calls, seed, answer_model, self.bars)
+        return multi_call_routers(
+            self.table, self.estimates, self.max_calls, seed, answer_model, self.bars, self.evidence
+        )
 
     def fit(self, run_dir: Path, val: Played, checkpoint: Path | None = None) -> bool:
         """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val; before that
@@ -169,7 +194,7 @@ class Trainer:
         if checkpoint is not None:
             monitor.progress = restore_checkpoint(checkpoint, model, Progress)
         if self.policy_kind == "bid-price":
-            save_predictor(self._policy_dir(run_dir), self.predictor)
+            save_predictor(self._policy_dir(run_dir), self.predictor, self.evidence_model)
         model.set_logger(tensorboard_logger(run_dir, resumed_at=model.num_timesteps))
         undo = stop_on_interrupt(monitor)
         try:
@@ -199,7 +224,8 @@ class Trainer:
 
     def _keep(self, agent: PolicyRouter, run_dir: Path) -> None:
         """Makes it the policy that `Orchestrator.load` finds."""
-        save_policy(run_dir / "policy", agent.policy, agent.description, self.predictor)
+        evidence = self.evidence_model if agent.max_calls > 1 else None
+        save_policy(run_dir / "policy", agent.policy, agent.description, self.predictor, evidence)
 
     def evaluate(self, run_dir: Path, routers: dict[str, Router], val: Played) -> Decision:
         """Decides on val, where `fit` trained two agents, which is kept; plays it, its start, the other one and the
@@ -315,7 +341,7 @@ class Trainer:
     def save(self, run_dir: Path) -> None:
         """Writes the policy as it stands, and what it needs, for `Orchestrator.load`."""
         predictor = self.predictor if self.policy_kind == "bid-price" else None
-        save_policy(run_dir / "policy", self.model.policy, self.description, predictor)
+        save_policy(run_dir / "policy", self.model.policy, self.description, predictor, self.evidence_model)
 
 
 def deploy_command(config: TrainConfig) -> str:

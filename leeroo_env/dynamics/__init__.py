@@ -17,7 +17,7 @@ from leeroo_env.dynamics.observation import (
     state_mask,
 )
 from leeroo_env.dynamics.rng import episode_keys
-from leeroo_env.dynamics.rules import COST_WEIGHT, HORIZON, Rules, budget_grid, make_rules
+from leeroo_env.dynamics.rules import COST_WEIGHT, HORIZON, MAX_EVIDENCE, Rules, budget_grid, make_rules
 from leeroo_env.dynamics.state import (
     State,
     current_rows,
@@ -33,6 +33,7 @@ from leeroo_env.dynamics.voting import VoteCount, count_votes, vote_weight
 __all__ = [
     "COST_WEIGHT",
     "HORIZON",
+    "MAX_EVIDENCE",
     "Outcome",
     "Rules",
     "State",

@@ -17,7 +17,7 @@ from leeroo_env.tensors import normal_tensors
 
 @normal_tensors
 def observe(rules: Rules, state: State) -> Tensor:
-    """Query features, with M > 1 call features, then budget features: [B, F + 2] or [B, F + 3K + 5], float32."""
+    """Query features, with M > 1 call features, then budget features: [B, F + 2] or [B, F + 4K + 5], float32."""
     features = rules.features.index_select(0, current_rows(state))
     c, (b, f) = state.call_features.shape[1], features.shape
     observations = torch.empty(b, f + c + 2, dtype=torch.float32, device=features.device)
@@ -38,12 +38,20 @@ def budget_features(scale: CostScale, left_usd: Tensor, queries_left: Tensor) ->
     return torch.stack([pace.clamp(-1, 2).float(), torch.log2(queries) / 10], dim=1)
 
 
-def call_features(n_experts: int, asked: Tensor, answered: Tensor, votes: VoteCount, max_calls: int) -> Tensor:
-    """What the agent observes of the calls for the current query, [B, 3K + 3] float32.
+def call_features(
+    n_experts: int,
+    asked: Tensor,
+    answered: Tensor,
+    votes: VoteCount,
+    max_calls: int,
+    evidence: Tensor | None = None,
+) -> Tensor:
+    """What the agent observes of the calls for the current query, [B, 4K + 3] float32.
 
     For each expert: whether it was called; whether it gave the leading answer; and which answer it gave, as the number
-    from 1 of the first call that gave this answer, / M; -1 / M for none, 0 where it was not called or cut off. Then the
-    leading answer's share of the votes, the number of different answers / M, and the number of calls / M.
+    from 1 of the first call that gave this answer, / M; -1 / M for none, 0 where it was not called or cut off; and
+    the evidence of this call, 0 where there is none. Then the leading answer's share of the votes, the number of
+    different answers / M, and the number of calls / M.
 
     Args:
         n_experts: K.
@@ -51,12 +59,15 @@ def call_features(n_experts: int, asked: Tensor, answered: Tensor, votes: VoteCo
         answered: [B, m] bool.
         votes: the `count_votes` of them.
         max_calls: M.
+        evidence: [B, m], of the calls; None: none.
     """
     k, made, expert = n_experts, asked >= 0, asked.clamp(min=0)
     of_calls = torch.cat([made, made & votes.agrees, answer_feature(votes.group, max_calls) * answered], dim=1)
-    features = torch.zeros(len(asked), 3 * k + 3, dtype=torch.float32, device=asked.device)
+    features = torch.zeros(len(asked), 4 * k + 3, dtype=torch.float32, device=asked.device)
     features.scatter_add_(1, torch.cat([expert, expert + k, expert + 2 * k], dim=1), of_calls)  # no expert twice
-    features[:, 3 * k :] = vote_features(votes.share, votes.different, made.sum(dim=1), max_calls)
+    if evidence is not None:
+        features.scatter_add_(1, expert + 3 * k, evidence * answered)
+    features[:, 4 * k :] = vote_features(votes.share, votes.different, made.sum(dim=1), max_calls)
     return features
 
 
@@ -71,7 +82,7 @@ def vote_features(share: Tensor, different: Tensor, made: Tensor, max_calls: int
 
 
 def calls_made(call_features: Tensor, max_calls: int) -> Tensor:
-    """The number of calls, [B] int64, from `call_features` [B, 3K + 3]."""
+    """The number of calls, [B] int64, from `call_features` [B, 4K + 3]."""
     return (call_features[:, -1] * max_calls).round().long()
 
 
@@ -97,7 +108,7 @@ def call_mask(mean_cost_usd: Tensor, left_usd: Tensor, call_features: Tensor) ->
     Args:
         mean_cost_usd: [K].
         left_usd: [B], dollars left.
-        call_features: [B, 3K + 3].
+        call_features: [B, 4K + 3].
     """
     begun = call_features[:, -1] > 0
     limit_usd = torch.where(begun, left_usd, left_usd.maximum(mean_cost_usd.amin()))

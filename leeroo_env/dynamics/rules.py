@@ -22,6 +22,7 @@ HORIZON = 64
 COST_WEIGHT = 0.02
 MAX_COST_WEIGHT = 1e6
 MAX_COST_RATIO = 1e19
+MAX_EVIDENCE = 6.0  # in log-odds
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Rules:
         cost_scale: the experts' mean costs on the training split, all that is known of costs before a call.
         max_calls: M, the most calls per query.
         reliability: [N, K] in [0, 1], estimated chance that an expert's answer is correct; determines its vote.
+        evidence: [N, K], what a call tells of its own answer, in log-odds of being right; observed after the call.
     """
 
     table: ExpertTable
@@ -49,6 +51,7 @@ class Rules:
     cost_scale: CostScale
     max_calls: int
     reliability: Tensor
+    evidence: Tensor
 
     @property
     def n_actions(self) -> int:
@@ -66,6 +69,7 @@ def make_rules(
     max_calls: int = 1,
     reliability: Tensor | None = None,
     features: Tensor | None = None,
+    evidence: Tensor | None = None,
 ) -> Rules:
     """Checks the settings of an episode and derives the rules from them.
 
@@ -79,11 +83,12 @@ def make_rules(
         reliability: [N, K] or [1, K] in [0, 1], determines the experts' votes; None: each expert's mean score on the
             training split.
         features: [N, F], what the agent observes of each query; None: the table's embeddings.
+        evidence: [N, K] or [1, K], what a call tells of its answer, in log-odds of being right; None: nothing, 0.
 
     Raises:
         InputError: there is no such split; the horizon exceeds it; a budget is below every expert's mean cost;
-            max_calls exceeds the experts, or the table has no answers to compare; reliability or features have another
-            shape or range.
+            max_calls exceeds the experts, or the table has no answers to compare; reliability, evidence or features
+            have another shape or range.
     """
     rows = table.rows(split)
     if not 1 <= horizon <= len(rows):
@@ -110,6 +115,7 @@ def make_rules(
         cost_scale=scale,
         max_calls=max_calls,
         reliability=_reliability(table, reliability),
+        evidence=_evidence(table, evidence),
     )
 
 
@@ -162,6 +168,18 @@ def _reliability(table: ExpertTable, given: Tensor | None) -> Tensor:
         raise InputError(f"reliability {list(given.shape)}: must be [{n}, {k}] or [1, {k}] for {table.name}")
     if not bool(((given >= 0) & (given <= 1)).all()):
         raise InputError("reliability: must be numbers in [0, 1]")
+    return given.to(table.device, torch.float32).expand(n, k)
+
+
+def _evidence(table: ExpertTable, given: Tensor | None) -> Tensor:
+    """[N, K]; one row for all queries is expanded without a copy."""
+    n, k = table.scores.shape
+    if given is None:
+        return torch.zeros(1, k, device=table.device).expand(n, -1)
+    if tuple(given.shape) not in ((n, k), (1, k)):
+        raise InputError(f"evidence {list(given.shape)}: must be [{n}, {k}] or [1, {k}] for {table.name}")
+    if not bool((given.abs() <= MAX_EVIDENCE).all()):
+        raise InputError(f"evidence: must be numbers from {-MAX_EVIDENCE:g} to {MAX_EVIDENCE:g}, in log-odds")
     return given.to(table.device, torch.float32).expand(n, k)
 
 

@@ -33,7 +33,7 @@ class State:
         support: [B, M] float64, the sum of the votes for the answer that this call was the first to give.
         strongest: [B, M] float64, the largest of these votes.
         leader: [B] int64, the first call that gave the leading answer; -1 before the first answered call.
-        call_features: [B, 3K + 3], the `call_features` of these calls.
+        call_features: [B, 4K + 3], the `call_features` of these calls.
         steps: [B] int64, steps so far.
 
     With one call per query `answers`, `support`, `strongest` and `call_features` are [B, 0].
@@ -91,7 +91,7 @@ def new_episodes(rules: Rules, rows: Tensor, budget_usd: Tensor) -> State:
         support=support,
         strongest=strongest,
         leader=leader,
-        call_features=torch.zeros(b, 3 * k + 3 if several else 0, dtype=torch.float32, device=rows.device),
+        call_features=torch.zeros(b, 4 * k + 3 if several else 0, dtype=torch.float32, device=rows.device),
         steps=zeros,
     )
 

@@ -102,7 +102,8 @@ def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[St
     features.scatter_add_(1, expert[:, None] + 2 * k, (answer_feature(group, m) * answered)[:, None])
     led = answer_feature(leader, m).masked_fill(leader < 0, 2.0)[:, None]  # 2: no expert's
     features[:, k : 2 * k] = features[:, 2 * k : 3 * k] == led
-    features[:, 3 * k :] = vote_features(leading_share(support, leader), (support > 0).sum(dim=1), call + 1, m)
+    features.scatter_add_(1, expert[:, None] + 3 * k, (_lookup(rules.evidence, row, expert) * answered)[:, None])
+    features[:, 4 * k :] = vote_features(leading_share(support, leader), (support > 0).sum(dim=1), call + 1, m)
     t, keep, clear = state.t + delivered, continues[:, None], ~continues[:, None]
     after = State(
         rows=state.rows,

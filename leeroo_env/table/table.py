@@ -257,6 +257,16 @@ class ExpertTable:
         """Whether the answers themselves are known, at least one, and not only their scores."""
         return any(bool((ids.cpu().numpy() >= 0).any()) for ids in self.answer_ids.split(CHUNK))
 
+    def answer_column(self, column: str | pa.ChunkedArray) -> Tensor:
+        """A column of numbers of `answers`, by its name or itself, by query and expert: [N, K] float32, NaN where it is
+        null or there is no row, as in a mapped table."""
+        values = self.answers[column] if isinstance(column, str) else column
+        row = pc.index_in(self.answers["query_id"], self.queries["query_id"].combine_chunks())
+        expert = pc.index_in(self.answers["expert"], pa.array(self.experts))
+        dense = np.full(self.scores.shape, np.nan, dtype=np.float32)
+        dense[np.asarray(row), np.asarray(expert)] = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return torch.from_numpy(dense).to(self.device)
+
     def fingerprint(self) -> str:
         """SHA-256 over query ids, experts, splits and tensors: all that training depends on."""
         digest = hashlib.sha256("\0".join([*self.experts, ""]).encode())

@@ -313,7 +313,7 @@ def test_sb3_adapter_with_several_calls():
     env = LeerooSB3VecEnv(vector)
     env.seed(4)
     np.testing.assert_array_equal(env.reset(), twin.reset(seed=4)[0])
-    assert env.action_space.n == 5 and env.observation_space.shape == (5 + 3 * 4 + 5,)
+    assert env.action_space.n == 5 and env.observation_space.shape == (5 + 4 * 4 + 5,)
     for t in range(24):
         actions = np.array([0, t % 2 * 4, 4])
         observations, rewards, dones, infos = env.step(actions)

@@ -18,7 +18,15 @@ from agents.estimators.ensemble import predict_all
 from agents.evaluation.evaluate import Result, evaluate
 from agents.policies.answer_model import AnswerModel, Calls, simulate_answers
 from agents.policies.bid_price import estimate_features
-from agents.policies.call_value import FORBIDDEN, CallValue, calls_from_table, fit_call_value, not_asked, simulate_calls
+from agents.policies.call_value import (
+    FORBIDDEN,
+    Answers,
+    CallValue,
+    calls_from_table,
+    fit_call_value,
+    not_asked,
+    simulate_calls,
+)
 from agents.policies.description import PolicyDescription, describe_policy
 from agents.policies.io import load_policy, save_policy
 from agents.policies.multi_call import start_from_plan
@@ -88,11 +96,11 @@ def test_the_expensive_expert_is_called_where_the_cheap_ones_differ(doubting: Ex
     estimates = flat_estimates(doubting)[rows]
     chance, cost = estimates.score, estimates.cost_usd / DOUBT_COST_USD[2]
     answer_ids = doubting.answer_ids[rows].long()
-    asked = simulate_calls(call_value, chance, 0.3 * cost, answer_ids)
+    asked = simulate_calls(call_value, chance, 0.3 * cost, Answers.of(answer_ids))
     differ = answer_ids[:, 0] != answer_ids[:, 1]
     assert set(map(tuple, asked[:, :2].sort(dim=1).values.tolist())) == {(0, 1)}
     assert torch.equal(asked[:, 2] == 2, differ), "and no other where they agree"
-    once = simulate_calls(call_value, chance, 30 * cost, answer_ids)
+    once = simulate_calls(call_value, chance, 30 * cost, Answers.of(answer_ids))
     assert (once[:, 1:] < 0).all() and (once[:, 0] < 2).all(), "nothing else is worth that much"
 
 
@@ -128,7 +136,7 @@ def test_the_lookahead_takes_no_second_call_that_is_not_affordable(call_value: C
 def test_experts_already_called_are_not_called_again():
     asked = torch.tensor([[2, -1], [0, 1], [-1, -1]])
     assert not_asked(asked, 3).tolist() == [[True, True, False], [False, False, True], [True, True, True]]
-    calls = calls_from_table(asked, torch.tensor([[0, 0, 0]] * 3))
+    calls = calls_from_table(asked, Answers.of(torch.tensor([[0, 0, 0]] * 3)))
     assert calls.made.tolist() == [1, 2, 0] and calls.group.tolist() == [[0, -1], [0, 0], [-1, -1]]
 
 
@@ -144,7 +152,7 @@ def test_later_calls_count_for_nothing_where_agreement_tells_nothing():
     estimates = Estimates(torch.full((len(table), 3), 0.5), torch.full((len(table), 3), 1e-4))[rows]
     call_value = fit_call_value(table, rows, estimates, max_calls=3)
     price = torch.full((len(rows), 3), 0.01)
-    asked = simulate_calls(call_value, estimates.score, price, table.answer_ids[rows].long())
+    asked = simulate_calls(call_value, estimates.score, price, Answers.of(table.answer_ids[rows]))
     assert float((asked[:, 1:] >= 0).float().mean()) < 0.05
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agents import Orchestrator
 from agents.estimators.ensemble import fit_predictor, table_estimates
+from agents.estimators.evidence import fit_evidence
 from agents.policies.bid_price import BidPricePolicy, estimate_features
 from agents.policies.description import describe_policy
 from agents.policies.io import empty_policy
@@ -40,8 +41,11 @@ class SecondOpinion(Router):
         return torch.where(done, self.deliver, self.order[calls.made])
 
 
-def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24, planned: bool = True) -> Orchestrator:
-    """A bid-price policy as training begins with it; if it is not `planned`, money has no value to it."""
+def orchestrator_of(
+    table: ExpertTable, max_calls: int = 1, horizon: int = 24, planned: bool = True, told: bool = False
+) -> Orchestrator:
+    """A bid-price policy as training begins with it; if it is not `planned`, money has no value to it. `told`: it
+    observes what calls tell of their answers."""
     predictor = fit_predictor(table)
     estimates = table_estimates(table, predictor)
     scale = table.cost_scale()
@@ -53,10 +57,15 @@ def orchestrator_of(table: ExpertTable, max_calls: int = 1, horizon: int = 24, p
     description = describe_policy(rules, "ppo", settings, "bid-price")
     policy = empty_policy(description)
     assert isinstance(policy, BidPricePolicy)
+    fitted = fit_evidence(table, predictor.rows, estimates) if told else None
     if planned:
-        start_from_plan(policy, table, predictor.rows, predictor.out_of_fold)
+        evidence = fitted and fitted[1][predictor.rows]
+        start_from_plan(policy, table, predictor.rows, predictor.out_of_fold, evidence=evidence)
     policy.set_training_mode(False)
-    return Orchestrator(policy, description, predictor)
+    if fitted is None:
+        return Orchestrator(policy, description, predictor)
+    description = description.model_copy(update={"evidence_columns": fitted[0].columns})
+    return Orchestrator(policy, description, predictor, fitted[0])
 
 
 def rated_orchestrator(max_calls: int = 1, planned: bool = True) -> Orchestrator:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agents import Orchestrator
+from agents.estimators.evidence import VOTE_WEIGHT, updated
 from agents.evaluation.evaluate import evaluate
 from agents.policies.answer_model import Calls
 from agents.routers.function import from_function
@@ -65,7 +66,10 @@ def assert_plays_alike(
     orchestrator: Orchestrator, router: Any, experts: dict[str, Expert], table: ExpertTable, usd: float
 ) -> list[Reply]:
     """An episode of the evaluation and the same one live: experts asked, scores, costs."""
-    rules = make_rules(table, "test", 24, reliability=router.features[:, : len(table.experts)].clamp(0, 1))
+    reliability, evidence = router.features[:, : len(table.experts)].clamp(0, 1), orchestrator.evidence(table)
+    if evidence is not None:
+        reliability = updated(reliability, evidence, VOTE_WEIGHT)
+    rules = make_rules(table, "test", 24, reliability=reliability, evidence=evidence)
     result = evaluate(router, rules, [usd], episodes=1)
     replies = play(orchestrator, experts, table, result.rows[0], usd * 24)
     assert [reply.calls[0].expert for reply in replies] == [table.experts[k] for k in result.chosen[0]]
@@ -89,6 +93,18 @@ def test_a_policy_that_asks_several_is_live_as_from_the_table(tiny: ExpertTable,
     replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), tiny_pool, tiny, 3.5e-5)
     assert len({len(reply.calls) for reply in replies}) > 1, "it asks more where that is worth it"
     assert {reply.stop_reason for reply in replies} == {"policy", "max calls"}
+
+
+def test_evidence_is_live_as_from_the_table(tiny: ExpertTable, tiny_pool: dict[str, Expert], tmp_path: Path):
+    """What transformers say of their tokens, lengths and costs: the same calls as in the episode; stored and loaded."""
+    made = orchestrator_of(tiny, max_calls=3, told=True)
+    made.save(tmp_path)
+    orchestrator = Orchestrator.load(tmp_path)
+    evidence, before = orchestrator.evidence(tiny), made.evidence(tiny)
+    assert evidence is not None and before is not None and float(evidence.std()) > 0.5
+    assert float((evidence - before).abs().mean()) < 0.01, "estimates are stored with fewer digits"
+    replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), tiny_pool, tiny, 1e-4)
+    assert len({len(reply.calls) for reply in replies}) > 1
 
 
 def test_votes_are_live_as_from_the_table(

@@ -54,15 +54,16 @@ class PlainEpisode:
         ids = [int(self.table.answer_ids[row, e]) for e in self.asked]
         votes = [float(dynamics.vote_weight(self.rules.reliability[row, e])) for e in self.asked]
         _, support, different, agrees, group = plain_count(self.asked, self.answered, ids, votes)
-        features = np.zeros(3 * k + 3, dtype=np.float32)
+        features = np.zeros(4 * k + 3, dtype=np.float32)
         for i, expert in enumerate(self.asked):
             features[expert] = 1
             features[k + expert] = max(features[k + expert], agrees[i])
             if i in calls:
                 features[2 * k + expert] = np.float32(group[i] + 1 if group[i] >= 0 else -1) / np.float32(m)
+                features[3 * k + expert] = self.rules.evidence[row, expert]
         total = sum(votes[i] for i in calls if ids[i] >= 0)
         totals = [support / total * m if total else 0.0, different, len(self.asked)]
-        features[3 * k :] = np.array(totals, dtype=np.float32) / np.float32(m)
+        features[4 * k :] = np.array(totals, dtype=np.float32) / np.float32(m)
         return features.tolist()
 
     def mask(self) -> list[bool]:
@@ -157,7 +158,8 @@ def test_episodes_obey_the_rules(case: dict):
     table, rng = answers_table(k=case["k"], seed=case["seed"]), np.random.default_rng(case["seed"])
     k, m, horizon, b = case["k"], min(case["m"], case["k"]), case["horizon"], 8
     reliability = torch.from_numpy(rng.integers(0, 5, size=(len(table), k)) / 4)
-    rules = dynamics.make_rules(table, "train", horizon, None, case["weight"], m, reliability)
+    evidence = torch.from_numpy(rng.uniform(-6, 6, size=(len(table), k))).float()
+    rules = dynamics.make_rules(table, "train", horizon, None, case["weight"], m, reliability, evidence=evidence)
     budget = torch.full((b,), case["pace"] * float(rules.cost_scale.mean_usd.min()))
     state = dynamics.sample_episodes(rules, keys(b, case["seed"]), budget)
     plain = [PlainEpisode(rules, state, i) for i in range(b)]
@@ -184,7 +186,7 @@ def test_episodes_obey_the_rules(case: dict):
         assert after.left_usd.tolist() == [episode.left_usd for episode in plain]
         assert (after.left_usd >= 0).all() and (after.left_usd <= state.left_usd).all()
         observation = dynamics.observe(rules, after)
-        assert observation.isfinite().all() and observation.shape == (b, 5 + 3 * k + 5)
+        assert observation.isfinite().all() and observation.shape == (b, 5 + 4 * k + 5)
         returns += outcome.reward
         state = after
     assert outcome.terminated.all(), "a query takes at most M steps"
@@ -223,14 +225,20 @@ def test_what_the_agent_observes_of_calls():
     table = ExpertTable.from_arrays(
         "said", list("abcd"), np.ones((n, 2)), np.ones((n, 4)), np.ones((n, 4)), answers=[["x", None, "z", "x"]] * n
     )
-    rules = dynamics.make_rules(table, horizon=2, max_calls=4, reliability=torch.tensor([[0.5, 0.6, 0.7, 0.3]]))
+    rules = dynamics.make_rules(
+        table,
+        horizon=2,
+        max_calls=4,
+        reliability=torch.tensor([[0.5, 0.6, 0.7, 0.3]]),
+        evidence=torch.tensor([[-1.0, 2.0, 0.5, 0.0]]),
+    )
     state = dynamics.sample_episodes(rules, keys(1), torch.tensor([9.0]))
     share = (49 / 9) / (49 / 9 + 9 / 49)
     expected = [
-        [0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1 / 4, 0, 1, 1 / 4, 1 / 4],
-        [0, 1, 1, 0, 0, 0, 1, 0, 0, -1 / 4, 1 / 4, 0, 1, 1 / 4, 2 / 4],
-        [0, 1, 1, 1, 0, 0, 1, 0, 0, -1 / 4, 1 / 4, 3 / 4, share, 2 / 4, 3 / 4],
-        [0] * 15,
+        [0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1 / 4, 0, 0, 0, 0.5, 0, 1, 1 / 4, 1 / 4],
+        [0, 1, 1, 0, 0, 0, 1, 0, 0, -1 / 4, 1 / 4, 0, 0, 2, 0.5, 0, 1, 1 / 4, 2 / 4],
+        [0, 1, 1, 1, 0, 0, 1, 0, 0, -1 / 4, 1 / 4, 3 / 4, 0, 2, 0.5, 0, share, 2 / 4, 3 / 4],
+        [0] * 19,
     ]
     for expert, features in zip([2, 1, 3, 0], expected, strict=True):
         state, outcome = dynamics.step(rules, state, torch.tensor([expert]))
@@ -241,7 +249,8 @@ def test_what_the_agent_observes_of_calls():
 
 def test_a_live_query_is_seen_as_one_of_the_table():
     """`count_votes` and `call_features` over plain tensors that hold only the calls made so far."""
-    rules = dynamics.make_rules(answers_table(), horizon=3, max_calls=4)
+    evidence = torch.linspace(-6, 6, 240).view(60, 4)
+    rules = dynamics.make_rules(answers_table(), horizon=3, max_calls=4, evidence=evidence)
     state = dynamics.sample_episodes(rules, keys(6), torch.full((6,), 1.0))
     asked = torch.tensor([[3, 1]] * 6)
     for call in range(2):
@@ -249,7 +258,8 @@ def test_a_live_query_is_seen_as_one_of_the_table():
     row = dynamics.current_rows(state)[:, None]
     weights = dynamics.vote_weight(rules.reliability[row, asked])
     votes = dynamics.count_votes(asked, torch.ones(6, 2, dtype=torch.bool), rules.table.answer_ids[row, asked], weights)
-    assert torch.equal(dynamics.call_features(4, asked, asked >= 0, votes, 4), dynamics.observe(rules, state)[:, 5:-2])
+    seen = dynamics.call_features(4, asked, asked >= 0, votes, 4, evidence[row, asked])
+    assert torch.equal(seen, dynamics.observe(rules, state)[:, 5:-2])
 
 
 @settings(max_examples=20, deadline=None)
@@ -260,7 +270,7 @@ def test_permuting_experts_permutes_outcomes(seed: int, order: list[int]):
     one, other = (dynamics.make_rules(t, horizon=5, max_calls=3) for t in (table, permuted))
     position = torch.tensor([*torch.tensor(order).argsort().tolist(), 4])
     a, b = dynamics.sample_episodes(one, keys(8)), dynamics.sample_episodes(other, keys(8))
-    columns = [*range(5), *(block + i for block in (5, 9, 13) for i in order), *range(17, 22)]
+    columns = [*range(5), *(block + i for block in (5, 9, 13, 17) for i in order), *range(21, 26)]
     for actions in torch.randint(5, (15, 8), generator=torch.Generator().manual_seed(seed)):
         a, first = dynamics.step(one, a, actions)
         b, second = dynamics.step(other, b, position[actions])
@@ -306,6 +316,9 @@ def test_senseless_calls_are_refused(table: ExpertTable):
         ({"reliability": nan}, r"reliability: must be numbers in \[0, 1\]"),
         ({"reliability": high}, r"reliability: must be numbers in \[0, 1\]"),
         ({"reliability": -high}, r"reliability: must be numbers in \[0, 1\]"),
+        ({"evidence": torch.ones(4)}, r"evidence \[4\]: must be \[60, 4\] or \[1, 4\]"),
+        ({"evidence": nan}, "evidence: must be numbers from -6 to 6, in log-odds"),
+        ({"evidence": 7 * torch.ones(1, 4)}, "evidence: must be numbers from -6 to 6"),
     ):
         with pytest.raises(InputError, match=message):
             dynamics.make_rules(answers_table(), horizon=4, **kwargs)
