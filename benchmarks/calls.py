@@ -2,8 +2,8 @@
 
 python benchmarks/calls.py --table tables/mine --name mine --horizons 64 8 --seeds 5
 
-Both agents are trained as `train.py` does by default, from the same estimates, and play the same episodes of the test
-split, at the budgets of a report and at shares of the most expensive expert's mean cost. So do the routers that ask
+The agents are trained as `train.py` does by default, from the same estimates: with one call, with several, and with
+several whose evidence (what a call tells of its answer) is hidden. They play the same episodes of the test split, at the budgets of a report and at shares of the most expensive expert's mean cost. So do the routers that ask
 several experts. Results are added to `benchmarks/CALLS.md`.
 """
 
@@ -25,22 +25,21 @@ from sections import add_section
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agents.estimators.base import Estimates  # noqa: E402
-from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
+from agents.estimators.ensemble import fit_predictor  # noqa: E402
 from agents.evaluation.evaluate import episodes_for, evaluate, lead  # noqa: E402
 from agents.evaluation.metrics import interval  # noqa: E402
-from agents.routers import Cheapest, multi_call_routers  # noqa: E402
+from agents.routers import Cheapest, Router  # noqa: E402
 from agents.routers.policy import PolicyRouter  # noqa: E402
 from agents.training.config import TrainConfig  # noqa: E402
 from agents.training.trainer import Trainer  # noqa: E402
-from leeroo_env import ExpertTable  # noqa: E402
 from leeroo_env.builtin import resolve  # noqa: E402
-from leeroo_env.dynamics import budget_grid, make_rules  # noqa: E402
+from leeroo_env.dynamics import Rules, budget_grid  # noqa: E402
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the highest mean cost of an expert: where the lead is counted
 OTHER_SHARES = (0.75, 0.8, 0.9, 1.0)
+GRID = slice(0, -len(SHARES + OTHER_SHARES))  # the budgets of a report
 AT_SHARES = slice(-len(SHARES + OTHER_SHARES), -len(OTHER_SHARES))
-ONE, MANY = "agent, one call", "agent"
+ONE, BLIND, MANY = "agent, one call", "agent, no evidence", "agent"
 
 
 def main(
@@ -90,27 +89,36 @@ def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict
     torch.set_num_threads(1)
     table = resolve(config.table, config.experts or None, "cpu")
     predictor = fit_predictor(table, config.seed)
-    estimates = table_estimates(table, predictor)
-    routers = multi_call_routers(table, estimates, config.max_calls, config.seed) if others else {}
     results = {}
     for horizon in horizons:
-        agents = {}
-        for name, m in ((ONE, 1), (MANY, config.max_calls)):
-            run_dir = runs / f"h{horizon}-s{config.seed}-m{m}"
-            agents[name] = _trained(replace(config, horizon=horizon, max_calls=m), run_dir, table, predictor)
-        results[horizon] = _compare(agents | routers, table, estimates, horizon, config.seed, queries)
+        playing = {}
+        for name, m in ((ONE, 1), (BLIND, config.max_calls), (MANY, config.max_calls)):
+            trainer = Trainer(replace(config, horizon=horizon, max_calls=m), table, predictor)
+            if name == BLIND:
+                trainer.evidence_model = trainer.evidence = None
+            run_dir = runs / f"h{horizon}-s{config.seed}-m{m}{'-blind' * (name == BLIND)}"
+            agent, rules = _trained(trainer, run_dir), trainer.held_out_rules("test")
+            playing[name] = agent, rules
+            if name == MANY:
+                playing[f"{MANY} before training"] = trainer.start, rules
+                playing |= {other: (router, rules) for other, router in _others(trainer, others).items()}
+        results[horizon] = _compare(playing, config.seed, queries)
     return results
 
 
-def _compare(
-    routers: dict[str, Any], table: ExpertTable, estimates: Estimates, horizon: int, seed: int, queries: int
-) -> dict[str, np.ndarray]:
+def _others(trainer: Trainer, wanted: bool) -> dict[str, Router]:
+    """The routers that ask several experts, with the same estimates and evidence."""
+    return trainer.multi_call_routers() if wanted else {}
+
+
+def _compare(playing: dict[str, tuple[Router, Rules]], seed: int, queries: int) -> dict[str, np.ndarray]:
     """Names [R] and budgets [G]; score, spend, calls a query and the lead over one call with its standard error, each
     [R, G]; the agent's mean lead at `SHARES` and its standard error [R, 2]."""
-    rules = make_rules(table, "test", horizon, reliability=estimates.reliability())
+    _, rules = playing[ONE]
+    table, horizon = rules.table, rules.horizon
     budgets = budget_grid(rules) + [share * rules.cost_scale.high_usd for share in SHARES + OTHER_SHARES]
     episodes = episodes_for(rules, queries)
-    results = {name: evaluate(router, rules, budgets, episodes, seed) for name, router in routers.items()}
+    results = {name: evaluate(router, own, budgets, episodes, seed) for name, (router, own) in playing.items()}
     leads = {name: lead(result, results[ONE]) for name, result in results.items()}
     over = {name: _mean_lead(results[MANY], result, AT_SHARES) for name, result in results.items()}
     line = ", ".join(f"{name} {100 * gain:+.2f}" for name, (gain, _) in over.items())
@@ -136,12 +144,12 @@ def _mean_lead(result: Any, other: Any, budgets: slice) -> tuple[float, float]:
     return mean, stderr
 
 
-def _trained(config: TrainConfig, run_dir: Path, table: ExpertTable, predictor: Predictor) -> PolicyRouter:
+def _trained(trainer: Trainer, run_dir: Path) -> PolicyRouter:
     """What `train.py` keeps."""
-    trainer = Trainer(config, table, predictor)
+    config, table = trainer.config, trainer.table
+    began = time.perf_counter()
+    trainer.prepare()
     if not (run_dir / "finished").exists():
-        began = time.perf_counter()
-        trainer.prepare()
         planned = time.perf_counter()
         trainer.fit(run_dir, trainer.play_on_val({"cheapest": Cheapest(table)}))
         (run_dir / "finished").touch()
@@ -172,15 +180,16 @@ def _report(seeds: list[dict[str, np.ndarray]]) -> str:
         "at 30 to 70 %, with its 95 % interval over seeds, which draw other episodes of the same queries, and its",
         "standard error for other queries.",
         "",
-        "| | " + " | ".join(header) + " | 30 to 70 % | agent's lead |",
-        "|---" * (len(header) + 3) + "|",
+        "| | " + " | ".join(header) + " | first six | 30 to 70 % | agent's lead |",
+        "|---" * (len(header) + 4) + "|",
     ]
     for r, name in enumerate(names):
         over = np.array([s["over"][r] for s in seeds])
         mean, half = interval(100 * over[:, 0])
         lead_cell = "" if name == MANY else f"{mean:+.2f} ± {half:.2f} (s.e. {100 * over[:, 1].mean():.2f})"
         cells = [f"{x:.3f}" for x in score[:, r].mean(axis=0)]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {score[:, r, AT_SHARES].mean():.4f} | {lead_cell} |")
+        means = f"{score[:, r, GRID].mean():.4f} | {score[:, r, AT_SHARES].mean():.4f}"
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {means} | {lead_cell} |")
     many = names.index(MANY)
     gain = 100 * np.stack([s["lead"][many] for s in seeds]).mean(axis=0)
     stderr = 100 * np.stack([s["lead_stderr"][many] for s in seeds]).mean(axis=0)
@@ -188,9 +197,9 @@ def _report(seeds: list[dict[str, np.ndarray]]) -> str:
     lines += [
         "| lead over one call, points | "
         + " | ".join(f"{x:+.2f}" for x in gain)
-        + f" | {gain[AT_SHARES].mean():+.2f} | |",
-        "| its standard error | " + " | ".join(f"{x:.2f}" for x in stderr) + " | | |",
-        "| calls a query | " + " | ".join(f"{x:.2f}" for x in calls) + " | | |",
+        + f" | {gain[GRID].mean():+.2f} | {gain[AT_SHARES].mean():+.2f} | |",
+        "| its standard error | " + " | ".join(f"{x:.2f}" for x in stderr) + " | | | |",
+        "| calls a query | " + " | ".join(f"{x:.2f}" for x in calls) + " | | | |",
     ]
     return "\n".join(lines) + "\n"
 

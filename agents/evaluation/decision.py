@@ -20,6 +20,7 @@ ONE_CALL, SEVERAL_CALLS = "agent with one call", "agent with several calls"  # o
 IGNORE_QUERY = ("best mixture", "best single", "cheapest", "random")  # routers that do
 TOLERANCE = 0.01  # of the score: what is further below is not as good, however few the queries
 KEPT = 0.95  # of the best expert's score: what a cheaper router must keep at least to be deployed
+WORSE = 2.0  # standard errors by which several calls may score less than one at a budget
 RULE = (
     "on the val queries alone, the cheapest budget at which the agent, or a router or single expert that is clearly "
     "better there, scores as much as the best expert, and if there is none at least 95 % of it, else the best expert "
@@ -89,11 +90,12 @@ class CallsChoice:
 
 def choose_calls(budgets_usd: Sequence[float], several: Result, one: Result, max_calls: int) -> CallsChoice:
     """Several calls are kept unless they score less in the mean over the budgets [G], dollars a query, or at one of
-    them by more than the standard error. The results are of the same episodes."""
+    them by more than `WORSE` standard errors: with one, a budget out of six would fail by chance more often than not.
+    The results are of the same episodes."""
     gains, stderrs, gain, stderr = lead(several, one)
     worst = int(np.lexsort((gains, (gains + stderrs).round(9)))[0])
     return CallsChoice(
-        several=gain >= -1e-9 and bool((gains >= -stderrs - 1e-9).all()),
+        several=gain >= -1e-9 and bool((gains >= -WORSE * stderrs - 1e-9).all()),
         max_calls=max_calls,
         gain=gain,
         stderr=stderr,

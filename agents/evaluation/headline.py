@@ -15,6 +15,7 @@ import numpy as np
 from agents.evaluation.decision import (
     AGENT,
     RULE,
+    WORSE,
     CallsChoice,
     Choice,
     Interval,
@@ -288,7 +289,7 @@ def _calls(calls: CallsChoice | None) -> str:
         f"{kept}: on val, up to {calls.max_calls} calls score {100 * calls.gain:+.2f} ± {100 * calls.stderr:.2f} "
         "points against one, mean over the budgets (± one standard error), and where they do least well, at "
         f"{dollars(calls.worst_budget_usd_per_1000_queries)} per 1,000 queries, {at}. Several are kept unless they "
-        "score less in the mean, or at one budget by more than one standard error."
+        f"score less in the mean, or at one budget by more than {WORSE:g} standard errors."
     )
 
 

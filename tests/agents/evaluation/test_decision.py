@@ -58,8 +58,8 @@ def test_the_cheapest_budget_that_matches_the_best_expert():
     [
         ([0.50, 0.60, 0.70], True, 0),  # no different
         ([0.50, 0.64, 0.70], True, 0),
-        ([0.49, 0.62, 0.72], False, 0),  # 4 queries less, which chance does one time in forty
-        ([0.4975, 0.62, 0.72], True, 0),  # one query less: as much as its standard error
+        ([0.48, 0.62, 0.74], False, 0),  # 8 queries less, nearly three standard errors
+        ([0.4925, 0.62, 0.72], True, 0),  # 3 queries less: less than two standard errors
         ([0.50, 0.60, 0.6975], False, 2),  # no more than that, but less in the mean
         ([0.60, 0.70, 0.60], False, 2),
     ],

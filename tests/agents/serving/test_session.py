@@ -98,13 +98,14 @@ def test_a_policy_that_asks_several_is_live_as_from_the_table(tiny: ExpertTable,
 def test_evidence_is_live_as_from_the_table(tiny: ExpertTable, tiny_pool: dict[str, Expert], tmp_path: Path):
     """What transformers say of their tokens, lengths and costs: the same calls as in the episode; stored and loaded."""
     made = orchestrator_of(tiny, max_calls=3, told=True)
+    made.policy.network.call_value.later_weight.fill_(1.0)  # so that it asks more than once
     made.save(tmp_path)
     orchestrator = Orchestrator.load(tmp_path)
     evidence, before = orchestrator.evidence(tiny), made.evidence(tiny)
     assert evidence is not None and before is not None and float(evidence.std()) > 0.5
     assert float((evidence - before).abs().mean()) < 0.01, "estimates are stored with fewer digits"
     replies = assert_plays_alike(orchestrator, orchestrator.router(tiny), tiny_pool, tiny, 1e-4)
-    assert len({len(reply.calls) for reply in replies}) > 1
+    assert max(len(reply.calls) for reply in replies) > 1
 
 
 def test_votes_are_live_as_from_the_table(
