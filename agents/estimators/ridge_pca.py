@@ -117,7 +117,7 @@ def _kernel(cosine: Tensor, form: Tensor, other: Tensor, gammas: list[float]) ->
     similar = (half_distance * (-2 * gammas[0])).exp_()
     similar += half_distance.mul_(-2 * gammas[1]).exp_().mul_(WEIGHTS[0])
     product = form @ other.T
-    product -= form.square().sum(dim=1)[:, None] / 2 + other.square().sum(dim=1) / 2
+    product -= (form * form).sum(dim=1)[:, None] / 2 + (other * other).sum(dim=1) / 2
     return similar.add_(product.div_(form.shape[1]).exp_(), alpha=WEIGHTS[1])
 
 

@@ -159,6 +159,11 @@ class BidPricePolicy(ActorCriticPolicy):
         logits, features = self.network.evaluate_digest(digest)
         return logits, self.value_net(features).squeeze(1)
 
+    def log_probabilities(self, observations: Tensor) -> Tensor:
+        """Those of `get_distribution`, [B, actions], without the distribution."""
+        logits = self.network.forward_actor(self.extract_features(observations))  # type: ignore[arg-type]
+        return logits - logits.logsumexp(dim=1, keepdim=True)
+
     def start_from(self, budget_value: BudgetValue) -> None:
         """Makes an untrained policy the greedy one with respect to a budget value."""
         self.network.value.copy_(budget_value.value)

@@ -8,6 +8,7 @@ from typing import Any
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
+from agents.policies.bid_price import BidPricePolicy
 from agents.policies.description import PolicyDescription
 from agents.routers.function import FunctionRouter
 
@@ -25,6 +26,8 @@ class PolicyRouter(FunctionRouter):
 
 def action_scores(policy: Any, observations: Tensor) -> Tensor:
     """The policy's preference for each action, log-probabilities or action values; [B, actions]."""
+    if isinstance(policy, BidPricePolicy):
+        return policy.log_probabilities(observations)
     if hasattr(policy, "q_net"):
         return policy.q_net(observations)
     if hasattr(policy, "quantile_net"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -149,10 +150,13 @@ class Orchestrator:
         self._check_calls(calls, len(x))
         if len(x) == 0:
             return np.zeros(0, dtype=np.int64)
-        left_usd, left = (torch.from_numpy(part).to(self.device) for part in (usd, queries))
-        features = self._features(x, texts, as_texts(domains, len(x), "domains"))
-        router_calls = self._router_calls(calls, features) if self.max_calls > 1 else None
-        return self._router.choose(Context(features, left_usd, left, router_calls)).cpu().numpy()
+        domains = as_texts(domains, len(x), "domains")
+        own = isinstance(self._router, PolicyRouter)  # what others keep may be needed outside of inference mode
+        with torch.inference_mode() if own else contextlib.nullcontext():
+            left_usd, left = (torch.from_numpy(part).to(self.device) for part in (usd, queries))
+            features = self._features(x, texts, domains)
+            router_calls = self._router_calls(calls, features) if self.max_calls > 1 else None
+            return self._router.choose(Context(features, left_usd, left, router_calls)).cpu().numpy()
 
     def answer(
         self,

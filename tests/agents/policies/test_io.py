@@ -18,7 +18,8 @@ from torch import Tensor
 
 from agents.estimators.ensemble import fit_predictor
 from agents.policies.description import describe_policy
-from agents.policies.io import RENAMED_PREFIXES, load_policy, load_predictor, save_policy, save_predictor
+from agents.policies.io import RENAMED_PREFIXES, empty_policy, load_policy, load_predictor, save_policy, save_predictor
+from agents.routers.policy import action_scores
 from agents.serving.orchestrator import Orchestrator
 from agents.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
 from agents.training.config import TrainConfig
@@ -58,6 +59,16 @@ def with_earlier_names(tensors: dict[str, Tensor], before: str = "") -> dict[str
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
+
+
+@pytest.mark.parametrize("hide_budget", [False, True])
+def test_the_shortcut_to_preferences_gives_those_of_the_distribution(hide_budget: bool):
+    model, rules, settings = make(seed=0)
+    description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price", hide_budget)
+    policy = empty_policy(description)
+    policy.load_state_dict(model.policy.state_dict())
+    observations = dynamics.observe(rules, dynamics.sample_episodes(rules, torch.arange(20)))
+    assert torch.equal(action_scores(policy, observations), policy.get_distribution(observations).distribution.logits)
 
 
 def test_loading_imports_no_compiler(tmp_path: Path):
