@@ -65,7 +65,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_the_shortcut_to_preferences_gives_those_of_the_distribution(hide_budget: bool):
     model, rules, settings = make(seed=0)
     description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price", hide_budget)
-    policy = empty_policy(description)
+    policy: Any = empty_policy(description)
     policy.load_state_dict(model.policy.state_dict())
     observations = dynamics.observe(rules, dynamics.sample_episodes(rules, torch.arange(20)))
     assert torch.equal(action_scores(policy, observations), policy.get_distribution(observations).distribution.logits)
