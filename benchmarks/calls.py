@@ -3,8 +3,9 @@
 python benchmarks/calls.py --table tables/mine --name mine --horizons 64 8 --seeds 5
 
 The agents are trained as `train.py` does by default, from the same estimates: with one call, with several, and with
-several whose evidence (what a call tells of its answer) is hidden. They play the same episodes of the test split, at the budgets of a report and at shares of the most expensive expert's mean cost. So do the routers that ask
-several experts. Results are added to `benchmarks/CALLS.md`.
+several whose evidence (what a call tells of its answer) is hidden. They play the same episodes of the test split, at
+the budgets of a report and at shares of the most expensive expert's mean cost. So do the routers that ask several
+experts. Results are added to `benchmarks/CALLS.md`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict
     predictor = fit_predictor(table, config.seed)
     results = {}
     for horizon in horizons:
-        playing = {}
+        playing: dict[str, tuple[Router, Rules]] = {}
         for name, m in ((ONE, 1), (BLIND, config.max_calls), (MANY, config.max_calls)):
             trainer = Trainer(replace(config, horizon=horizon, max_calls=m), table, predictor)
             if name == BLIND:
