@@ -22,8 +22,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from agents.estimators.base import Estimates
 from leeroo_env.dynamics import MAX_EVIDENCE
 from leeroo_env.table import ExpertTable
+from leeroo_env.table.schema import EVIDENCE
 
-PREFIX = "evidence_"
 LOGPROB = "evidence_logprob"
 LENGTHS = ("log-probability of all tokens", "tokens", "cost / estimate")  # the numbers that follow the columns
 N_PLACES = 256
@@ -140,7 +140,7 @@ def fit_evidence(
     """
     if len(table.answers) == 0:
         return None
-    columns = sorted(name for name in table.answers.column_names if name.startswith(PREFIX))
+    columns = sorted(name for name in table.answers.column_names if name.startswith(EVIDENCE))
     numbers, flags = told_by(table, columns, estimates)
     chance = estimates.reliability()
     shuffled = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)]

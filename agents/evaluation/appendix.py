@@ -12,7 +12,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
 
+from agents.estimators.base import Estimates
+from agents.estimators.evidence import expected_calibration_error, updated
 from agents.evaluation.evaluate import Result, evaluate, lead
 from agents.evaluation.headline import dollars
 from agents.evaluation.markdown import table_head, table_line
@@ -53,6 +56,7 @@ def appendix(
     results: Mapping[str, Result],
     bounds: Mapping[str, Result],
     numbers: Mapping[str, Mapping[str, float]],
+    estimates: Estimates,
 ) -> list[str]:
     """The lines of the appendix.
 
@@ -66,6 +70,7 @@ def appendix(
         results: by the same names, at the budgets.
         bounds: of hindsight, and of hindsight on estimates.
         numbers: `metrics_of` each result.
+        estimates: the agent's, of every row of the table.
     """
     usd = [dollars(1000 * b) for b in budgets_usd]
     own = results[subject]
@@ -99,7 +104,35 @@ def appendix(
         *_experts(rules, split),
         "",
         *_horizons(rules, split, seed, subject, routers),
+        *_calibration(rules, estimates),
     ]
+
+
+def _calibration(rules: Rules, estimates: Estimates) -> list[str]:
+    """How well the chances that answers are right are calibrated on val, before and after the evidence of calls."""
+    if not bool(rules.evidence.any()):
+        return []
+    rows = rules.table.rows("val")
+    chance, evidence, scores = estimates.reliability()[rows], rules.evidence[rows], rules.table.scores[rows].float()
+    after = updated(chance, evidence, 1.0)
+    cells = {
+        name: [f"{expected_calibration_error(p, scores):.4f}", f"{_log_loss(p, scores):.4f}"]
+        for name, p in (("estimated before the call", chance), ("after the call's evidence", after))
+    }
+    return [
+        "",
+        "## What calls tell",
+        "",
+        "The chance that an expert's answer is right, on val: estimated from the query alone, and after what the call "
+        "itself tells (evidence columns, length, cost, whether it was cut off). Expected calibration error (15 bins) "
+        "and log loss, mean over queries and experts; lower is better.",
+        "",
+        rows_of(["", "calibration error", "log loss"], cells, lambda row: row),
+    ]
+
+
+def _log_loss(chance: Tensor, scores: Tensor) -> float:
+    return float(binary_cross_entropy(chance.clamp(0.001, 0.999), scores))
 
 
 def _horizons(rules: Rules, split: str, seed: int, subject: str, routers: Mapping[str, Router]) -> list[str]:
@@ -107,7 +140,9 @@ def _horizons(rules: Rules, split: str, seed: int, subject: str, routers: Mappin
     shown = list(dict.fromkeys(name for name in (subject, BAR) if name in routers))
     cells = {}
     for horizon in sorted({h for h in (*HORIZONS, rules.horizon) if h <= len(rules.rows)}):
-        other = make_rules(rules.table, split, horizon, reliability=rules.reliability, features=rules.features)
+        other = make_rules(
+            rules.table, split, horizon, features=rules.features, reliability=rules.reliability, evidence=rules.evidence
+        )
         played = [evaluate(routers[name], other, budget_grid(other), seed=seed) for name in shown]
         gains = [f"{gain:+.4f} ± {stderr:.4f}" for _, _, gain, stderr in (lead(played[0], r) for r in played[1:])]
         cells[str(horizon)] = [*(f"{result.mean_score:.4f}" for result in played), *gains]

@@ -158,7 +158,9 @@ def write_report(run_dir: Path, report: Report) -> Decision:
     text = [
         *_body(report, choice, decision),
         "",
-        *appendix(rules, test.split, seed, budgets, report.subject, report.routers, test.main, bounds, numbers),
+        *appendix(
+            rules, test.split, seed, budgets, report.subject, report.routers, test.main, bounds, numbers, estimates
+        ),
         "",
         report.notes,
     ]

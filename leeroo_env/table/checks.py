@@ -13,7 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from leeroo_env.errors import InputError
-from leeroo_env.table.schema import MAX_COST_USD, NOT_A_COST, QUERY_COLUMNS, SPLITS, TableInfo, hash_split, tenth
+from leeroo_env.table.schema import (
+    EVIDENCE,
+    MAX_COST_USD,
+    NOT_A_COST,
+    QUERY_COLUMNS,
+    SPLITS,
+    TableInfo,
+    hash_split,
+    tenth,
+)
 
 
 def check_content(
@@ -38,6 +47,7 @@ def check_content(
         require(pc.is_null(queries[name]), file, name, queries[name], "is not allowed here")
     _check_unique(queries["query_id"], file, "query_id")
     _check_embeddings(embeddings, len(queries), source / "embeddings.npy")
+    _check_evidence(answers, source / "answers.parquet")
     names = pa.array([expert.name for expert in info.experts])
     dense = _dense(answers, queries["query_id"].combine_chunks(), names, source / "answers.parquet")
     return _splits(queries, source), *dense
@@ -115,6 +125,20 @@ def _check_unique(ids: pa.ChunkedArray, file: Path, column: str) -> None:
     repeated = np.ones(len(codes), dtype=bool)
     repeated[np.unique(codes, return_index=True)[1]] = False
     require(repeated, file, column, ids, "appears twice")
+
+
+def _check_evidence(answers: pa.Table, file: Path) -> None:
+    """Checks that the columns `evidence_NAME` hold finite numbers or nulls."""
+    for name in answers.column_names:
+        if not name.startswith(EVIDENCE):
+            continue
+        if answers.column_names.count(name) > 1:
+            raise InputError(f"{file}: column {name} appears twice")
+        column = answers[name]
+        if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
+            raise InputError(f"{file}: column {name} holds {column.type}, not numbers")
+        numbers = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        require(np.isinf(numbers), file, name, column, "is not a finite number")
 
 
 def _check_embeddings(embeddings: np.ndarray, n: int, file: Path) -> None:

@@ -11,6 +11,7 @@ import pydantic
 SPLITS = ("train", "val", "test")
 QUERY_COLUMNS = {"query_id": pa.string(), "text": pa.string(), "domain": pa.string()}
 NULLABLE_QUERY_COLUMNS = {"reference": pa.string(), "split": pa.string()}
+EVIDENCE = "evidence_"  # how the names of columns begin that hold what a call told about its answer
 MAX_COST_USD = 1e9  # of one call; sums over an episode stay far from the ends of single precision
 NOT_A_COST = f"is not a cost in dollars >= 0 (and at most {MAX_COST_USD:g})"
 ANSWER_COLUMNS = {

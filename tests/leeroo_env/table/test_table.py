@@ -45,6 +45,21 @@ def test_float16_embeddings_stay_float16(tmp_path: Path):
     assert ExpertTable.load(tmp_path / "h").embeddings.dtype == torch.float16
 
 
+def test_a_column_of_the_answers_by_query_and_expert(directory: Path):
+    numbers = np.arange(240) / 7
+    add_column("evidence_x", pa.array([None, *numbers[1:]], pa.float64()))(directory)
+    write_manifest(directory)
+    table = ExpertTable.load(directory).select(["expert-2", "expert-0"])
+    column = table.answer_column("evidence_x")
+    assert column.shape == (60, 2) and column.dtype == torch.float32
+    rows = zip(*(table.answers[name].to_pylist() for name in ("query_id", "expert", "evidence_x")), strict=True)
+    ids = table.queries["query_id"].to_pylist()
+    for query, expert, value in rows:
+        cell = float(column[ids.index(query), table.experts.index(expert)])
+        assert np.isnan(cell) if value is None else cell == np.float32(value)
+    assert table.answer_column("completion_tokens").isnan().all(), "nulls"
+
+
 def test_extra_columns_and_fields_survive(directory: Path, tmp_path: Path):
     answers = pq.ParquetFile(directory / "answers.parquet").read()
     answers = answers.append_column("latency_s", pa.array(np.arange(len(answers)) / 7))
@@ -284,6 +299,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no width": (change_embeddings(lambda e: e[:, :0]), r"embeddings\.npy: holds float32 \[60, 0\]"),
     "score twice": (add_column("score", pa.array([1.0] * 240)), r"answers\.parquet: column score appears twice"),
     "column twice": (answer_twice, r"answers\.parquet: column answer appears twice"),
+    "evidence of text": (
+        add_column("evidence_x", pa.array(["sure"] * 240)),
+        r"answers\.parquet: column evidence_x holds string, not numbers",
+    ),
+    "evidence inf": (
+        add_column("evidence_x", pa.array([0.5] * 7 + [float("-inf")] + [None] * 232)),
+        r"answers\.parquet: column evidence_x, row 7: -inf is not a finite number",
+    ),
     "number": (add_column("answer", pa.array([1] * 240)), r"answers\.parquet: column answer holds int64, not string"),
     "list": (add_column("answer", pa.array([["x"]] * 240)), r"column answer holds list<.*>, not string"),
     "number code": (
