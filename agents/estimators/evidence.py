@@ -25,7 +25,7 @@ from leeroo_env.table import ExpertTable
 from leeroo_env.table.schema import EVIDENCE
 
 LOGPROB = "evidence_logprob"
-LENGTHS = ("log-probability of all tokens", "tokens", "cost / estimate")  # the numbers that follow the columns
+OF_EVERY_CALL = ("log-probability of all tokens", "tokens", "cost / estimate")  # the numbers that follow the columns
 N_PLACES = 256
 HIDDEN = 24
 STEPS = 600
@@ -56,7 +56,7 @@ class EvidenceModel(nn.Module):
     def __init__(self, columns: Sequence[str], n_experts: int):
         super().__init__()
         self.columns = tuple(columns)
-        n_numbers = len(self.columns) + len(LENGTHS)
+        n_numbers = len(self.columns) + len(OF_EVERY_CALL)
         self.register_buffer("knots", torch.full((n_experts, n_numbers, N_PLACES), torch.inf))
         width = 2 * n_numbers + 3
         self.scale = nn.Parameter(torch.zeros(n_experts, width))
@@ -173,8 +173,9 @@ def _fit(
         torch.manual_seed(seed)
         model = EvidenceModel(columns, k).to(device)
     levels = (torch.arange(N_PLACES, device=device) + 0.5) / N_PLACES
-    known = numbers[rows].nanquantile(levels, dim=0).permute(1, 2, 0)  # NaN where an expert tells nothing
-    model.knots.copy_(known.nan_to_num(torch.inf))
+    for expert in range(k):  # of all at once there may be too many numbers for torch
+        known = numbers[rows, expert].nanquantile(levels, dim=0).T  # NaN where the expert tells nothing
+        model.knots[expert] = known.nan_to_num(torch.inf)
     experts = torch.arange(k, device=device).expand(n, -1)
     pairs = (numbers.flatten(0, 1), flags.flatten(0, 1), chance.flatten(), experts.flatten())
     inputs = model.inputs(*pairs).unflatten(0, (n, k))

@@ -243,6 +243,8 @@ class Orchestrator:
             raise InputError("calls: this policy asks one expert a query")
         if calls.asked.shape != (n, c) or calls.group.shape != (n, c) or calls.made.shape != (n,):
             raise InputError(f"calls: asked {list(calls.asked.shape)}: asked and group must be [{n}, {c}], made [{n}]")
+        if calls.evidence is not None and calls.evidence.shape != (n, c):
+            raise InputError(f"calls: evidence {list(calls.evidence.shape)}: must be [{n}, {c}]")
 
     def _router_calls(self, calls: Calls | None, features: Tensor) -> Calls:
         """The calls as a router with several calls takes them, with the vote count, for queries [B, F]."""

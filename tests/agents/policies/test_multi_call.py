@@ -133,6 +133,18 @@ def test_the_lookahead_takes_no_second_call_that_is_not_affordable(call_value: C
     assert torch.equal(second[2], torch.zeros(3)) and second[1, 2] == 0
 
 
+def test_what_a_call_told_of_its_answer_decides_about_the_next(call_value: CallValue):
+    evidence = torch.tensor([[-4.0, 0.0], [0.0, 0.0], [4.0, 0.0]])
+    asked, group = torch.tensor([[0, -1]] * 3), torch.tensor([[0, -1]] * 3)
+    calls = Calls(asked, group, torch.ones(3, dtype=torch.int64), evidence=evidence)
+    allowed = torch.tensor([[False, True, True]] * 3)
+    estimates = call_value(torch.full((3, 3), 0.5), torch.full((3, 3), 0.01), calls, allowed)
+    assert (estimates.stop_value.diff() > 0.1).all(), "the better the evidence, the likelier the answer is right"
+    assert (estimates.gain.amax(dim=1).diff() < 0).all(), "and the less is another call worth"
+    blind = call_value(torch.full((3, 3), 0.5), torch.full((3, 3), 0.01), replace(calls, evidence=None), allowed)
+    assert torch.equal(blind.gain[1], estimates.gain[1]), "evidence of 0 is none"
+
+
 def test_experts_already_called_are_not_called_again():
     asked = torch.tensor([[2, -1], [0, 1], [-1, -1]])
     assert not_asked(asked, 3).tolist() == [[True, True, False], [False, False, True], [True, True, True]]

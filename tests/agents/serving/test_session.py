@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -477,6 +478,8 @@ def test_choices_after_calls(asks_again: Orchestrator):
     assert asks_again.choose(x[:1], 1.0, 5, calls=failed).tolist() == [2]
     with pytest.raises(InputError, match=r"must be \[1, 2\]"):
         asks_again.choose(x[:1], 1.0, 5, calls=calls)
+    with pytest.raises(InputError, match=r"evidence \[2, 1\]: must be \[2, 2\]"):
+        asks_again.choose(x, 1.0, 5, calls=replace(calls, evidence=torch.zeros(2, 1)))
 
 
 def test_a_policy_with_one_call_takes_no_calls(rated: Orchestrator):
