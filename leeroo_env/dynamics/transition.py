@@ -52,7 +52,8 @@ def step(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
 def _step_one_call(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
     """`step` with one call per query: the answer is delivered at once; one that was cut off scores 0."""
     row = current_rows(state)
-    score, cost_usd = _scores(rules, row, actions), _costs_usd(rules, row, actions)
+    place = _places(rules, row, actions)
+    score, cost_usd = _scores(rules, place, actions), _costs_usd(rules, place, actions)
     cut_off = cost_usd > state.left_usd
     cost_usd, score = cost_usd.minimum(state.left_usd), score * ~cut_off
     t = state.t + 1
@@ -84,27 +85,30 @@ def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[St
     k, m = len(rules.table.experts), rules.max_calls
     row, playing, call = current_rows(state), state.t < rules.horizon, calls_made(state.call_features, m)
     asks, expert = playing & (actions < k), actions.clamp(max=k - 1)
-    again = state.call_features.gather(1, expert[:, None]).squeeze(1) > 0
-    cost_usd = _costs_usd(rules, row, expert) * (asks & ~again)
+    place, calls = _places(rules, row, expert), asks & (state.call_features.gather(1, expert[:, None]).squeeze(1) == 0)
+    cost_usd = _costs_usd(rules, place, expert) * calls
     cut_off = cost_usd > state.left_usd
-    answered = asks & ~again & ~cut_off
+    answered = calls & ~cut_off
     cost_usd = cost_usd.minimum(state.left_usd)
     asked = state.asked.scatter(1, call[:, None], actions.masked_fill(~asks, -1)[:, None])
-    answer, vote = _lookup(rules.table.answer_ids, row, expert), vote_weight(_lookup(rules.reliability, row, expert))
+    answer = _lookup(rules.table.answer_ids, place, expert)
+    vote = vote_weight(_lookup(rules.reliability, place, expert))
     before = state.answers, state.support, state.strongest, state.leader
     *votes, group = add_vote(*before, call, answer, vote, answered)
     answers, support, strongest, leader = votes
     continues = asks & (call < m - 1)
-    delivered = playing & ~continues
+    ends = ~continues
+    delivered = playing & ends
     leading = asked.gather(1, leader.clamp(min=0)[:, None]).squeeze(1)
-    score = _scores(rules, row, leading.clamp(min=0)) * ((leader >= 0) & delivered)
+    leading = leading.clamp(min=0)
+    score = _scores(rules, _places(rules, row, leading), leading) * ((leader >= 0) & delivered)
     features = state.call_features.scatter(1, expert[:, None], 1.0)
-    features.scatter_add_(1, expert[:, None] + 2 * k, (answer_feature(group, m) * answered)[:, None])
+    told = torch.stack([answer_feature(group, m), _lookup(rules.evidence, place, expert)], dim=1) * answered[:, None]
+    features.scatter_add_(1, torch.stack([expert + 2 * k, expert + 3 * k], dim=1), told)
     led = answer_feature(leader, m).masked_fill(leader < 0, 2.0)[:, None]  # 2: no expert's
     features[:, k : 2 * k] = features[:, 2 * k : 3 * k] == led
-    features.scatter_add_(1, expert[:, None] + 3 * k, (_lookup(rules.evidence, row, expert) * answered)[:, None])
     features[:, 4 * k :] = vote_features(leading_share(support, leader), (support > 0).sum(dim=1), call + 1, m)
-    t, keep, clear = state.t + delivered, continues[:, None], ~continues[:, None]
+    t, keep, clear = state.t + delivered, continues[:, None], ends[:, None]
     after = State(
         rows=state.rows,
         t=t,
@@ -117,31 +121,36 @@ def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[St
         answers=answers.masked_fill(clear, -1),
         support=support * keep,
         strongest=strongest * keep,
-        leader=leader.masked_fill(~continues, -1),
-        call_features=features * keep,
+        leader=leader.masked_fill(ends, -1),
+        call_features=features.mul_(keep),
         steps=state.steps + playing,
     )
     return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, cut_off, delivered)
 
 
-def _scores(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:
-    """Scores float32 [B] of the `experts` [B] on the queries `rows` [B]."""
-    return _lookup(rules.table.scores, rows, experts).float()
+def _places(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:
+    """Where the entries of the `experts` [B] on the queries `rows` [B] are in a flat [N, K]; int64 [B]."""
+    return rows * len(rules.table.experts) + experts
 
 
-def _costs_usd(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:
-    """Costs in dollars, float64 [B], of the `experts` [B] on the queries `rows` [B]."""
-    return _lookup(rules.table.costs_usd, rows, experts).double()
+def _scores(rules: Rules, places: Tensor, experts: Tensor) -> Tensor:
+    """Scores float32 [B] of the `experts` [B] at these `_places` [B]."""
+    return _lookup(rules.table.scores, places, experts).float()
 
 
-def _lookup(values: Tensor, rows: Tensor, experts: Tensor) -> Tensor:
-    """The entries [B] of `values` [N, K] at `rows` [B] and `experts` [B].
+def _costs_usd(rules: Rules, places: Tensor, experts: Tensor) -> Tensor:
+    """Costs in dollars, float64 [B], of the `experts` [B] at these `_places` [B]."""
+    return _lookup(rules.table.costs_usd, places, experts).double()
+
+
+def _lookup(values: Tensor, places: Tensor, experts: Tensor) -> Tensor:
+    """The entries [B] of `values` [N, K] of the `experts` [B] at these `_places` [B].
 
     Flat, since indexing by pairs takes several times as long; one row for all queries is not copied.
     """
     if values.stride(0) == 0:
         return values[0].index_select(0, experts)
-    return values.reshape(-1).index_select(0, rows * values.shape[1] + experts)
+    return values.reshape(-1).index_select(0, places)
 
 
 def _reward(rules: Rules, score: Tensor, cost_usd: Tensor) -> Tensor:
