@@ -169,7 +169,11 @@ def test_a_local_reply_is_split():
     )
     texts = ["B\nConfidence: 83%", "B", "Confidence: 83%"]
     answers = answer_locally(
-        spec, SpendCap(), [Prompt([1])] * 3, 2000, lambda prompts: [Output(text, 3, "stop", -0.1) for text in texts]
+        spec,
+        SpendCap(),
+        [Prompt([1])] * 3,
+        2000,
+        lambda prompts, most_tokens: [Output(text, 3, "stop", -0.1) for text in texts],
     )
     assert [(a.text, a.confidence, a.is_empty) for a in answers] == [
         ("B", 0.83, False),
