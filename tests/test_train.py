@@ -147,7 +147,7 @@ def test_tensorboard_shows_learning_and_choices(finished: Path):
     expected |= {f"choices/budget_{b}/{name}" for b in range(1, 7) for name in names}
     expected |= {f"share_of_calls/{name}" for name in names}
     expected |= {f"episode/{n}" for n in ("return", "score_per_query", "spend_usd_per_query")}
-    expected |= {"episode/budget_left_share", "episode/refused_calls", "train/entropy", "time/steps_per_s"}
+    expected |= {"episode/budget_left_share", "episode/cut_off_calls", "train/entropy", "time/steps_per_s"}
     expected |= {"eval/gain_over_start", *(f"eval/gain_over_start/budget_{b}" for b in range(1, 7))}
     expected |= {"val/score", "val/kept_score", "val/lead_over_start", "val/lead_over_best_router"}
     expected |= {"test/score", "test/lead_over_start", "test/lead_over_best_router"}

@@ -265,7 +265,7 @@ def told(chance: Tensor, calls: Calls) -> tuple[Tensor, Tensor]:
     if calls.evidence is None:
         return chance, vote_weight(chance.clamp(0, 1))
     k = chance.shape[1]
-    evidence = torch.zeros(len(chance), k + 1, device=chance.device)
+    evidence = torch.zeros(len(chance), k + 1, dtype=calls.evidence.dtype, device=chance.device)
     evidence = evidence.scatter(1, calls.asked.where(calls.asked >= 0, k), calls.evidence)[:, :k]
     votes = vote_weight(updated(chance.clamp(0, 1), evidence, VOTE_WEIGHT))
     return updated(chance, evidence, CHANCE_WEIGHT), votes

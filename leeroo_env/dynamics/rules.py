@@ -175,7 +175,7 @@ def _evidence(table: ExpertTable, given: Tensor | None) -> Tensor:
     """[N, K]; one row for all queries is expanded without a copy."""
     n, k = table.scores.shape
     if given is None:
-        return torch.zeros(1, k, device=table.device).expand(n, -1)
+        return torch.zeros(1, k, dtype=torch.float32, device=table.device).expand(n, -1)
     if tuple(given.shape) not in ((n, k), (1, k)):
         raise InputError(f"evidence {list(given.shape)}: must be [{n}, {k}] or [1, {k}] for {table.name}")
     if not bool((given.abs() <= MAX_EVIDENCE).all()):
