@@ -34,7 +34,7 @@ LEARNING_RATE = 0.01
 WEIGHT_DECAY = 0.1
 MIN_CHANCE = 0.01
 CHANCE_WEIGHT = 0.5  # of the evidence in the chance that an answer is right, as evidence and agreement tell in part the
-VOTE_WEIGHT = 0.3  # same, and in an expert's vote; by cross-validation on train and val of three tables
+VOTE_WEIGHT = 0.3  # same, and in an expert's vote; by cross-validation on train of two tables
 
 
 def updated(chance: Tensor, evidence: Tensor, weight: float) -> Tensor:

@@ -143,7 +143,8 @@ def start_from_plan(
     """Makes an untrained policy the greedy one with respect to a budget value (and call value) fitted to the training
     queries `rows` [n] with these out-of-fold estimates, and evidence [n, K] of their answers. `bars` show the progress.
 
-    The budget value is that of one call a query for several calls, too: one from simulated calls scored less on val.
+    The budget value is that of one call a query for several calls, too: one from simulated calls scored
+    a little less on two tables, and more on a third.
     """
     several = isinstance(policy, MultiCallPolicy)
     with bars("starting policy", 1 + several * PARTS) as bar:
