@@ -102,14 +102,10 @@ def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict
             playing[name] = agent, rules
             if name == MANY:
                 playing[f"{MANY} before training"] = trainer.start, rules
-                playing |= {other: (router, rules) for other, router in _others(trainer, others).items()}
+                rivals = trainer.multi_call_routers() if others else {}
+                playing |= {rival: (router, rules) for rival, router in rivals.items()}
         results[horizon] = _compare(playing, config.seed, queries)
     return results
-
-
-def _others(trainer: Trainer, wanted: bool) -> dict[str, Router]:
-    """The routers that ask several experts, with the same estimates and evidence."""
-    return trainer.multi_call_routers() if wanted else {}
 
 
 def _compare(playing: dict[str, tuple[Router, Rules]], seed: int, queries: int) -> dict[str, np.ndarray]:

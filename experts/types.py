@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 EMPTY = "empty reply"  # how the error of an answer without text begins
+CUT_OFF = "length"  # the finish reason of a reply that its expert's own `max_tokens` cut off
 OUT_OF_MONEY = "budget"  # the finish reason of a reply that was cut off because its call could pay for no more
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from agents.estimators.base import Estimates
+from experts.types import CUT_OFF
 from leeroo_env.dynamics import MAX_EVIDENCE
 from leeroo_env.table import ExpertTable
 from leeroo_env.table.schema import EVIDENCE
@@ -37,9 +38,14 @@ CHANCE_WEIGHT = 0.5  # of the evidence in the chance that an answer is right, as
 VOTE_WEIGHT = 0.3  # same, and in an expert's vote; by cross-validation on train of two tables
 
 
+def log_odds_of(chance: Tensor) -> Tensor:
+    """The log-odds of chances [...], which are clamped to `MIN_CHANCE` and 1 less this."""
+    return torch.logit(chance.clamp(MIN_CHANCE, 1 - MIN_CHANCE))
+
+
 def updated(chance: Tensor, evidence: Tensor, weight: float) -> Tensor:
     """Estimated chances of being right after `weight` x `evidence`, both [...]."""
-    log_odds = torch.logit(chance.clamp(MIN_CHANCE, 1 - MIN_CHANCE)) + weight * evidence
+    log_odds = log_odds_of(chance) + weight * evidence
     return torch.where(evidence == 0, chance, torch.sigmoid(log_odds))
 
 
@@ -100,17 +106,21 @@ class EvidenceModel(nn.Module):
             below, upto = (torch.searchsorted(self.knots[k], sorted_numbers, right=right) for right in (False, True))
             places[of_expert] = ((below + upto).float() / 2 / N_PLACES).T
         normal = torch.special.ndtri(places.clamp(0.005, 0.995)).masked_fill(missing, 0.0)
-        log_odds = torch.logit(chance.clamp(MIN_CHANCE, 1 - MIN_CHANCE))[:, None] / 3
-        return torch.cat([normal, missing.float(), flags, log_odds], dim=1)
+        return torch.cat([normal, missing.float(), flags, log_odds_of(chance)[:, None] / 3], dim=1)
 
 
 @torch.no_grad()
 def table_evidence(model: EvidenceModel, table: ExpertTable, estimates: Estimates) -> Tensor:
     """The evidence [N, K] of a table's answers to queries that the model was not fitted to, from estimates of all."""
-    chance = estimates.reliability()
-    experts = torch.arange(chance.shape[1], device=chance.device).expand(len(chance), -1).flatten()
-    numbers, flags = (part.flatten(0, 1) for part in told_by(table, model.columns, estimates))
-    return model(model.inputs(numbers, flags, chance.flatten(), experts), experts).view_as(chance)
+    return model(*_of_all_experts(model, *told_by(table, model.columns, estimates), estimates.reliability())).view(
+        len(table), -1
+    )
+
+
+def _of_all_experts(model: EvidenceModel, numbers: Tensor, flags: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's inputs for calls to all K experts about m queries, [m * K, 2F + 3], and these experts, [m * K]."""
+    experts = torch.arange(chance.shape[1], device=chance.device).repeat(len(chance))
+    return model.inputs(numbers.flatten(0, 1), flags.flatten(0, 1), chance.flatten(), experts), experts
 
 
 def told_by(table: ExpertTable, columns: Sequence[str], estimates: Estimates) -> tuple[Tensor, Tensor]:
@@ -121,7 +131,7 @@ def told_by(table: ExpertTable, columns: Sequence[str], estimates: Estimates) ->
     numbers = [*told, logprob * tokens, tokens, table.costs_usd / estimates.cost_usd.clamp(min=1e-30)]
     cut_off = torch.zeros_like(tokens)
     if "finish_reason" in table.answers.column_names:
-        is_length = pc.equal(table.answers["finish_reason"], "length")
+        is_length = pc.equal(table.answers["finish_reason"], CUT_OFF)
         cut_off = table.answer_column(is_length).nan_to_num(0.0)
     return torch.stack(numbers, dim=-1), torch.stack([cut_off, (table.answer_ids < 0).float()], dim=-1)
 
@@ -141,65 +151,56 @@ def fit_evidence(
     if len(table.answers) == 0:
         return None
     columns = sorted(name for name in table.answers.column_names if name.startswith(EVIDENCE))
-    numbers, flags = told_by(table, columns, estimates)
-    chance = estimates.reliability()
+    told = *told_by(table, columns, estimates), estimates.reliability()
+    chance = told[2]
     shuffled = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)]
     evidence = torch.zeros_like(chance)
     for fold in range(2):
-        model, inputs = _fit(table, columns, shuffled[1 - fold :: 2], numbers, flags, chance, seed)
+        model = _fit(table, columns, shuffled[1 - fold :: 2], told, seed)
         out = shuffled[fold::2]
-        evidence[out] = _evidence(model, inputs, out)
-    log_odds, scores = torch.logit(chance[rows].clamp(MIN_CHANCE, 1 - MIN_CHANCE)), table.scores[rows].float()
+        evidence[out] = model(*_of_all_experts(model, *(part[out] for part in told))).view(len(out), -1)
+    log_odds, scores = log_odds_of(chance[rows]), table.scores[rows].float()
     before, after = (
         binary_cross_entropy_with_logits(log_odds + shift, scores) for shift in (0 * evidence[rows], evidence[rows])
     )
     if after >= before:
         return None
-    model, inputs = _fit(table, columns, rows, numbers, flags, chance, seed)
+    model = _fit(table, columns, rows, told, seed)
     others = torch.ones(len(table), dtype=torch.bool, device=rows.device)
     others[rows] = False
     others = others.nonzero().squeeze(1)
-    evidence[others] = _evidence(model, inputs, others)
+    evidence[others] = model(*_of_all_experts(model, *(part[others] for part in told))).view(len(others), -1)
     return model, evidence
 
 
 def _fit(
-    table: ExpertTable, columns: Sequence[str], rows: Tensor, numbers: Tensor, flags: Tensor, chance: Tensor, seed: int
-) -> tuple[EvidenceModel, Tensor]:
-    """A model fitted to the training queries `rows`, and its inputs of all queries [N, K, 2F + 3]."""
-    n, k = chance.shape
-    device = chance.device
+    table: ExpertTable, columns: Sequence[str], rows: Tensor, told: tuple[Tensor, Tensor, Tensor], seed: int
+) -> EvidenceModel:
+    """A model fitted to the training queries `rows` [n], from the numbers, flags and chances of all queries."""
+    numbers, flags, chance = (part[rows] for part in told)
+    (n, k), device = chance.shape, chance.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EvidenceModel(columns, k).to(device)
     levels = (torch.arange(N_PLACES, device=device) + 0.5) / N_PLACES
     for expert in range(k):  # of all at once there may be too many numbers for torch
-        known = numbers[rows, expert].nanquantile(levels, dim=0).T  # NaN where the expert tells nothing
+        known = numbers[:, expert].nanquantile(levels, dim=0).T  # NaN where the expert tells nothing
         model.knots[expert] = known.nan_to_num(torch.inf)
-    experts = torch.arange(k, device=device).expand(n, -1)
-    pairs = (numbers.flatten(0, 1), flags.flatten(0, 1), chance.flatten(), experts.flatten())
-    inputs = model.inputs(*pairs).unflatten(0, (n, k))
+    inputs, experts = (part.unflatten(0, (n, k)) for part in _of_all_experts(model, numbers, flags, chance))
     generator = torch.Generator(device).manual_seed(seed)
-    log_odds, scores = torch.logit(chance.clamp(MIN_CHANCE, 1 - MIN_CHANCE)), table.scores.float()
+    log_odds, scores = log_odds_of(chance), table.scores[rows].float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     size = -(-BATCH // k)
     for _ in range(STEPS):
-        batch = rows[torch.randint(len(rows), (size,), generator=generator, device=device)]
+        batch = torch.randint(n, (size,), generator=generator, device=device)
         shift = model(inputs[batch].flatten(0, 1), experts[batch].flatten())
         loss = binary_cross_entropy_with_logits(log_odds[batch].flatten() + shift, scores[batch].flatten())
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    return model.requires_grad_(False), inputs
-
-
-def _evidence(model: EvidenceModel, inputs: Tensor, rows: Tensor) -> Tensor:
-    """[m, K], the evidence of all answers to the queries `rows` [m]."""
-    k = inputs.shape[1]
-    experts = torch.arange(k, device=rows.device).repeat(len(rows))
-    return model(inputs[rows].flatten(0, 1), experts).view(-1, k)
+    return model.requires_grad_(False)
 
 
 def expected_calibration_error(chance: Tensor, scores: Tensor, bins: int = 15) -> float:

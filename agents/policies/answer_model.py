@@ -260,13 +260,19 @@ def calls_from_features(features: Tensor, max_calls: int) -> Calls:
     )
 
 
+def evidence_by_expert(calls: Calls, k: int) -> Tensor:
+    """What calls to each of the K experts told, [B, K]; 0 of those not called."""
+    if calls.evidence is None:
+        return torch.zeros(len(calls.asked), k, dtype=torch.float32, device=calls.asked.device)
+    evidence = torch.zeros(len(calls.asked), k + 1, dtype=calls.evidence.dtype, device=calls.asked.device)
+    return evidence.scatter(1, calls.asked.where(calls.asked >= 0, k), calls.evidence)[:, :k]
+
+
 def told(chance: Tensor, calls: Calls) -> tuple[Tensor, Tensor]:
     """Estimated chances of being right [B, K] and votes [B, K] after the evidence of `calls`."""
     if calls.evidence is None:
         return chance, vote_weight(chance.clamp(0, 1))
-    k = chance.shape[1]
-    evidence = torch.zeros(len(chance), k + 1, dtype=calls.evidence.dtype, device=chance.device)
-    evidence = evidence.scatter(1, calls.asked.where(calls.asked >= 0, k), calls.evidence)[:, :k]
+    evidence = evidence_by_expert(calls, chance.shape[1])
     votes = vote_weight(updated(chance.clamp(0, 1), evidence, VOTE_WEIGHT))
     return updated(chance, evidence, CHANCE_WEIGHT), votes
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from agents.estimators import Estimates
 from agents.estimators.evidence import VOTE_WEIGHT, updated
-from agents.policies.answer_model import Calls
-from agents.routers.panels import Panels, answers_in_order, describe, evidence_in_order, fit_logistic, fit_ridge
+from agents.policies.answer_model import Calls, evidence_by_expert
+from agents.routers.panels import Panels, answers_in_order, describe, fit_logistic, fit_ridge
 from agents.routers.sequences import SequenceRouter, best_at_prices
 from leeroo_env.dynamics import count_votes, vote_weight
 
@@ -89,7 +89,8 @@ def described_calls(estimates: Estimates, calls: Calls, order: Tensor) -> Tensor
     """`describe` of the calls made to the experts `order` [B, C]; [B, F]."""
     chance = estimates.reliability()
     made, answers = answers_in_order(calls, order, chance.shape[1])
-    chance, evidence = chance.gather(1, order.clamp(min=0)), evidence_in_order(calls, order, chance.shape[1])
+    evidence = evidence_by_expert(calls, chance.shape[1])
+    chance, evidence = (part.gather(1, order.clamp(min=0)) for part in (chance, evidence))
     votes = count_votes(order, made, answers, vote_weight(updated(chance, evidence, VOTE_WEIGHT)))
     return describe(votes, updated(chance, evidence, 1.0), made, made & (answers >= 0))
 

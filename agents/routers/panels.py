@@ -219,15 +219,6 @@ def fit_ridge(features: Tensor, target: Tensor, fold: Tensor) -> tuple[Tensor, T
     return torch.linalg.solve(all_gram, all_moment), predicted
 
 
-def evidence_in_order(calls: Calls, order: Tensor, k: int) -> Tensor:
-    """What the calls to the experts `order` [B, C] told, 0 where there is none; [B, C]."""
-    told = torch.zeros(len(order), k + 1, device=order.device)
-    if calls.evidence is not None:
-        told.scatter_(1, calls.asked.where(calls.asked >= 0, k), calls.evidence)
-        told[:, k] = 0.0
-    return told.gather(1, order.where(order >= 0, k))
-
-
 def answers_in_order(calls: Calls, order: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Whether the experts `order` [B, C] were asked, and the groups of their answers, -1 for none; both [B, C]."""
     group = torch.full((len(order), k + 1), -2, device=order.device)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from agents.estimators.evidence import LOGPROB, EvidenceModel
-from experts.types import Answer
+from experts.types import CUT_OFF, Answer
 
 CONFIDENCE = "evidence_verbal"
-LENGTH = "length"  # the finish reason of an output that was cut off
 
 
 @torch.no_grad()
@@ -33,6 +32,6 @@ def evidence_of(
     logprob = torch.nan if answer.logprob is None else answer.logprob * tokens
     ratio = answer.cost_usd / max(float(cost_usd[expert]), 1e-30)
     numbers = torch.tensor([[*told, logprob, tokens, ratio]], device=chance.device)
-    flags = torch.tensor([[float(answer.finish_reason == LENGTH), float(not has_answer)]], device=chance.device)
+    flags = torch.tensor([[float(answer.finish_reason == CUT_OFF), float(not has_answer)]], device=chance.device)
     experts = torch.tensor([expert], device=chance.device)
     return float(model(model.inputs(numbers, flags, chance[experts], experts), experts))

@@ -20,10 +20,9 @@ from agents.serving.asking import ask_experts, is_limited, most_attempts, worst_
 from agents.serving.breaker import NOT_ASKED, CircuitBreaker
 from agents.serving.evidence import evidence_of
 from agents.serving.reply import Call, Reply, StopReason
-from experts.types import OUT_OF_MONEY, Answer, Expert, Query
+from experts.types import CUT_OFF, OUT_OF_MONEY, Answer, Expert, Query
 from leeroo_env.dynamics import VoteCount, call_features, count_votes, vote_weight
 
-CUT_OFF = "length"  # the finish reason of what an expert's own `max_tokens` cut off
 ROUNDING = 1 + 1e-9
 Preference = tuple[float, ...]  # the larger, the rather
 
