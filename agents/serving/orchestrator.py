@@ -39,6 +39,7 @@ from agents.serving.checks import (
     check_stream,
     experts_in_order,
 )
+from agents.serving.decider import Decider
 from agents.serving.reply import Reply
 from agents.serving.session import Session
 from experts.types import Expert, Query
@@ -221,19 +222,16 @@ class Orchestrator:
         texts = [query.text for query in batch]
         x = as_embeddings(self._encoder.encode(texts) if embeddings is None else embeddings, self.embedding_dim)
         features = self._features(x, as_texts(texts, len(x)), [query.domain for query in batch])
-        session = Session(
-            self._router,
-            in_order,
-            self.description.mean_cost_usd,
-            compare,
-            float(remaining_usd),
-            remaining,
-            self._breaker,
-            self._evidence_model,
-        )
+        decider = self.decider(compare)
+        session = Session(decider, in_order, float(remaining_usd), remaining, self._breaker)
         parts = [slice(start, start + at_once) for start in range(0, len(batch), at_once)]
         reliability = self._reliability(features)
         return [reply for part in parts for reply in session.answer(batch[part], features[part], reliability[part])]
+
+    def decider(self, compare: Compare) -> Decider:
+        """What decides about queries in progress, with this comparison of their answers."""
+        names, mean_cost_usd = self.experts, self.description.mean_cost_usd
+        return Decider(self._router, names, mean_cost_usd, compare, self.cost_scale, self._evidence_model)
 
     def _check_calls(self, calls: Calls | None, n: int) -> None:
         c = self.max_calls - 1
