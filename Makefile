@@ -29,12 +29,12 @@ check: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[contrib,datasets,dev,finetune,math,offline]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[contrib,datasets,dev,finetune,math,offline,postgres,serve]"
 	touch $@
 
 # torch is pinned without its build (+cpu, +cu130) and without the CUDA packages, which it pins itself.
 lock: .venv/ready
-	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --extra contrib --extra datasets --extra dev --extra finetune --extra math --extra offline --extra serve --upgrade --no-annotate \
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --extra contrib --extra datasets --extra dev --extra finetune --extra math --extra offline --extra postgres --extra serve --upgrade --no-annotate \
 		--no-header --no-emit-index-url --no-emit-find-links \
 		| sed -E '/^(nvidia|cuda|triton|setuptools)/d; /^torch==/d' > .constraints.tmp
 	echo "torch==2.13.0" >> .constraints.tmp

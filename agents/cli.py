@@ -15,6 +15,7 @@ COMMANDS = {  # name: module whose main(arguments, prog) runs it, and what it do
     "import": ("experts.importers.command", "turn published answers into a table"),
     "selfplay": ("agents.selfplay.loop", "write new questions, ask, grade and learn, round after round"),
     "finetune": ("agents.finetune.command", "fine-tune a table's encoder on the routing task"),
+    "keys": ("agents.server.keys_command", "make, list and limit the API keys of the live server"),
     "verify": ("agents.verify", "check the files of a table or a run against their manifests"),
 }
 
