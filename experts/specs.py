@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from experts.extra_settings import (
     check_server_settings,
 )
 from experts.types import Query
-from experts.usage import Limits, Price
+from experts.usage import Limits, LongContext, Price
 from leeroo_env.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ TEMPLATE_TOKENS = 256  # the most that a chat template adds to a prompt
 Dollars = Annotated[float, pydantic.Field(ge=0, le=1e9)]
 Text = Annotated[str, pydantic.Field(min_length=1)]
 VariableName = Annotated[str, pydantic.Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+Ability = Literal["tools", "vision", "json", "logprobs"]
 
 
 class StrictModel(pydantic.BaseModel):
@@ -54,6 +56,14 @@ class Generation(StrictModel):
     def _cannot_lift_limits(cls, extra: dict[str, Any]) -> dict[str, Any]:
         check_limits(extra)
         return extra
+
+
+class LongContextPrice(StrictModel):
+    """The price of a whole call whose prompt has more tokens than `above_tokens`."""
+
+    above_tokens: int = pydantic.Field(gt=0, lt=2**31)
+    usd_per_mtok_in: Dollars
+    usd_per_mtok_out: Dollars
 
 
 class Settings(StrictModel):
@@ -89,6 +99,7 @@ class ExpertSpec(Settings):
     timeout_s: float = pydantic.Field(
         default=120.0, gt=0, le=1e6
     )  # of one request; a price by the second bills no more
+    context: int | None = pydantic.Field(default=None, gt=0, lt=2**31)  # tokens, prompt and answer; null: not known
     variants: dict[str, Settings] = {}  # by name; the loader makes each an expert of its own, "name@variant"
     directory: Path | None = pydantic.Field(default=None, exclude=True)  # of a local model, set by the loader
 
@@ -133,6 +144,11 @@ class ExpertSpec(Settings):
             self.usd_per_mtok_cache_write,
             self.usd_per_mtok_reasoning,
         )
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the model can take beyond text."""
+        return frozenset()
 
     @property
     def model_path(self) -> str:
@@ -197,6 +213,9 @@ class OpenAISpec(ExpertSpec):
     max_retries: int = pydantic.Field(default=5, ge=0, le=1000)
     logprobs: bool = False  # asks for the tokens' log-probabilities, which tell how sure the model was
     tokenizer: str | None = None  # name or directory; counts tokens where the server reports none
+    can: Annotated[tuple[Ability, ...], pydantic.Field(strict=False)] = ()  # what it takes beyond text, for live use
+    long_context: LongContextPrice | None = None
+    first_token_s: float = pydantic.Field(default=60.0, gt=0, le=1e6)  # the longest silence of a reply that is streamed
 
     @pydantic.field_validator("generation")
     @classmethod
@@ -216,6 +235,24 @@ class OpenAISpec(ExpertSpec):
         if self.base_url is not None and self.base_url_env is not None:
             raise ValueError("give base_url or base_url_env, not both")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _has_one_kind_of_price(self) -> OpenAISpec:
+        if self.long_context is not None and self.usd_per_second is not None:
+            raise ValueError("long_context goes with usd_per_mtok_in, not with usd_per_second")
+        return self
+
+    @property
+    def price(self) -> Price:
+        tier = self.long_context
+        if tier is None:
+            return super().price
+        long_context = LongContext(tier.above_tokens, tier.usd_per_mtok_in, tier.usd_per_mtok_out)
+        return dataclasses.replace(super().price, long_context=long_context)
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset((*self.can, "logprobs")) if self.logprobs else frozenset(self.can)
 
     @property
     def attempts(self) -> int:

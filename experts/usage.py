@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +14,29 @@ from leeroo_env.errors import InputError
 HIDDEN_PROMPT_TOKENS = 8192  # the most that a provider may add to a prompt unseen, such as its own system prompt
 MOST_TIMES_MAX_TOKENS = 4  # some providers do not count reasoning against max_tokens
 LEAST_COMPLETION_BOUND = 4096
+
+# as OpenAI, Anthropic, Gemini, Ollama and llama.cpp call them
+PROMPT_FIELDS = (
+    "prompt_tokens",
+    "input_tokens",
+    "promptTokenCount",
+    "prompt_token_count",
+    "prompt_eval_count",
+    "prompt_n",
+    "tokens_evaluated",
+)
+COMPLETION_FIELDS = (
+    "completion_tokens",
+    "output_tokens",
+    "candidatesTokenCount",
+    "candidates_token_count",
+    "eval_count",
+    "predicted_n",
+    "tokens_predicted",
+)
+CACHE_ON_TOP = {"input_tokens", "prompt_n"}  # Anthropic's and llama.cpp's prompts have no cached tokens in them
+THOUGHTS_ON_TOP = {"candidatesTokenCount", "candidates_token_count"}  # nor have Gemini's candidates thoughts
+OWNERS = ("usage", "usageMetadata", "usage_metadata", "x_groq.usage", "timings")
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +71,15 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class LongContext:
+    """What a whole call costs whose prompt has more tokens than `above_tokens`."""
+
+    above_tokens: int
+    usd_per_mtok_in: float
+    usd_per_mtok_out: float
+
+
+@dataclass(frozen=True)
 class Price:
     """Dollars per million tokens, or dollars per second; seconds beyond `timeout_s` are not billed.
 
@@ -54,6 +87,7 @@ class Price:
         usd_per_mtok_cached: None: half of the price in, the largest that the large providers ask.
         usd_per_mtok_cache_write: None: the price in.
         usd_per_mtok_reasoning: None: the price out.
+        long_context: of long prompts; the other prices per token change in proportion.
     """
 
     usd_per_mtok_in: float = 0.0
@@ -63,9 +97,32 @@ class Price:
     usd_per_mtok_cached: float | None = None
     usd_per_mtok_cache_write: float | None = None
     usd_per_mtok_reasoning: float | None = None
+    long_context: LongContext | None = None
+
+    def of_prompt(self, prompt_tokens: float) -> Price:
+        """The price of a call with a prompt of so many tokens, without a tier."""
+        tier = self.long_context
+        if tier is None or prompt_tokens <= tier.above_tokens:
+            return replace(self, long_context=None)
+
+        def scaled(usd: float | None, base: float, usd_of_tier: float) -> float | None:
+            return usd if usd is None or base == 0 else usd * usd_of_tier / base
+
+        per_mtok_in, per_mtok_out = self.usd_per_mtok_in, self.usd_per_mtok_out
+        return replace(
+            self,
+            usd_per_mtok_in=tier.usd_per_mtok_in,
+            usd_per_mtok_out=tier.usd_per_mtok_out,
+            usd_per_mtok_cached=scaled(self.usd_per_mtok_cached, per_mtok_in, tier.usd_per_mtok_in),
+            usd_per_mtok_cache_write=scaled(self.usd_per_mtok_cache_write, per_mtok_in, tier.usd_per_mtok_in),
+            usd_per_mtok_reasoning=scaled(self.usd_per_mtok_reasoning, per_mtok_out, tier.usd_per_mtok_out),
+            long_context=None,
+        )
 
     def usage_usd(self, usage: Usage, seconds: float) -> float:
         """The cost of one call, in dollars."""
+        if self.long_context is not None:
+            return self.of_prompt(usage.prompt_tokens).usage_usd(usage, seconds)
         cached, write, reasoning = self.usd_per_mtok_cached, self.usd_per_mtok_cache_write, self.usd_per_mtok_reasoning
         per_mtok = (
             usage.input * self.usd_per_mtok_in
@@ -82,6 +139,8 @@ class Price:
 
     def worst_usd(self, prompt_tokens: int, max_tokens: int) -> float:
         """The most that a call with this prompt can cost, in dollars: every token in its most expensive bucket."""
+        if self.long_context is not None:
+            return max(price.worst_usd(prompt_tokens, max_tokens) for price in self._tiers(prompt_tokens))
         prompt = max(self.usd_per_mtok_in, self.usd_per_mtok_cached or 0.0, self.usd_per_mtok_cache_write or 0.0)
         completion = max(self.usd_per_mtok_out, self.usd_per_mtok_reasoning or 0.0)
         return (prompt_tokens * prompt + max_tokens * completion) / 1e6 + self.timeout_s * self.usd_per_second
@@ -92,11 +151,17 @@ class Price:
             return max_tokens
         if self.worst_usd(prompt_tokens, 1) > usd:
             return 0
+        if self.long_context is not None:
+            return min(price.affordable_tokens(prompt_tokens, max_tokens, usd) for price in self._tiers(prompt_tokens))
         usd_per_mtok = max(self.usd_per_mtok_out, self.usd_per_mtok_reasoning or 0.0)
         tokens = min(int((usd - self.worst_usd(prompt_tokens, 0)) * 1e6 / usd_per_mtok) + 1, max_tokens)
         while self.worst_usd(prompt_tokens, tokens) > usd:  # a few times: the quotient is rounded
             tokens -= 1
         return tokens
+
+    def _tiers(self, most_prompt_tokens: int) -> tuple[Price, Price]:
+        """The prices that a call may have whose prompt has at most so many tokens."""
+        return self.of_prompt(0), self.of_prompt(most_prompt_tokens)
 
 
 @dataclass(frozen=True)
@@ -144,6 +209,17 @@ def normalise_usage(reported: object, limits: Limits, prompt: str, reply: str) -
     if not reply_known:
         usage = replace(usage, output=_own_count(limits, reply, limits.max_tokens), reasoning=0)
     return replace(usage, source="counted" if limits.tokenizer is not None else "assumed")
+
+
+def reported_usage(body: Mapping[str, Any]) -> Any:
+    """What a reply, or one part of a stream, says of its usage, wherever servers put it; None if it does not."""
+    for owner in OWNERS:
+        value: Any = body
+        for part in owner.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value:
+            return value
+    return body if "prompt_eval_count" in body or "tokens_evaluated" in body else None
 
 
 def _own_count(limits: Limits, text: str, most: int) -> int:
@@ -196,14 +272,17 @@ class _Counts:
 
 def _buckets(counts: _Counts) -> Usage:
     """The buckets as the counts have them; zeros where there are none."""
-    prompt = counts.of("prompt_tokens", "input_tokens", of_prompt=True) or 0
-    completion = counts.of("completion_tokens", "output_tokens", of_completion=True) or 0
+    prompt = counts.of(*PROMPT_FIELDS, of_prompt=True) or 0
+    completion = counts.of(*COMPLETION_FIELDS, of_completion=True) or 0
     cached = counts.of(
         "prompt_tokens_details.cached_tokens",
         "input_tokens_details.cached_tokens",
         "cache_read_input_tokens",
         "prompt_cache_hit_tokens",
         "cached_tokens",
+        "cachedContentTokenCount",
+        "cached_content_token_count",
+        "cache_n",
         of_prompt=True,
     )
     write = counts.of(
@@ -217,16 +296,18 @@ def _buckets(counts: _Counts) -> Usage:
         "completion_tokens_details.reasoning_tokens",
         "output_tokens_details.reasoning_tokens",
         "reasoning_tokens",
+        "thoughtsTokenCount",
+        "thoughts_token_count",
         of_completion=True,
     )
     cached, write, reasoning = cached or 0, write or 0, reasoning or 0
-    total = counts.of("total_tokens") or 0
+    total = counts.of("total_tokens", "totalTokenCount", "total_token_count") or 0
     beyond = max(0, total - prompt - completion)
-    anthropic = "prompt_tokens" not in counts.fields and "input_tokens_details" not in counts.fields
-    if cached + write and (cached + write > prompt or (beyond == cached + write if beyond else anthropic)):
+    on_top = bool(CACHE_ON_TOP & counts.fields.keys()) and "input_tokens_details" not in counts.fields
+    if cached + write and (cached + write > prompt or (beyond == cached + write if beyond else on_top)):
         prompt += cached + write
         beyond = max(0, beyond - cached - write)
-    if reasoning > completion or (reasoning and beyond >= reasoning):
+    if reasoning > completion or (reasoning and (beyond >= reasoning or THOUGHTS_ON_TOP & counts.fields.keys())):
         completion += reasoning
         beyond = max(0, beyond - reasoning)
     if completion:  # what the total has beyond both was written unseen

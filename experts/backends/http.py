@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import json
 import sys
 from dataclasses import dataclass
@@ -83,12 +84,47 @@ def reply_bytes(max_tokens: int) -> int:
     return LEAST_REPLY_BYTES + REPLY_BYTES_PER_TOKEN * max_tokens
 
 
+class UnreadableBody(Exception):
+    """The body is longer than it may be, or packed in a way that was not asked for."""
+
+
+def http_library() -> Any:
+    """The HTTP library that openai's is built on: httpx or httpx2, as installed."""
+    import openai
+
+    return sys.modules[openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]]
+
+
+@functools.cache
+def ssl_context() -> Any:
+    """The certificates that are trusted, read once for all clients, as that takes a tenth of a second."""
+    return http_library().create_ssl_context()
+
+
+def check_encoding(response: Any) -> None:
+    """Raises UnreadableBody for an encoding that was not asked for."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", *ENCODINGS):
+        raise UnreadableBody(f"the reply comes as {encoding[:20]!r}, which was not asked for")
+
+
+async def read_body(response: Any, most_bytes: int) -> bytes:
+    """The whole body of an open response, unpacked; raises UnreadableBody as soon as it has more than `most_bytes`."""
+    check_encoding(response)
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > most_bytes:
+            raise UnreadableBody(f"the reply is longer than {most_bytes:,} bytes, stopped reading")
+    return bytes(body)
+
+
 def make_client(key: str, url: str | None, timeout_s: float, max_retries: int) -> AsyncOpenAI:
     """The library's client, which retries when `Retry-After` says; `current_call` must be set for each call."""
     import openai
 
     base = openai.DefaultAsyncHttpxClient
-    httpx: Any = sys.modules[base.__mro__[1].__module__.partition(".")[0]]  # httpx or httpx2, as the library has it
+    httpx = http_library()
     timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, 0.9 * timeout_s))
 
     class PaidClient(base):  # type: ignore[misc, valid-type]
@@ -122,19 +158,14 @@ def make_client(key: str, url: str | None, timeout_s: float, max_retries: int) -
             """The whole response; an error inside a 200 gets the status that it should have had."""
             response = await super().send(request, stream=True, **kwargs)
             try:
-                encoding = response.headers.get("content-encoding", "").strip().lower()
-                if encoding not in ("", "identity", *ENCODINGS):
-                    raise UnreadableReply(f"the reply comes as {encoding[:20]!r}, which was not asked for")
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > most_bytes:
-                        raise UnreadableReply(f"the reply is longer than {most_bytes:,} bytes, stopped reading")
+                content = await read_body(response, most_bytes)
+            except UnreadableBody as error:
+                raise UnreadableReply(str(error)) from None
             finally:
                 await response.aclose()
-            status, content = response.status_code, bytes(body)
-            if status == 200 and (error := error_in(content)) is not None:
-                status, content = error[0], json.dumps({"error": {"message": error[1]}}).encode()
+            status = response.status_code
+            if status == 200 and (inside := error_in(content)) is not None:
+                status, content = inside[0], json.dumps({"error": {"message": inside[1]}}).encode()
             names = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
             headers = {name: response.headers[name] for name in names if name in response.headers}
             return httpx.Response(status, headers=headers, content=content, request=request)

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import functools
 import math
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -15,13 +14,13 @@ from typing import Any
 from experts.backends.http import FAILOVER_ATTEMPTS, Call, current_call, failover, make_client, reply_bytes
 from experts.backends.reply import Reply, read_reply
 from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
+from experts.backends.server import key_and_address, limit_field, sampling_settings
 from experts.confidence import split_confidence
 from experts.specs import OpenAISpec
 from experts.spending import NOT_PAID, SpendCap, not_asked
 from experts.types import EMPTY, OUT_OF_MONEY, Answer, Query
 from experts.usage import Usage, count_tokens, normalise_usage
 from leeroo_env.cli import printable
-from leeroo_env.errors import InputError
 
 ERROR_CHARS = 300
 RETRY_IF_EMPTY = (None, "stop")  # with other reasons the same prompt would end alike
@@ -37,15 +36,14 @@ class OpenAIExpert:
         Raises:
             InputError: an environment variable that the spec names is not set, or its tokenizer cannot be loaded.
         """
-        key = _variable("api_key_env", spec.api_key_env) if spec.api_key_env else "unused"
-        url = _variable("base_url_env", spec.base_url_env) if spec.base_url_env else spec.base_url
+        key, url = key_and_address(spec)
         if spec.tokenizer is not None:
             count_tokens(spec.tokenizer, "")
         self.name = spec.name
         self.spec = spec
         self._spend_cap = spend_cap
-        self._secrets = secret_forms([*([key] if spec.api_key_env else []), *secrets_of_url(url)])
-        self._client = make_client(key, url, spec.timeout_s, spec.max_retries)
+        self._secrets = secret_forms([*([key] if key else []), *secrets_of_url(url)])
+        self._client = make_client(key or "unused", url, spec.timeout_s, spec.max_retries)
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._overrun = 1.0  # the largest factor by which a call has cost more than its worst case
 
@@ -164,17 +162,8 @@ class OpenAIExpert:
 
 def _settings(spec: OpenAISpec, max_tokens: int) -> dict[str, Any]:
     """The arguments of a call except its prompt."""
-    sampling = spec.generation
-    optional = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-    settings: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
-    if sampling.stop:
-        settings["stop"] = list(sampling.stop)
-    if spec.logprobs:
-        settings["logprobs"] = True if spec.chat else 0
-    if sampling.extra:
-        settings["extra_body"] = sampling.extra
-    field = spec.max_tokens_field if spec.chat else "max_tokens"
-    return {"model": spec.model, field: max_tokens, **settings}
+    extra = {"extra_body": spec.generation.extra} if spec.generation.extra else {}
+    return {"model": spec.model, limit_field(spec): max_tokens, **sampling_settings(spec), **extra}
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
@@ -188,10 +177,3 @@ def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="openai", daemon=True).start()
     return loop
-
-
-def _variable(field: str, name: str) -> str:
-    value = os.environ.get(name, "").strip()
-    if not value:
-        raise InputError(f"{field}: environment variable {name} is not set")
-    return value

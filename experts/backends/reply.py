@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
 from experts.reasoning import split_reasoning
+from experts.usage import reported_usage
 from leeroo_env.cli import printable
 
 FINISH_REASONS = {  # what servers call them, in OpenAI's words
@@ -80,33 +82,43 @@ class _Choice(pydantic.BaseModel):
 
 class _Completion(pydantic.BaseModel):
     choices: list[_Choice] = pydantic.Field(min_length=1)
-    usage: Any = None
 
 
 def read_reply(body: bytes) -> Reply:
     """The reply in a body of a chat completion or a completion. Raises NoCompletion."""
     value = read_json(body)
-    if value is None:
-        raise NoCompletion(f"the server's reply is no chat completion: {_shown(body)}")
+    try:
+        return reply_in(value or {})
+    except NoCompletion:
+        raise no_completion(body) from None
+
+
+def reply_in(value: Mapping[str, Any]) -> Reply:
+    """The reply in a chat completion or a completion. Raises NoCompletion."""
     try:
         completion = _Completion.model_validate(value)
     except pydantic.ValidationError:
-        raise NoCompletion(f"the server's reply is no chat completion: {_shown(body)}") from None
+        raise NoCompletion("the server's reply is no chat completion") from None
     choice = completion.choices[0]
     message = choice.message or _Message(content=choice.text)
-    text, parts_reasoning = _text_of(message.content)
+    text, parts_reasoning = text_and_reasoning(message.content)
     tagged_reasoning, answer = split_reasoning(text)
     own = next((r for r in (message.reasoning_content, message.reasoning, message.thinking) if r), None)
-    reasoning = "\n".join(part for part in (_text_of(own)[0], parts_reasoning, tagged_reasoning) if part)
+    reasoning = "\n".join(part for part in (text_and_reasoning(own)[0], parts_reasoning, tagged_reasoning) if part)
     reason = choice.finish_reason
     return Reply(
         text=answer if answer.strip() else "",
         reasoning=reasoning,
-        finish_reason=_finish_reason(reason) if isinstance(reason, str) and reason else None,
-        refusal=_text_of(message.refusal)[0],
-        usage=completion.usage,
+        finish_reason=finish_reason_of(reason) if isinstance(reason, str) and reason else None,
+        refusal=text_and_reasoning(message.refusal)[0],
+        usage=reported_usage(value),
         logprob=_mean_logprob(choice.logprobs),
     )
+
+
+def no_completion(body: bytes) -> NoCompletion:
+    """The error of a body that is none."""
+    return NoCompletion(f"the server's reply is no chat completion: {_shown(body)}")
 
 
 def read_json(body: bytes) -> Any:
@@ -120,7 +132,11 @@ def read_json(body: bytes) -> Any:
 
 def error_in(body: bytes) -> tuple[int, str] | None:
     """Status and message of an error that a gateway put into a body with status 200; None if there is none."""
-    value = read_json(body)
+    return error_of(read_json(body))
+
+
+def error_of(value: dict[str, Any] | None) -> tuple[int, str] | None:
+    """The same in a value that is read."""
     if value is None or value.get("choices"):
         return None
     error = value.get("error") or value.get("errors")
@@ -164,22 +180,23 @@ def _status(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599 else None
 
 
-def _finish_reason(reason: str) -> str:
+def finish_reason_of(reason: str) -> str:
+    """A finish reason in OpenAI's words, where they are known."""
     reason = printable(clean_text(reason))[:40].lower()
     return FINISH_REASONS.get(reason, reason)
 
 
-def _text_of(content: Any) -> tuple[str, str]:
+def text_and_reasoning(content: Any) -> tuple[str, str]:
     """Text and reasoning of a message's content: a string, a number, a part, or a list of these."""
     if content is None:
         return "", ""
     if isinstance(content, str):
         return clean_text(content), ""
     if isinstance(content, list):
-        texts, reasonings = zip(*map(_text_of, content), strict=True) if content else ((), ())
+        texts, reasonings = zip(*map(text_and_reasoning, content), strict=True) if content else ((), ())
         return "".join(texts), "".join(reasonings)
     if isinstance(content, dict):
-        text, reasoning = _text_of(next((content[name] for name in PART_TEXTS if name in content), None))
+        text, reasoning = text_and_reasoning(next((content[name] for name in PART_TEXTS if name in content), None))
         return ("", text + reasoning) if content.get("type") in REASONING_PARTS else (text, reasoning)
     return json.dumps(content), ""
 
