@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection
 
 from agents.server.money import keys as key_rows
 from agents.server.money import reports
@@ -34,6 +37,9 @@ from agents.server.money.writer import Writer
 
 KNOWN_S = 4.0  # a key that another process revoked is refused within five seconds
 MOST_TEXT = 200  # characters of a name that a client sent
+
+
+T = TypeVar("T")
 
 
 class Ledger:
@@ -178,6 +184,10 @@ class Ledger:
             recovered += number
             if number < MOST_RECOVERED:
                 return recovered
+
+    def run(self, function: Callable[[Connection], T], writes: bool = True) -> T:
+        """The result of a function of a connection to the store, in a transaction of its own; not for an event loop."""
+        return self._writer.call(function, writes)
 
     # What was spent.
 
