@@ -25,6 +25,13 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Conversation(Query):
+    """A query with what came before it: `turns` are its prompt, as pairs of role and text."""
+
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Answer:
     """The result of one call.
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from experts.backends.reply import clean_text, printable
 from experts.confidence import split_confidence
+from experts.conversation import Turn, as_text
 from experts.reasoning import split_reasoning
 from experts.specs import LocalSpec
 from experts.spending import NOT_PAID, SpendCap, ask_affordable
-from experts.types import EMPTY, OUT_OF_MONEY, Answer, Query
+from experts.types import EMPTY, OUT_OF_MONEY, Answer, Conversation, Query
 from leeroo_env.errors import InputError
 
 ERROR_CHARS = 300
@@ -70,33 +71,37 @@ def make_prompt(tokenizer: Any, spec: LocalSpec, query: Query) -> Prompt:
     Raises:
         InputError: there is no chat template, or it refuses the messages.
     """
-    prompt = spec.render(query)
+    turns = query.turns if isinstance(query, Conversation) else (("user", spec.render(query)),)
+    if spec.system and not isinstance(query, Conversation):
+        turns = (("system", spec.system), *turns)
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if not (has_template if spec.chat is None else spec.chat):
         with one_line_errors(spec, "cannot read a prompt"):
-            return Prompt(list(tokenizer(f"{spec.system}\n\n{prompt}" if spec.system else prompt)["input_ids"]))
+            return Prompt(list(tokenizer(as_text(turns))["input_ids"]))
     if not has_template:
         raise InputError(f"expert {spec.name!r}: chat: true, but the tokenizer of {spec.model!r} has no chat template")
     with one_line_errors(spec, "has a chat template that cannot be used"):
-        text = _in_template(tokenizer, spec.system, prompt)
+        text = _in_template(tokenizer, turns)
         return Prompt(list(tokenizer(text, add_special_tokens=False)["input_ids"]), bool(_OPENED.search(text)))
 
 
-def _in_template(tokenizer: Any, system: str | None, prompt: str) -> str:
-    """The messages in the chat template; a system text that it refuses or leaves out goes before the user's."""
+def _in_template(tokenizer: Any, turns: Sequence[Turn]) -> str:
+    """The turns in the chat template; a system text that it refuses or leaves out goes before the next turn's."""
 
-    def render(*messages: tuple[str, str]) -> str:
-        conversation = [{"role": role, "content": content} for role, content in messages]
+    def render(turns: Sequence[Turn]) -> str:
+        conversation = [{"role": role, "content": content} for role, content in turns]
         text: str = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         return text
 
-    if not system:
-        return render(("user", prompt))
+    (role, system), *others = turns
+    if role != "system" or not others:
+        return render(turns)
     with contextlib.suppress(Exception):  # a template can raise anything; without the system role it may not
-        text = render(("system", system), ("user", prompt))
+        text = render(turns)
         if system.strip() in text:
             return text
-    return render(("user", f"{system}\n\n{prompt}"))
+    (role, first), *others = others
+    return render([(role, f"{system}\n\n{first}"), *others])
 
 
 def answer_locally(

@@ -8,6 +8,7 @@ from typing import Any
 
 from experts.backends.server import limit_field, sampling_settings
 from experts.confidence import REQUEST
+from experts.conversation import ENDS, Turn, as_text, has_several_turns
 from experts.live.types import ChatRequest, Messages, text_of
 from experts.specs import ExpertSpec, OpenAISpec
 
@@ -70,9 +71,10 @@ def request_body(
     if spec.chat:
         body["messages"] = messages
     else:
-        body["prompt"], ends = as_text(messages)
-        if ends and "stop" not in body:
-            body["stop"] = ends
+        turns = turns_of(messages)
+        body["prompt"] = as_text(turns)
+        if has_several_turns(turns) and "stop" not in body:
+            body["stop"] = list(ENDS)
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     for name in unknown:
@@ -113,18 +115,9 @@ def prepared(spec: ExpertSpec, messages: Messages, confidence: bool) -> Messages
     return out
 
 
-def as_text(messages: Messages) -> tuple[str, list[str]]:
-    """A conversation as the prompt of a model that only completes texts, and where its answer ends.
-
-    One turn is its text alone, after the system's, as the collector sends it.
-    """
-    system = "\n\n".join(text_of(message.get("content")) for message in messages if message.get("role") == "system")
-    turns = [(message.get("role"), text_of(message.get("content"))) for message in messages]
-    turns = [(role, text) for role, text in turns if role != "system"]
-    if len(turns) == 1:
-        return f"{system}\n\n{turns[0][1]}" if system else turns[0][1], []
-    lines = [f"{'Assistant' if role == 'assistant' else 'User'}: {text}" for role, text in turns]
-    return "\n\n".join([*([system] if system else []), *lines, "Assistant:"]), ["\nUser:"]
+def turns_of(messages: Messages) -> list[Turn]:
+    """Role and text of each message."""
+    return [(str(message.get("role")), text_of(message.get("content"))) for message in messages]
 
 
 def _plain_text(content: Any) -> str | None:

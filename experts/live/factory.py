@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from experts.live.local import Batches, LiveLocal
 from experts.live.openai import LiveOpenAI
 from experts.live.types import LiveExpert
-from experts.specs import OpenAISpec, Pool, entry_of
+from experts.pool.factory import make_experts
+from experts.specs import LocalSpec, OpenAISpec, Pool, entry_of
+from experts.spending import SpendCap
 from leeroo_env.errors import InputError
 
 
@@ -16,15 +20,19 @@ def make_live_experts(pool: Pool, names: Sequence[str] | None) -> list[LiveExper
     Raises:
         InputError: an environment variable that an expert needs is not set, or its tokenizer cannot be loaded.
     """
-    experts: list[LiveExpert] = []
-    first: dict[str, LiveOpenAI] = {}  # by entry
+    specs = pool.select(names)
+    local = [spec.name for spec in specs if isinstance(spec, LocalSpec)]
+    loaded = {expert.name: expert for expert in make_experts(pool, local, SpendCap())}
+    first: dict[str, Any] = {}  # by entry: its first expert, or its batches
     all_names = {spec.name for spec in pool.experts}
-    for spec in pool.select(names):
+    experts: list[LiveExpert] = []
+    for spec in specs:
         entry = entry_of(spec.name, all_names)
         if not isinstance(spec, OpenAISpec):
-            raise InputError(f"{pool.path}: expert {spec.name!r}: backend {spec.backend} cannot be used live yet")
+            experts.append(LiveLocal(loaded[spec.name], spec, first.setdefault(entry, Batches())))
+            continue
         try:
-            expert = first[entry].sibling(spec) if entry in first else LiveOpenAI(spec)
+            expert = first[entry].variant(spec) if entry in first else LiveOpenAI(spec)
         except InputError as error:
             raise InputError(f"{pool.path}: expert {spec.name!r}: {error}") from None
         first.setdefault(entry, expert)

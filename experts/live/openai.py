@@ -98,11 +98,11 @@ class LiveOpenAI:
         self._overrun = 1.0  # the largest factor by which a call has cost more than its worst case
         self._tasks: set[asyncio.Task] = set()
 
-    def sibling(self, spec: OpenAISpec) -> LiveOpenAI:
-        """A variant, which shares the connections and `concurrency`."""
-        sibling = copy.copy(self)
-        sibling.name, sibling.spec = spec.name, spec
-        return sibling
+    def variant(self, spec: OpenAISpec) -> LiveOpenAI:
+        """Another variant of the entry, which shares the connections and `concurrency`."""
+        other = copy.copy(self)
+        other.name, other.spec = spec.name, spec
+        return other
 
     def worst_usd(self, request: ChatRequest) -> float:
         """See `LiveExpert`."""

@@ -41,7 +41,7 @@ def make_experts(pool: Pool, names: Sequence[str] | None, spend_cap: SpendCap) -
     for spec in pool.select(names):
         entry = entry_of(spec.name, all_names)
         try:
-            expert = _sibling(first[entry], spec) if entry in first else make_expert(spec, spend_cap)
+            expert = with_spec(first[entry], spec) if entry in first else make_expert(spec, spend_cap)
         except InputError as error:
             raise InputError(f"{pool.path}: expert {spec.name!r}: {error}") from None
         first.setdefault(entry, expert)
@@ -49,8 +49,8 @@ def make_experts(pool: Pool, names: Sequence[str] | None, spend_cap: SpendCap) -
     return experts
 
 
-def _sibling(expert: Expert, spec: ExpertSpec) -> Expert:
-    """An expert, not asked yet, with other settings: a shallow copy, so that what is loaded or open is shared."""
+def with_spec(expert: Expert, spec: ExpertSpec) -> Expert:
+    """An expert with other settings: a shallow copy, so that what is loaded or open is shared."""
     sibling: Any = copy.copy(expert)
     sibling.name, sibling.spec = spec.name, spec
     return sibling  # type: ignore[no-any-return]
