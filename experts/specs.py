@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -322,12 +322,6 @@ class VllmSpec(LocalSpec):
 
 AnySpec = OpenAISpec | HuggingFaceSpec | VllmSpec
 BACKENDS: dict[str, type[ExpertSpec]] = {"openai": OpenAISpec, "huggingface": HuggingFaceSpec, "vllm": VllmSpec}
-
-
-def entry_of(name: str, names: Collection[str]) -> str:
-    """The entry whose model an expert is, among the names of a pool's experts: of "name@variant" it is "name"."""
-    entry, _, _ = name.rpartition("@")
-    return entry if entry in names else name
 
 
 class Pool(StrictModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,14 @@ KEY = "sk-test-0123456789abcdefghijklmnop"  # must never be seen
 MMLU_PRO = Path(__file__).parents[2] / "shared" / "data" / "mmlu_pro"
 
 
-def random_table(n: int = 60, k: int = 4, dim: int = 5, seed: int = 0, **kwargs) -> ExpertTable:
+def random_table(
+    n: int = 60, k: int = 4, dim: int = 5, seed: int = 0, names: Sequence[str] | None = None, **kwargs
+) -> ExpertTable:
     """Made-up scores and costs without any structure, all three splits of equal size."""
     rng = np.random.default_rng(seed)
     return ExpertTable.from_arrays(
         "random",
-        [f"expert-{i}" for i in range(k)],
+        [f"expert-{i}" for i in range(k)] if names is None else list(names),
         rng.normal(size=(n, dim)).astype(np.float32),
         rng.integers(0, 5, size=(n, k)) / 4,
         rng.uniform(0.2, 1.8, size=(n, k)) * 1e-4 * 3.0 ** np.arange(k),

@@ -4,7 +4,7 @@ A two-parameter item response model (Birnbaum, 1968). Given a query's ease z ~ N
 sigmoid(c_k + loading_k z), independently of the others; c_k is such that the mean over z is the estimated chance. Right
 answers are equal. A wrong one is missing with chance silence_k; the others fall into groups of equal answers as in a
 Chinese restaurant process (Aldous, 1985). As experts err together more than this allows, expert k's outcome counts to
-the power trust_k.
+the power trust_k. Variants of one model that say the same are one witness.
 
 Shapes: B queries, K experts, L of them under consideration, C calls at most, Z nodes of the ease, and H = C + 1
 hypotheses: that the answer of group 0 to C - 1 is right, or that none of them is.
@@ -23,6 +23,7 @@ from torch.nn.functional import binary_cross_entropy, logsigmoid, one_hot
 from agents.estimators.evidence import CHANCE_WEIGHT, VOTE_WEIGHT, updated
 from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
+from leeroo_env.variants import shared_models
 
 EASE_NODES = 7  # of the Gauss-Hermite quadrature
 MIN_CHANCE = 0.01  # estimated chances are clamped to this and 1 less this
@@ -63,6 +64,8 @@ class Posterior:
         count: [B, C], number of experts in each group of equal answers.
         support: [B, C], votes for each group.
         wrong: [B, H], number of experts whose answer is wrong under each hypothesis.
+        cast: [B, K, C], the votes for each group that are of each model, by the numbers of `AnswerModel.models`; None:
+            all experts are different models.
         among: [B, L] int64, the experts that are considered; None: all.
     """
 
@@ -71,6 +74,7 @@ class Posterior:
     count: Tensor
     support: Tensor
     wrong: Tensor
+    cast: Tensor | None = None
     among: Tensor | None = None
 
     def leader(self) -> tuple[Tensor, Tensor]:
@@ -94,14 +98,20 @@ class Posterior:
 
 
 class AnswerModel(nn.Module):
-    """The item response model of K experts, with few parameters each (silence, loading, trust) against overfitting."""
+    """The item response model of K experts, with few parameters each (silence, loading, trust) against overfitting.
+
+    Attributes:
+        models: [K] int64, equal where experts are one model; None where all differ. Not stored: it follows from names.
+    """
 
     ease: Tensor
     weight: Tensor
     silence: Tensor
+    models: Tensor | None
 
-    def __init__(self, n_experts: int):
+    def __init__(self, n_experts: int, models: Tensor | None = None):
         super().__init__()
+        self.register_buffer("models", models, persistent=False)
         nodes, weights = np.polynomial.hermite_e.hermegauss(EASE_NODES)
         self.register_buffer("ease", torch.tensor(nodes, dtype=torch.float32), persistent=False)
         self.register_buffer("weight", torch.tensor(weights / weights.sum(), dtype=torch.float32), persistent=False)
@@ -132,6 +142,9 @@ class AnswerModel(nn.Module):
         """
         called, answered = calls.asked >= 0, calls.group >= 0
         experts = calls.asked.clamp(min=0)
+        given = votes.gather(1, experts)
+        if self.models is not None:
+            called = called & ~repeats(self.models[experts], calls, given)
         if among is None:
             log_odds = self.log_odds(chance)
             called_log_odds = log_odds.gather(1, experts[..., None].expand(-1, -1, EASE_NODES))  # [B, C, Z]
@@ -150,14 +163,16 @@ class AnswerModel(nn.Module):
         wrong, log_prior = self._group_prior(count)
         log_joint = torch.cat([none_right + right_instead, none_right], dim=1)
         log_joint = log_joint + log_prior[..., None] + self.weight.log()
+        votes_for = member * given[..., None]
         groups = log_joint[:, :-1].masked_fill((count == 0)[..., None], -torch.inf)
         log_joint = torch.cat([groups, log_joint[:, -1:]], dim=1)
         return Posterior(
             joint=log_joint.flatten(1).softmax(dim=1).view(log_joint.shape),
             right=torch.sigmoid(log_odds),
             count=count,
-            support=(member * votes.gather(1, experts)[..., None]).sum(dim=1),
+            support=votes_for.sum(dim=1),
             wrong=wrong,
+            cast=None if self.models is None else _by_model(votes_for, self.models[experts], len(self.models)),
             among=among,
         )
 
@@ -170,6 +185,15 @@ class AnswerModel(nn.Module):
         wrong = torch.cat([total - count, total], dim=1)
         normaliser = torch.lgamma(wrong + concentration) - torch.lgamma(concentration)
         return wrong, torch.cat([groups - group, groups], dim=1) - normaliser
+
+    def support_after(self, posterior: Posterior, experts: Tensor, votes: Tensor) -> Tensor:
+        """[B, L, C], the votes for each group if one of `experts` [B, L] joined it with its `votes` [B, L]; to those of
+        its own model it adds what they lack."""
+        votes = votes[..., None]
+        if self.models is not None and posterior.cast is not None:
+            model = self.models[experts][..., None].expand(-1, -1, posterior.cast.shape[2])
+            votes = (votes - posterior.cast.gather(1, model)).clamp(min=0)
+        return posterior.support[:, None] + votes
 
     def leader_chance_after(self, posterior: Posterior, experts: Tensor, votes: Tensor) -> Tensor:
         """[B, L], the expected chance that the leading answer is right after one more call, to each of `experts` [B, L]
@@ -188,6 +212,7 @@ class AnswerModel(nn.Module):
         def leader_right(x: Tensor) -> Tensor:
             return torch.where(has_leader, x.gather(2, leader_index).squeeze(2), 0.0)
 
+        support = self.support_after(posterior, experts, votes)
         total = leader_right(fails * silence)
         new_answer_leads = votes > leader_votes[:, None]
         total = total + torch.where(new_answer_leads, both_right[..., -1], leader_right(joins_wrong) * concentration)
@@ -195,7 +220,7 @@ class AnswerModel(nn.Module):
             rivals = posterior.support.clone()
             rivals[:, group] = -1.0
             rival_votes, rival = rivals.max(dim=1)
-            wins = posterior.support[:, group, None] + votes >= rival_votes[:, None]
+            wins = support[..., group] >= rival_votes[:, None]
             rival_right = joins_wrong.gather(2, rival[:, None, None].expand(-1, experts.shape[1], 1)).squeeze(2)
             rival_right = torch.where((rival_votes > 0)[:, None], rival_right * posterior.count[:, group, None], 0.0)
             total = total + torch.where(wins, both_right[..., group], rival_right) * (
@@ -216,6 +241,22 @@ class AnswerModel(nn.Module):
         follows = (size / (posterior.wrong + self.log_concentration.exp()))[:, None, :, None]
         agrees = torch.where(leads, correct, (joint - correct - silent) * follows)
         return torch.stack([agrees, joint - agrees - silent, silent], dim=1)
+
+
+def repeats(models: Tensor, calls: Calls, votes: Tensor) -> Tensor:
+    """[B, C] bool, the calls that say what another call of the same model says with a larger vote, or as the first of
+    equal ones; from models and votes [B, C]. No answer is something said, too."""
+    made = calls.asked >= 0
+    same = (models[:, :, None] == models[:, None]) & (calls.group[:, :, None] == calls.group[:, None]) & made[:, None]
+    order = torch.arange(models.shape[1], device=models.device)
+    larger, equal = votes[:, None] > votes[..., None], votes[:, None] == votes[..., None]
+    return (same & (larger | (equal & (order < order[:, None])))).any(dim=2) & made
+
+
+def _by_model(votes_for: Tensor, models: Tensor, k: int) -> Tensor:
+    """[B, K, C], votes for groups by model, from those of calls [B, C, C] and the models called [B, C]."""
+    cast = votes_for.new_zeros(len(models), k, models.shape[1])
+    return cast.scatter_add(1, models[..., None].expand_as(votes_for), votes_for)
 
 
 @torch.no_grad()
@@ -303,7 +344,7 @@ def fit_answer_model(
     evidence = torch.zeros_like(chance) if evidence is None else evidence
     generator = torch.Generator(device).manual_seed(seed)
     scores, answer_ids = table.scores[rows], table.answer_ids[rows].long()
-    model = AnswerModel(scores.shape[1]).to(device)
+    model = AnswerModel(scores.shape[1], shared_models(table.experts)).to(device)
     fails = scores < 0.5
     silence = ((answer_ids < 0) & fails).sum(dim=0) / fails.sum(dim=0).clamp(min=1)
     model.silence.copy_(silence)

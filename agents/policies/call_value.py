@@ -180,9 +180,9 @@ class CallValue(nn.Module):
         stop = torch.where((leader_votes > 0)[:, None], by_hypothesis.gather(3, index).squeeze(3), 0.0)
         first_right = torch.einsum("bz,blz->bl", posterior.joint.sum(dim=1), posterior.right_of(experts))
         stop[:, 1] = torch.where(votes > leader_votes, first_right - stop[:, 0], stop[:, 1])
-        votes_after = torch.stack(
-            [leader_votes + votes, votes.maximum(leader_votes), leader_votes.expand(-1, n)], dim=1
-        )
+        after = self.answer_model.support_after(posterior, experts, votes)
+        agreed = after.gather(2, leader[:, None, None].expand(-1, n, 1)).squeeze(2)
+        votes_after = torch.stack([agreed, votes.maximum(leader_votes), leader_votes.expand(-1, n)], dim=1)
         second = net.topk(min(N_SECOND, n), dim=1).indices
         second_right = torch.einsum("bolhz,bcz->bolc", outcomes, posterior.right_of(experts.gather(1, second)))
         overrules = votes.gather(1, second)[:, None, None] > votes_after[..., None]
@@ -253,7 +253,7 @@ def fit_call_value(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         call_value = CallValue(chance.shape[1], max_calls).to(device)
-    call_value.answer_model.load_state_dict(fit_answer_model(table, rows, chance, seed, evidence).state_dict())
+    call_value.answer_model = fit_answer_model(table, rows, chance, seed, evidence)
     call_value.requires_grad_(False)
     on_part()
     cost = cost_usd / table.mean_cost_usd().max().clamp(min=1e-30)
@@ -285,17 +285,20 @@ def fit_later_weight(call_value: CallValue, chance: Tensor, cost: Tensor, answer
         for price in prices:
             asked = simulate_calls(call_value, chance, price * cost, answers)
             paid = (price * cost.gather(1, asked.clamp(min=0)) * (asked >= 0)).sum(dim=1)
-            value += (delivered_scores(asked, chance, answers, scores) - paid).mean()
+            value += (delivered_scores(asked, chance, answers, scores, call_value.answer_model.models) - paid).mean()
         values.append(value)
     call_value.later_weight.fill_(LATER_WEIGHTS[int(torch.stack(values).argmax())])
 
 
-def delivered_scores(asked: Tensor, chance: Tensor, answers: Answers, scores: Tensor) -> Tensor:
+def delivered_scores(
+    asked: Tensor, chance: Tensor, answers: Answers, scores: Tensor, models: Tensor | None = None
+) -> Tensor:
     """[n], the scores of the answers that are delivered after calls to `asked` [n, C], -1 where there is none, from
-    the experts' estimated chances of being right, and scores, [n, K]."""
+    the experts' estimated chances of being right, and scores, [n, K]; `models` as in `count_votes`."""
     experts = asked.clamp(min=0)
     _, votes = told(chance, calls_from_table(asked, answers))
-    leader = count_votes(asked, asked >= 0, answers.ids.gather(1, experts), votes.gather(1, experts)).leader
+    ids, votes = answers.ids.gather(1, experts), votes.gather(1, experts)
+    leader = count_votes(asked, asked >= 0, ids, votes, models).leader
     return torch.where(leader >= 0, scores.gather(1, leader.clamp(min=0)[:, None]).squeeze(1).float(), 0.0)
 
 

@@ -22,6 +22,7 @@ from leeroo_env.env import observation_space
 from leeroo_env.errors import UNFIT, first_line
 from leeroo_env.files import new_directory, read_directory, read_tensors, write_tensors
 from leeroo_env.manifest import check_files, missing_manifest
+from leeroo_env.variants import shared_models
 
 PREDICTOR, EVIDENCE = "predictor.safetensors", "evidence.safetensors"
 RENAMED_PREFIXES = {  # of stored tensors, old to current: files written before the names changed still load
@@ -165,4 +166,7 @@ def empty_policy(description: PolicyDescription) -> BasePolicy:
     given: dict[str, Any] = {"optimizer_class": NoOptimizer, **description.policy_kwargs}
     if description.hide_budget:
         given["features_extractor_class"] = HiddenBudget
-    return policy_class(observations, actions, lambda _: 0.0, **given)
+    policy: BasePolicy = policy_class(observations, actions, lambda _: 0.0, **given)
+    if isinstance(policy, MultiCallPolicy):
+        policy.set_models(shared_models(description.experts))
+    return policy

@@ -129,6 +129,11 @@ class MultiCallPolicy(BidPricePolicy):
     def set_call_value(self, call_value: CallValue) -> None:
         """Takes over what `agents.policies.call_value.fit_call_value` has fitted."""
         self.network.call_value.load_state_dict(call_value.state_dict())
+        self.set_models(call_value.answer_model.models)
+
+    def set_models(self, models: Tensor | None) -> None:
+        """Tells which of the K experts are one model, as `leeroo_env.variants.shared_models` does."""
+        self.answer_model.models = models if models is None else models.to(self.device)
 
 
 def start_from_plan(

@@ -38,9 +38,11 @@ class TwoStageTrees(SequenceRouter):
     always asked as a whole, and single experts, are among them.
     """
 
+    models: Tensor | None = None  # missing in files written before it was there
+
     def __init__(self, panels: Panels, gains: Gains, features: Estimates, max_calls: int, seed: int = 0):
         """Args: `gains`, the linear predictions of the gain of each panel's last expert."""
-        self.linear = gains.weights
+        self.linear, self.models = gains.weights, panels.models
         self.calls_made = (panels.members >= 0).sum(dim=1)
         fixed = torch.tensor(cheapest_first(panels), device=features.device)
         prices = panels.prices
@@ -69,7 +71,7 @@ class TwoStageTrees(SequenceRouter):
             order = self.policies.order[policy[at]]
             evidence = None if calls.evidence is None else calls.evidence[at]
             these = Calls(calls.asked[at], calls.group[at], calls.made[at], evidence=evidence)
-            described = described_calls(estimates[at], these, order)
+            described = described_calls(estimates[at], these, order, self.models)
             predicted = self.trees[number].predict(_inputs(described, estimates[at])).float()
             last = order.gather(1, these.made[:, None])
             chance, cost_usd = (part[at].gather(1, last) for part in (estimates.score, estimates.cost_usd))

@@ -62,20 +62,22 @@ class Cascade(SequenceRouter):
     orders of the experts considered and thresholds at each step, it follows the best at the budget per query.
     """
 
+    models: Tensor | None = None  # missing in files written before it was there
+
     def __init__(self, panels: Panels, scorer: Scorer, features: Estimates, max_calls: int, seed: int = 0):
         found = [_best_thresholds(panels, scorer, number) for number in cheapest_first(panels)]
         order, score, cost_usd, threshold = (torch.cat(part) for part in zip(*found, strict=True))
         mean_cost_usd = panels.mean_cost_usd
         policies = best_at_prices(panels.members[order], score, cost_usd, panels.prices, mean_cost_usd)
         super().__init__(features, mean_cost_usd, max_calls, policies, seed)
-        self.threshold = threshold[policies.tried]
+        self.threshold, self.models = threshold[policies.tried], panels.models
         parts = [panels.parts(number) for number in order[policies.tried].tolist()]
         self.weights = scorer.weights[torch.tensor(parts, device=features.device)]  # [P, C, F]
 
     def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
         order = self.policies.order[policy]
         step = (calls.made - 1).clamp(0, order.shape[1] - 1)
-        log_odds = (described_calls(estimates, calls, order) * self.weights[policy, step]).sum(dim=1)
+        log_odds = (described_calls(estimates, calls, order, self.models) * self.weights[policy, step]).sum(dim=1)
         return log_odds < self.threshold[policy].gather(1, step[:, None]).squeeze(1)
 
 
@@ -85,13 +87,13 @@ def cheapest_first(panels: Panels) -> list[int]:
     return [cheapest, *(i for i in range(len(panels.members)) if i != cheapest)]
 
 
-def described_calls(estimates: Estimates, calls: Calls, order: Tensor) -> Tensor:
-    """`describe` of the calls made to the experts `order` [B, C]; [B, F]."""
+def described_calls(estimates: Estimates, calls: Calls, order: Tensor, models: Tensor | None = None) -> Tensor:
+    """`describe` of the calls made to the experts `order` [B, C]; [B, F]. `models` as in `count_votes`."""
     chance = estimates.reliability()
     made, answers = answers_in_order(calls, order, chance.shape[1])
     evidence = evidence_by_expert(calls, chance.shape[1])
     chance, evidence = (part.gather(1, order.clamp(min=0)) for part in (chance, evidence))
-    votes = count_votes(order, made, answers, vote_weight(updated(chance, evidence, VOTE_WEIGHT)))
+    votes = count_votes(order, made, answers, vote_weight(updated(chance, evidence, VOTE_WEIGHT)), models)
     return describe(votes, updated(chance, evidence, 1.0), made, made & (answers >= 0))
 
 

@@ -224,7 +224,8 @@ class CascadeRouting(Router):
                 asked[part, made] = torch.where(asks, expert, -1)
             playing = playing[asked[playing, made] >= 0]
         experts, made_at = asked.clamp(min=0), asked >= 0
-        score = delivered_scores(asked, self.features.score[rows], answers[rows], table.scores[rows])
+        models, chance = self.answer_model.models, self.features.score[rows]
+        score = delivered_scores(asked, chance, answers[rows], table.scores[rows], models)
         cost_usd = (table.costs_usd[rows].gather(1, experts) * made_at).sum(dim=1)
         return score.view(-1, n).mean(dim=1), cost_usd.view(-1, n).mean(dim=1)
 

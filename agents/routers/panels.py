@@ -20,6 +20,7 @@ from agents.routers.base import experts_by_cost, price_grid
 from leeroo_env import dynamics
 from leeroo_env.dynamics import VoteCount, vote_weight
 from leeroo_env.table import ExpertTable
+from leeroo_env.variants import shared_models
 
 LONGEST = 4  # experts of a panel: five add little, and there are many such panels
 CONSIDERED = 10
@@ -46,6 +47,7 @@ class Panels:
         score: [Q, n], of the answer it delivers.
         cost_usd: [Q, n], of its calls.
         fold: [n] int64, the folds for models fitted on panels.
+        models: [K] int64, equal where experts are one model; None where all differ.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Panels:
         chance = self.estimates.reliability()
         told = torch.zeros_like(chance) if evidence is None else evidence[rows]
         self.chance, self.votes = updated(chance, told, 1.0), vote_weight(updated(chance, told, VOTE_WEIGHT))
-        self.mean_cost_usd = table.mean_cost_usd()
+        self.mean_cost_usd, self.models = table.mean_cost_usd(), shared_models(table.experts, table.device)
         self.prices = price_grid(self.mean_cost_usd, N_PRICES, *PRICE_ENDS)
         self.answer_ids, scores, cost_usd = table.answer_ids[rows].long(), table.scores[rows], table.costs_usd[rows]
         order = experts_by_cost(self.mean_cost_usd)
@@ -105,7 +107,7 @@ class Panels:
         told = self.chance, self.votes, self.answer_ids
         chance, votes, answers = (x.T[experts].view(c, q * len(self.rows)).T for x in told)
         asked = members[:, None].expand(-1, len(self.rows), -1).reshape(-1, c)
-        return dynamics.count_votes(asked, made, answers, votes), chance, answers
+        return dynamics.count_votes(asked, made, answers, votes, self.models), chance, answers
 
     def described(self, panels: Tensor) -> Tensor:
         """`describe` of the panels of these numbers [q] on all queries, [q, n, F]."""

@@ -41,6 +41,7 @@ from leeroo_env.cost_scale import CostScale
 from leeroo_env.errors import UNFIT, InputError, first_line
 from leeroo_env.files import new_directory, read_directory, read_json, read_tensors, write_json, write_tensors
 from leeroo_env.manifest import check_files
+from leeroo_env.variants import shared_models
 
 FILES = ("policy.json", "router.json", "router.safetensors")
 ROUTERS = (
@@ -109,6 +110,8 @@ def load_router(directory: Path, device: torch.device | str = "cpu") -> tuple[St
         raise InputError(f"{directory}: router and tensors do not fit: {first_line(error)}") from None
     if not isinstance(router, ROUTERS) or not isinstance(estimator, Model | Predictor):
         raise InputError(f"{directory / 'router.json'}: holds no router and its estimator")
+    if isinstance(router, CascadeRouting):
+        router.answer_model.models = shared_models(description.experts, device)
     return StoredRouter(router, description, device), estimator
 
 

@@ -17,10 +17,10 @@ from agents.selfplay.config import VOTERS
 from agents.selfplay.context import SelfPlay
 from agents.selfplay.records import Agreement, PairId, Reference, Voters, Voting, Writing
 from experts.generation.consensus import consensus_references
-from experts.specs import entry_of
 from experts.spending import not_asked
 from experts.types import Query
 from leeroo_env.files import read_model, write_json
+from leeroo_env.variants import entry_of
 
 LEAST_SETTLED = 0.25  # least probability of a right majority; below it agreement on an error is more likely
 VOTING_SHARE = 0.5  # of a round's money; the rest is for answers by their value

@@ -5,6 +5,7 @@ B queries, K experts, M: the most answers a query, C = M - 1, F features of a qu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from agents.serving.reply import Call, Reply, StopReason
 from experts.types import CUT_OFF, OUT_OF_MONEY, Answer, Query
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import VoteCount, call_features, count_votes, vote_weight
+from leeroo_env.variants import shared_models
 
 Preference = tuple[float, ...]  # the larger, the rather
 
@@ -87,6 +89,11 @@ class Decider:
     def max_calls(self) -> int:
         return self.router.max_calls
 
+    @functools.cached_property
+    def models(self) -> Tensor | None:
+        """Which experts are variants of one model, as in `leeroo_env.dynamics.Rules`."""
+        return shared_models(self.names)
+
     def preferences(
         self, states: Sequence[QueryState], remaining_usd: Sequence[float], remaining_queries: Sequence[int]
     ) -> list[list[Preference]]:
@@ -129,7 +136,7 @@ class Decider:
     def _calls(self, states: Sequence[QueryState]) -> Calls:
         """The calls so far, as the router's input; experts that cannot be asked look as if they had been."""
         k, m = len(self.names), self.max_calls
-        asked, answered, polled = votes_of(states, m - 1)
+        asked, answered, polled = votes_of(states, m - 1, self.models)
         evidence = [[state.evidence[i] for i in state.counted] for state in states]
         told = torch.tensor([[*row, *[0.0] * (m - 1 - len(row))] for row in evidence], device=asked.device)
         features = call_features(k, asked, answered, polled, m, told)
@@ -168,7 +175,7 @@ class Decider:
     def reply(self, state: QueryState) -> Reply:
         """What is delivered for a query that stopped."""
         assert state.stop_reason is not None
-        delivered = delivered_call(state)
+        delivered = delivered_call(state, self.models)
         answer = None if delivered is None else state.answers[delivered]
         agrees = [answer is not None and other == answer for other in state.answers]
         names = [self.names[k] for k in state.asked]
@@ -182,22 +189,24 @@ class Decider:
         )
 
 
-def votes_of(states: Sequence[QueryState], width: int) -> tuple[Tensor, Tensor, VoteCount]:
-    """Experts asked, [B, `width`], -1 for none; whether they answered, bool; and the vote count, as in an episode."""
+def votes_of(states: Sequence[QueryState], width: int, models: Tensor | None) -> tuple[Tensor, Tensor, VoteCount]:
+    """Experts asked, [B, `width`], -1 for none; whether they answered, bool; and the vote count, as in an episode, with
+    `models` as in `count_votes`."""
     device = states[0].vote_weights.device
+    models = models if models is None else models.to(device)
     experts = [[state.asked[i] for i in state.counted] for state in states]
     answered = [[int(i in state.succeeded) for i in state.counted] for state in states]
     groups = [state.groups() for state in states]
     asked, answers, group = (_padded(rows, width).to(device) for rows in (experts, answered, groups))
     votes = torch.stack([state.vote_weights for state in states]).gather(1, asked.clamp(min=0))
-    return asked, answers > 0, count_votes(asked, answers > 0, group, votes)
+    return asked, answers > 0, count_votes(asked, answers > 0, group, votes, models)
 
 
 def _is_cut_off(answer: Answer) -> bool:
     return answer.finish_reason == OUT_OF_MONEY
 
 
-def delivered_call(state: QueryState) -> int | None:
+def delivered_call(state: QueryState, models: Tensor | None) -> int | None:
     """The call whose answer is delivered: the first with the answer of most support. None where there is none.
 
     One that was cut off at its expert's own limit is delivered only if no complete one has as much support.
@@ -205,13 +214,17 @@ def delivered_call(state: QueryState) -> int | None:
     succeeded = state.succeeded
     if not succeeded:
         return None
-    *_, votes = votes_of([state], len(state.counted))
+    *_, votes = votes_of([state], len(state.counted), models)
     leader = state.asked.index(int(votes.leader))
     weights = {i: float(state.vote_weights[state.asked[i]]) for i in succeeded}
 
     def support(call: int) -> float:
-        answer = state.answers[call]
-        return sum(weights[i] for i in succeeded if answer is not None and state.answers[i] == answer)
+        answer, largest = state.answers[call], dict[int, float]()
+        for i in succeeded:
+            if answer is not None and state.answers[i] == answer:
+                model = state.asked[i] if models is None else int(models[state.asked[i]])
+                largest[model] = max(weights[i], largest.get(model, 0.0))
+        return sum(largest.values())
 
     def rank(call: int) -> tuple[bool, bool, float]:
         complete = state.results[call].finish_reason != CUT_OFF

@@ -46,6 +46,7 @@ from experts.types import Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import HORIZON, call_features, count_votes, make_rules, vote_weight
+from leeroo_env.variants import shared_models
 
 AT_ONCE = 16
 
@@ -254,7 +255,8 @@ class Orchestrator:
         asked, group, made = (part.to(device) for part in (calls.asked, calls.group, calls.made))
         evidence = torch.zeros(asked.shape, device=device) if calls.evidence is None else calls.evidence.to(device)
         votes = updated(self._reliability(features).gather(1, asked.clamp(min=0)), evidence, VOTE_WEIGHT)
-        counted = count_votes(asked, asked >= 0, group, vote_weight(votes))
+        models = shared_models(self.experts, device)
+        counted = count_votes(asked, asked >= 0, group, vote_weight(votes), models)
         polled = call_features(k, asked, asked >= 0, counted, m, evidence)
         polled[:, -1] = made / m
         return calls_from_features(polled, m)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experts.grading import NORMAL_FORMS
-from experts.specs import entry_of
 from experts.types import Answer, Query
 from leeroo_env.errors import InputError
+from leeroo_env.variants import entry_of
 
 
 @dataclass(frozen=True)

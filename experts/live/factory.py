@@ -9,9 +9,10 @@ from experts.live.local import Batches, LiveLocal
 from experts.live.openai import LiveOpenAI
 from experts.live.types import LiveExpert
 from experts.pool.factory import make_experts
-from experts.specs import LocalSpec, OpenAISpec, Pool, entry_of
+from experts.specs import LocalSpec, OpenAISpec, Pool
 from experts.spending import SpendCap
 from leeroo_env.errors import InputError
+from leeroo_env.variants import entry_of
 
 
 def make_live_experts(pool: Pool, names: Sequence[str] | None) -> list[LiveExpert]:

@@ -9,10 +9,11 @@ from typing import Any
 from experts.backends.huggingface import HuggingFaceExpert
 from experts.backends.openai import OpenAIExpert
 from experts.backends.vllm import VllmExpert
-from experts.specs import ExpertSpec, HuggingFaceSpec, OpenAISpec, Pool, VllmSpec, entry_of
+from experts.specs import ExpertSpec, HuggingFaceSpec, OpenAISpec, Pool, VllmSpec
 from experts.spending import SpendCap
 from experts.types import Expert
 from leeroo_env.errors import InputError
+from leeroo_env.variants import entry_of
 
 
 def make_expert(spec: ExpertSpec, spend_cap: SpendCap) -> Expert:

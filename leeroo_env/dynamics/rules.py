@@ -17,6 +17,7 @@ from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 from leeroo_env.table.schema import MAX_COST_USD
 from leeroo_env.tensors import normal_tensors
+from leeroo_env.variants import shared_models
 
 HORIZON = 64
 COST_WEIGHT = 0.02
@@ -40,6 +41,8 @@ class Rules:
         max_calls: M, the most calls per query.
         reliability: [N, K] in [0, 1], estimated chance that an expert's answer is correct; determines its vote.
         evidence: [N, K], what a call tells of its own answer, in log-odds of being right; observed after the call.
+        models: [K] int64, equal where experts are variants of one model, which has one vote for an answer; None: all
+            differ.
     """
 
     table: ExpertTable
@@ -52,6 +55,7 @@ class Rules:
     max_calls: int
     reliability: Tensor
     evidence: Tensor
+    models: Tensor | None
 
     @property
     def n_actions(self) -> int:
@@ -116,6 +120,7 @@ def make_rules(
         max_calls=max_calls,
         reliability=_reliability(table, reliability),
         evidence=_evidence(table, evidence),
+        models=shared_models(table.experts, table.device),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from leeroo_env.dynamics.observation import answer_feature, calls_made, vote_features
 from leeroo_env.dynamics.rules import Rules
 from leeroo_env.dynamics.state import State, current_rows
-from leeroo_env.dynamics.voting import add_vote, leading_share, vote_weight
+from leeroo_env.dynamics.voting import add_vote, leading_share, own_votes, vote_weight
 from leeroo_env.tensors import normal_tensors
 
 
@@ -94,7 +94,8 @@ def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[St
     answer = _lookup(rules.table.answer_ids, place, expert)
     vote = vote_weight(_lookup(rules.reliability, place, expert))
     before = state.answers, state.support, state.strongest, state.leader
-    *votes, group = add_vote(*before, call, answer, vote, answered)
+    own = None if rules.models is None else _own_votes(rules, row, asked, expert)
+    *votes, group = add_vote(*before, call, answer, vote, answered, own)
     answers, support, strongest, leader = votes
     continues = asks & (call < m - 1)
     ends = ~continues
@@ -126,6 +127,13 @@ def _step_several_calls(rules: Rules, state: State, actions: Tensor) -> tuple[St
         steps=state.steps + playing,
     )
     return after, Outcome(_reward(rules, score, cost_usd), t >= rules.horizon, score, cost_usd, cut_off, delivered)
+
+
+def _own_votes(rules: Rules, row: Tensor, asked: Tensor, expert: Tensor) -> Tensor:
+    """`own_votes` of the calls `asked` [B, M] for the queries `row` [B]."""
+    assert rules.models is not None
+    votes = vote_weight(rules.reliability[row[:, None], asked.clamp(min=0)])
+    return own_votes(rules.models, asked, votes, expert)
 
 
 def _places(rules: Rules, rows: Tensor, experts: Tensor) -> Tensor:

@@ -43,9 +43,12 @@ def vote_weight(reliability: Tensor) -> Tensor:
     return (chance / (1 - chance)).square()
 
 
-def count_votes(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor) -> VoteCount:
+def count_votes(
+    asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Tensor, models: Tensor | None = None
+) -> VoteCount:
     """The answer to each query with the strongest support, the sum of the weights of the experts that gave it.
 
+    Experts that are one model have one vote for an answer, the largest of theirs: they err together.
     Ties go to the answer with the largest single weight, then to the one given first. A missing answer agrees with no
     other; it leads only where there is no answer at all.
 
@@ -54,13 +57,16 @@ def count_votes(asked: Tensor, answered: Tensor, answer_ids: Tensor, weights: Te
         answered: [B, M] bool, which of these calls were answered.
         answer_ids: [B, M] integers, equal within a row where the answers are; -1: no answer.
         weights: [B, M] float32 above 0, the weight of each vote.
+        models: [K] int64, equal where experts are one model, as `leeroo_env.variants.shared_models`; None: all differ.
     """
     b, m = asked.shape
     answers, support, strongest, leader = no_votes(b, m, asked.device)
     groups = []
     for call, of_call in enumerate(zip(answer_ids.T, weights.T, answered.T, strict=True)):
         number = torch.full_like(leader, call)
-        answers, support, strongest, leader, group = add_vote(answers, support, strongest, leader, number, *of_call)
+        own = None if models is None else own_votes(models, asked, weights, asked[:, call])
+        votes = answers, support, strongest, leader
+        answers, support, strongest, leader, group = add_vote(*votes, number, *of_call, own)
         groups.append(group)
     group = torch.stack(groups, dim=1)
     leading = leader.clamp(min=0)[:, None]
@@ -89,6 +95,7 @@ def add_vote(
     answer: Tensor,
     vote: Tensor,
     answered: Tensor,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Counts one more call by the rule of `count_votes`; only the answer that gains a vote can take the lead.
 
@@ -98,6 +105,7 @@ def add_vote(
         answer: [B] integers, -1 for none.
         vote: [B], its weight, above 0.
         answered: [B] bool, whether the call was answered.
+        own: [B, M], the `own_votes` of this call's model; None: no model was called before.
 
     Returns:
         The new votes, and the first call that gave the same answer, [B] int64; -1 where this call gave none.
@@ -110,7 +118,8 @@ def add_vote(
     group = torch.where(same, number, call).amin(dim=1).long()
     place = group[:, None]
     answers = answers.scatter(1, call, answer.long().masked_fill(missing, -1)[:, None])
-    support = support.scatter_add(1, place, (vote * given)[:, None])
+    added = vote if own is None else (vote - (own * same).amax(dim=1)).clamp(min=0)
+    support = support.scatter_add(1, place, (added * given)[:, None])
     strongest = strongest.scatter_reduce(1, place, vote[:, None], "amax")
     rivals = torch.stack([group, leader.clamp(min=0)], dim=1)
     gained, before = support.gather(1, rivals).unbind(1)
@@ -118,6 +127,11 @@ def add_vote(
     stronger = (its_best > best) | ((its_best == best) & (group < leader))
     leads = answered & ((leader < 0) | (gained > before) | ((gained == before) & stronger))
     return answers, support, strongest, torch.where(leads, group, leader), group.masked_fill(missing, -1)
+
+
+def own_votes(models: Tensor, asked: Tensor, votes: Tensor, expert: Tensor) -> Tensor:
+    """The votes [B, M] of the calls `asked` [B, M], 0 where that is another model than `expert` [B] by `models` [K]."""
+    return votes * (models[asked.clamp(min=0)] == models[expert.clamp(min=0)][:, None])
 
 
 def leading_share(support: Tensor, leader: Tensor) -> Tensor:

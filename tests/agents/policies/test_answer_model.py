@@ -114,6 +114,43 @@ def test_the_expectation_of_a_call_is_the_mean_over_its_outcomes(case: dict):
     assert outcomes.tolist() == pytest.approx([agrees, 1 - agrees - silent, silent], abs=2e-4)
 
 
+pairs = st.lists(st.integers(0, 1), min_size=K, max_size=K)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases, pairs)
+def test_variants_that_agree_are_one_witness(case: dict, models: list[int]):
+    """The posterior of calls with repetitions is that of the calls without them; without variants it is what it was."""
+    model, chance = some_model(case["seed"]), torch.tensor([case["chance"]])
+    model.trust.copy_(torch.linspace(0.3, 1.2, K))
+    votes = dynamics.vote_weight(chance)
+    calls, group = calls_from(case["asked"], case["said"])
+    plain = model.posterior(chance, votes, calls)
+    model.models = torch.arange(K)
+    assert torch.equal(model.posterior(chance, votes, calls).joint, plain.joint), "all differ"
+    said: dict[tuple[int, int], int] = {}
+    for expert, answer in zip(case["asked"], group, strict=True):
+        other = said.setdefault((models[expert], answer), expert)
+        if votes[0, expert] > votes[0, other]:
+            said[models[expert], answer] = expert
+    kept = [expert in said.values() for expert in case["asked"]] + [False] * (3 - len(case["asked"]))
+    without = Calls(calls.asked.masked_fill(~torch.tensor([kept]), -1), calls.group, calls.made)
+    model.models = None
+    expected = model.posterior(chance, votes, without)
+    model.models = torch.tensor(models)
+    found = model.posterior(chance, votes, calls)
+    for name in ("joint", "right", "count", "support", "wrong"):
+        assert torch.allclose(getattr(found, name), getattr(expected, name), atol=1e-6), name
+    for expert in range(K):
+        joined = model.support_after(found, torch.tensor([[expert]]), votes[:, expert : expert + 1])[0, 0]
+        for answer in {g for g in group if g >= 0}:
+            cast = [
+                (models[e], float(votes[0, e])) for e, g in zip(case["asked"], group, strict=True) if g == answer
+            ] + [(models[expert], float(votes[0, expert]))]
+            most = sum(max(vote for m, vote in cast if m == one) for one in {m for m, _ in cast})
+            assert float(joined[answer]) == pytest.approx(most, rel=1e-4)
+
+
 def test_before_any_call_experts_are_as_good_as_estimated():
     model = some_model(3)
     chance = torch.rand(50, K, generator=torch.Generator().manual_seed(0)) * 0.96 + 0.02
@@ -147,6 +184,36 @@ def test_calls_are_read_back_from_the_call_features(max_calls: int):
                 for other in answered:
                     alike = answered[one] == answered[other] >= 0
                     assert (group[one] == group[other] >= 0) == alike
+
+
+def test_a_sibling_that_always_agrees_makes_nothing_more_likely():
+    """a@again repeats a: after both the chance is that after a alone, and what is expected of b as well; where names do
+    not tell, it would rise. A call to b still counts."""
+    n, rng = 3000, np.random.default_rng(0)
+    right = rng.random((n, 2)) < 0.6
+    wrong = rng.choice(np.array(["w", "x", "y", "z", None], dtype=object), size=(n, 2))
+    answers = np.where(right, "right", wrong)
+    found = {}
+    for names in (["a", "a@again", "b"], ["a", "c", "b"]):
+        table = ExpertTable.from_arrays(
+            "copies",
+            names,
+            np.ones((n, 2)),
+            right[:, [0, 0, 1]],
+            np.full((n, 3), 1e-4),
+            answers=answers[:, [0, 0, 1]],
+            split=["train"] * n,
+        )
+        model = fit_answer_model(table, table.rows("train"), torch.full((n, 3), 0.6))
+        chance = torch.full((3, 3), 0.6)
+        asked = torch.tensor([[0, -1, -1], [0, 1, -1], [0, 1, 2]])
+        calls = Calls(asked, asked.clamp(max=0), torch.tensor([1, 2, 3]))
+        after = model.posterior(chance, dynamics.vote_weight(chance), calls)
+        found[names[1]] = after.leader_chance().tolist(), after.expert_chance()[:, 2].tolist()
+    (one, both, other), expected = found["a@again"]
+    assert both == pytest.approx(one, abs=1e-6) and expected[1] == pytest.approx(expected[0], abs=1e-6)
+    assert other > both + 0.1
+    assert found["c"][0][1] > found["c"][0][0] + 0.02
 
 
 def test_fitting_finds_that_experts_fail_together():

@@ -12,7 +12,7 @@ import torch
 
 from agents import Orchestrator
 from agents.policies.answer_model import calls_from_features
-from agents.routers import Context
+from agents.routers import Context, Router
 from agents.serving.reply import Reply
 from experts.specs import ExpertSpec, OpenAISpec
 from experts.types import Answer, Query
@@ -25,15 +25,17 @@ TOKEN_USD = 2.0**-20  # sums and multiples of it are exact
 HORIZON, MAX_TOKENS = 24, 4096
 
 
-def priced_table(n: int = 240) -> ExpertTable:
+def priced_table(
+    n: int = 240, names: Sequence[str] = NAMES, right: Sequence[float] = (0.35, 0.45, 0.55, 0.7, 0.8)
+) -> ExpertTable:
     """Answers of a few to hundreds of tokens, which are all that they cost; the longer, the more often right."""
     rng = np.random.default_rng(3)
     tokens = np.ceil(rng.lognormal(np.log([20.0, 30.0, 60.0, 120.0, 200.0]), 0.7, size=(n, 5))).clip(1, MAX_TOKENS)
-    scores = (rng.uniform(size=(n, 5)) < [0.35, 0.45, 0.55, 0.7, 0.8]).astype(np.float64)
+    scores = (rng.uniform(size=(n, 5)) < right).astype(np.float64)
     wrong = rng.choice(np.array(["wrong", "other", None], dtype=object), size=(n, 5))
     return ExpertTable.from_arrays(
         "priced",
-        NAMES,
+        list(names),
         rng.normal(size=(n, 4)),
         scores,
         tokens * TOKEN_USD,
@@ -113,7 +115,7 @@ def in_table(
         left_usd = float(state.left_usd)
         state, outcome = dynamics.step(rules, state, action)
         if int(action) < len(NAMES) and left_usd > 0:  # without a cent there is no call
-            calls[t].append((NAMES[int(action)], float(outcome.cost_usd), bool(outcome.cut_off)))
+            calls[t].append((rules.table.experts[int(action)], float(outcome.cost_usd), bool(outcome.cut_off)))
         scores[t] += float(outcome.score)
     return calls, scores, float(state.left_usd)
 
@@ -135,7 +137,10 @@ def orchestrator(request: pytest.FixtureRequest) -> Orchestrator:
     return orchestrator_of(priced, request.param, HORIZON)
 
 
-def assert_same_episode(orchestrator: Orchestrator, router: Any, tokens_per_query: int, seed: int) -> list[Reply]:
+def assert_same_episode(
+    orchestrator: Orchestrator, router: Any, tokens_per_query: int, seed: int, priced: ExpertTable = priced
+) -> list[Reply]:
+    names = priced.experts
     generator = torch.Generator().manual_seed(seed)
     rows = priced.rows("test")[torch.randperm(80, generator=generator)[:HORIZON]].tolist()
     queries, x = queries_of(rows), priced.embeddings[rows].float().numpy()
@@ -147,12 +152,12 @@ def assert_same_episode(orchestrator: Orchestrator, router: Any, tokens_per_quer
     usd = HORIZON * tokens_per_query * TOKEN_USD
     calls, scores, left_usd = in_table(router, rules, rows, usd)
     ledger = Ledger()
-    experts = {name: TableExpert(priced, k, ledger) for k, name in enumerate(NAMES)}
+    experts = {name: TableExpert(priced, k, ledger) for k, name in enumerate(names)}
     replies = play(orchestrator, experts, rows, usd, at_once=1)
     live = [[(c.expert, c.billed_usd, c.finish_reason == "budget") for c in reply.calls] for reply in replies]
     assert live == calls
     delivered = [(row, reply.expert) for row, reply in zip(rows, replies, strict=True)]
-    assert [0.0 if e is None else float(priced.scores[row, NAMES.index(e)]) for row, e in delivered] == scores
+    assert [0.0 if e is None else float(priced.scores[row, names.index(e)]) for row, e in delivered] == scores
     assert usd - ledger.spent_usd == left_usd
     return replies
 
@@ -166,6 +171,40 @@ def test_an_episode_is_live_as_in_the_table(orchestrator: Orchestrator, tokens_p
         assert any(is_cut) and replies[-1].stop_reason == "money" and replies[-1].text is None
     if tokens_per_query >= 800:
         assert not any(is_cut)
+
+
+class AsksAll(Router):
+    """Asks the first four, always."""
+
+    max_calls = 4
+
+    def __init__(self) -> None:
+        self.features: Any = None
+        self.seen: list[torch.Tensor] = []
+
+    def choose(self, context: Context) -> torch.Tensor:
+        assert context.calls is not None and context.calls.features is not None
+        self.seen.append(context.calls.features[:, 5:])  # live the first say who may be asked
+        return context.calls.made
+
+
+def test_so_is_one_with_variants_of_a_model(monkeypatch: pytest.MonkeyPatch):
+    """The same calls, money, observations and delivered answers; these are others than where all are different
+    models."""
+    chances = torch.tensor([0.5, 0.55, 0.52, 0.6, 0.5, *[0.1] * 5])
+    delivered = []
+    for names in (["one@a", "one", "one@b", "two", "two@a"], NAMES):
+        table, router = priced_table(names=names), AsksAll()
+        orchestrator = orchestrator_of(table, 1, HORIZON, planned=False)
+        monkeypatch.setattr(orchestrator, "_router", router)
+        monkeypatch.setattr(orchestrator, "_features", lambda x, *_: chances.repeat(len(x), 1))
+        assert_same_episode(orchestrator, router, 60, 0, table)
+        router.seen.clear()
+        replies = assert_same_episode(orchestrator, router, 800, 1, table)
+        in_table, live = torch.cat(router.seen).chunk(2)
+        assert torch.equal(in_table, live)
+        delivered.append([reply.answer for reply in replies])
+    assert delivered[0] != delivered[1]
 
 
 @pytest.mark.parametrize("tokens_per_query", [5, 30, 100])

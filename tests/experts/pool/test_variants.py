@@ -9,11 +9,11 @@ from experts.backends.huggingface import HuggingFaceExpert
 from experts.backends.vllm import VllmExpert
 from experts.collect.estimate import estimate
 from experts.pool import keys_for, load_pool, make_experts
-from experts.specs import entry_of
 from experts.spending import SpendCap
 from experts.types import Query
 from leeroo_env import ExpertTable
 from leeroo_env.errors import InputError
+from leeroo_env.variants import entry_of
 from tests.experts.collecting import make_queries, run, write_pool
 from tests.experts.pool.test_loader import REMOTE, write
 from tests.experts.tiny_llama import make_tiny_llama

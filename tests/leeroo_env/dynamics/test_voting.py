@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from random import Random
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leeroo_env import ExpertTable, InputError, dynamics
+from leeroo_env.variants import shared_models
 from tests.conftest import random_table
 from tests.leeroo_env.dynamics.test_dynamics import keys
 
 
-def answers_table(n: int = 60, k: int = 4, seed: int = 0) -> ExpertTable:
+def answers_table(n: int = 60, k: int = 4, seed: int = 0, names: Sequence[str] | None = None) -> ExpertTable:
     """Made-up scores, costs and answers; some experts give none."""
     answers = np.random.default_rng(seed).choice(np.array(["A", "B", "C", None], dtype=object), size=(n, k))
-    return random_table(n, k, seed=seed, answers=answers)
+    return random_table(n, k, seed=seed, names=names, answers=answers)
+
+
+def named_variants(entries: list[int]) -> list[str]:
+    """Names of experts whose models are these: the first of a model is its entry, later ones are its variants."""
+    return [f"m{entry}" + (f"@{i}" if entry in entries[:i] else "") for i, entry in enumerate(entries)]
 
 
 class PlainEpisode:
@@ -24,6 +33,7 @@ class PlainEpisode:
 
     def __init__(self, rules: dynamics.Rules, state: dynamics.State, i: int):
         self.rules, self.table, self.max_calls = rules, rules.table, rules.max_calls
+        self.models = [name.split("@")[0] for name in rules.table.experts]
         self.rows, self.left_usd = state.rows[i].tolist(), float(state.left_usd[i])
         self.asked: list[int] = []
         self.answered: list[bool] = []
@@ -43,7 +53,7 @@ class PlainEpisode:
             return 0.0, cost_usd, cut_off, False
         ids = [int(self.table.answer_ids[row, e]) for e in self.asked]
         weights = [float(dynamics.vote_weight(self.rules.reliability[row, e])) for e in self.asked]
-        leader, *_ = plain_count(self.asked, self.answered, ids, weights)
+        leader, *_ = plain_count(self.asked, self.answered, ids, weights, self.models)
         self.rows, self.asked, self.answered = self.rows[1:], [], []
         return float(self.table.scores[row, leader]) if leader >= 0 else 0.0, cost_usd, cut_off, True
 
@@ -53,7 +63,8 @@ class PlainEpisode:
         calls = [i for i, yes in enumerate(self.answered) if yes]
         ids = [int(self.table.answer_ids[row, e]) for e in self.asked]
         votes = [float(dynamics.vote_weight(self.rules.reliability[row, e])) for e in self.asked]
-        _, support, different, agrees, group = plain_count(self.asked, self.answered, ids, votes)
+        count = plain_count(self.asked, self.answered, ids, votes, self.models)
+        _, support, different, agrees, group = count
         features = np.zeros(4 * k + 3, dtype=np.float32)
         for i, expert in enumerate(self.asked):
             features[expert] = 1
@@ -61,7 +72,11 @@ class PlainEpisode:
             if i in calls:
                 features[2 * k + expert] = np.float32(group[i] + 1 if group[i] >= 0 else -1) / np.float32(m)
                 features[3 * k + expert] = self.rules.evidence[row, expert]
-        total = sum(votes[i] for i in calls if ids[i] >= 0)
+        cast = {(ids[i], self.models[self.asked[i]]): 0.0 for i in calls if ids[i] >= 0}
+        for i in calls:
+            vote = ids[i], self.models[self.asked[i]]
+            cast[vote] = max(votes[i], cast.get(vote, 0.0)) if ids[i] >= 0 else 0.0
+        total = sum(cast.values())
         totals = [support / total * m if total else 0.0, different, len(self.asked)]
         features[4 * k :] = np.array(totals, dtype=np.float32) / np.float32(m)
         return features.tolist()
@@ -76,7 +91,7 @@ class PlainEpisode:
 
 
 def plain_count(
-    asked: list[int], answered: list[bool], ids: list[int], weights: list[float]
+    asked: list[int], answered: list[bool], ids: list[int], weights: list[float], models: Sequence[object]
 ) -> tuple[int, float, int, list[bool], list[int]]:
     """Leader, support, different, agrees, group for one query."""
     calls = [i for i, yes in enumerate(answered) if yes and asked[i] >= 0]
@@ -87,8 +102,10 @@ def plain_count(
     supporters = {a: [i for i in given if ids[i] == a] for a in {ids[i] for i in given}}
 
     def rank(answer: int) -> tuple[float, float, int]:
-        votes = [weights[i] for i in supporters[answer]]
-        return sum(votes), max(votes), -supporters[answer][0]
+        votes: dict[object, float] = {}
+        for i in supporters[answer]:
+            votes[models[asked[i]]] = max(weights[i], votes.get(models[asked[i]], 0.0))
+        return sum(votes.values()), max(votes.values()), -supporters[answer][0]
 
     leading = max(supporters, key=rank)
     agrees = [i in supporters[leading] for i in range(len(asked))]
@@ -96,11 +113,18 @@ def plain_count(
     return asked[supporters[leading][0]], rank(leading)[0], len(supporters), agrees, group
 
 
+def counted(
+    asked: list[int], answered: list[bool], ids: list[int], weights: list[float], models: list[int] | None = None
+) -> dynamics.VoteCount:
+    ballot = torch.tensor([asked]), torch.tensor([answered]), torch.tensor([ids]), torch.tensor([weights])
+    return dynamics.count_votes(*ballot, None if models is None else torch.tensor(models))
+
+
 @st.composite
 def ballots(draw: st.DrawFn) -> tuple[list[int], list[bool], list[int], list[float]]:
     m = draw(st.integers(1, 6))
     made = draw(st.integers(0, m))
-    asked = draw(st.lists(st.integers(0, 8), min_size=made, max_size=made)) + [-1] * (m - made)
+    asked = draw(st.lists(st.integers(0, 8), min_size=made, max_size=made, unique=True)) + [-1] * (m - made)
     answered = [draw(st.booleans()) and e >= 0 for e in asked]
     ids = draw(st.lists(st.integers(-1, 2), min_size=m, max_size=m))
     few = [float(np.float32(w)) for w in (0.1, 0.2, 0.3, 0.4, 0.7)]  # few, so that sums are often equal
@@ -108,15 +132,48 @@ def ballots(draw: st.DrawFn) -> tuple[list[int], list[bool], list[int], list[flo
 
 
 @settings(max_examples=500, deadline=None)
-@given(ballots())
-def test_the_leading_answer_is_what_plain_python_says(case: tuple[list[int], list[bool], list[int], list[float]]):
-    asked, answered, ids, weights = case
-    found = dynamics.count_votes(
-        torch.tensor([asked]), torch.tensor([answered]), torch.tensor([ids]), torch.tensor([weights])
-    )
-    leader, support, different, agrees, group = plain_count(asked, answered, ids, weights)
+@given(ballots(), st.none() | st.lists(st.integers(0, 3), min_size=9, max_size=9))
+def test_the_leading_answer_is_what_plain_python_says(
+    case: tuple[list[int], list[bool], list[int], list[float]], models: list[int] | None
+):
+    found = counted(*case, models)
+    leader, support, different, agrees, group = plain_count(*case, models or range(9))
     assert (int(found.leader), float(found.support), int(found.different)) == (leader, support, different)
     assert found.agrees.tolist() == [agrees] and found.group.tolist() == [group]
+
+
+@settings(max_examples=200, deadline=None)
+@given(ballots(), st.lists(st.integers(0, 3), min_size=9, max_size=9), st.randoms())
+def test_votes_of_variants(case: tuple[list[int], list[bool], list[int], list[float]], models: list[int], rng: Random):
+    """Their order does not matter to the support, one that agrees with less weight changes nothing, and without
+    variants the count is what it was."""
+    asked, answered, ids, weights = case
+
+    def count(order: Sequence[int], models: list[int] | None) -> dynamics.VoteCount:
+        asked, answered, ids, weights = case
+        some = [asked[i] for i in order], [answered[i] for i in order], [ids[i] for i in order]
+        return counted(*some, [weights[i] for i in order], models)
+
+    order = list(range(len(asked)))
+    found, alone = count(order, models), count(order, None)
+    for name, value in vars(count(order, list(range(9)))).items():
+        assert torch.equal(value, getattr(alone, name)), name
+    shuffled = rng.sample(order, len(order))
+    assert float(count(shuffled, models).support) == float(found.support) <= float(alone.support)
+    for i in order:
+        if answered[i] and ids[i] >= 0:
+            parts = [*asked, asked[i]], [*answered, True], [*ids, ids[i]], [*weights, weights[i] / 2]
+            more = counted(*parts, models)
+            assert (more.leader, more.support, more.share) == (found.leader, found.support, found.share)
+
+
+def test_two_answers_of_one_model_each_keep_their_weight():
+    """a@short and a say 7, a@again says 3 as does b; votes 2, 5, 4 and 3: 7 has 5, 3 has 7."""
+    models = shared_models(["a@short", "a", "a@again", "b"])
+    asked, yes, ids = torch.tensor([[0, 1, 2, 3]]), torch.ones(1, 4, dtype=torch.bool), torch.tensor([[7, 7, 3, 3]])
+    found = dynamics.count_votes(asked, yes, ids, torch.tensor([[2.0, 5.0, 4.0, 3.0]]), models)
+    assert (int(found.leader), float(found.support), float(found.share)) == (2, 7.0, 7 / 12)
+    assert found.agrees.tolist() == [[False, False, True, True]]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +204,7 @@ episodes = st.fixed_dictionaries(
         "pace": st.sampled_from([1.0, 1.5, 4.0]),
         "delivers": st.sampled_from([0.0, 0.2, 0.6]),
         "masked": st.booleans(),
+        "models": st.none() | st.lists(st.integers(0, 2), min_size=6, max_size=6),
     }
 )
 
@@ -155,7 +213,8 @@ episodes = st.fixed_dictionaries(
 @given(episodes)
 def test_episodes_obey_the_rules(case: dict):
     """Every step of 8 episodes against plain Python, whatever is played, until all have ended."""
-    table, rng = answers_table(k=case["k"], seed=case["seed"]), np.random.default_rng(case["seed"])
+    names = case["models"] and named_variants(case["models"][: case["k"]])
+    table, rng = answers_table(k=case["k"], seed=case["seed"], names=names), np.random.default_rng(case["seed"])
     k, m, horizon, b = case["k"], min(case["m"], case["k"]), case["horizon"], 8
     reliability = torch.from_numpy(rng.integers(0, 5, size=(len(table), k)) / 4)
     evidence = torch.from_numpy(rng.uniform(-6, 6, size=(len(table), k))).float()
@@ -247,17 +306,19 @@ def test_what_the_agent_observes_of_calls():
         assert bool(outcome.delivered) == (expert == 0)
 
 
-def test_a_live_query_is_seen_as_one_of_the_table():
+@pytest.mark.parametrize("names", [None, ["a", "b", "c", "b@short"]])
+def test_a_live_query_is_seen_as_one_of_the_table(names: list[str] | None):
     """`count_votes` and `call_features` over plain tensors that hold only the calls made so far."""
     evidence = torch.linspace(-6, 6, 240).view(60, 4)
-    rules = dynamics.make_rules(answers_table(), horizon=3, max_calls=4, evidence=evidence)
+    rules = dynamics.make_rules(answers_table(names=names), horizon=3, max_calls=4, evidence=evidence)
     state = dynamics.sample_episodes(rules, keys(6), torch.full((6,), 1.0))
     asked = torch.tensor([[3, 1]] * 6)
     for call in range(2):
         state, _ = dynamics.step(rules, state, asked[:, call])
     row = dynamics.current_rows(state)[:, None]
     weights = dynamics.vote_weight(rules.reliability[row, asked])
-    votes = dynamics.count_votes(asked, torch.ones(6, 2, dtype=torch.bool), rules.table.answer_ids[row, asked], weights)
+    yes, ids = torch.ones(6, 2, dtype=torch.bool), rules.table.answer_ids[row, asked]
+    votes = dynamics.count_votes(asked, yes, ids, weights, rules.models)
     seen = dynamics.call_features(4, asked, asked >= 0, votes, 4, evidence[row, asked])
     assert torch.equal(seen, dynamics.observe(rules, state)[:, 5:-2])
 
