@@ -64,7 +64,17 @@ def test_answer_keys_change_with_what_shapes_an_answer_and_with_nothing_else(tmp
     ):
         assert key("backend: openai", extra + line) != base, line
     assert key("some/model", "other/model") != base and key("big", "large") != base
-    for line in ("concurrency: 3", "timeout_s: 5", "base_url_env: ELSEWHERE", "max_retries: 1", "parameters_b: 7"):
+    for line in (
+        "concurrency: 3",
+        "timeout_s: 5",
+        "base_url_env: ELSEWHERE",
+        "max_retries: 1",
+        "parameters_b: 7",
+        "can: [tools, vision, json, logprobs]",
+        "context: 8192",
+        "long_context: {above_tokens: 1, usd_per_mtok_in: 1, usd_per_mtok_out: 2}",
+        "first_token_s: 5",
+    ):
         assert key("backend: openai", extra + line) == base, line
     assert key("usd_per_mtok_in: 1", "usd_per_mtok_in: 3") == base
     assert keys_for(load_pool(write(tmp_path, REMOTE)).experts[0])(Query("another id", "text")) == base

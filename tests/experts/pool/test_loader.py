@@ -59,6 +59,12 @@ def test_a_pool_of_two_backends(tmp_path):
         (("usd_per_mtok_in: 1", "usd_per_mtok_in: -1"), r"experts\.0\.usd_per_mtok_in: .* not -1"),
         (("usd_per_mtok_in: 1", "usd_per_mtok_in: '1'"), r"experts\.0\.usd_per_mtok_in: .* not '1'"),
         (("usd_per_mtok_in: 1", "usd_per_second: 1"), r"experts\.0: give either"),
+        (("backend: openai", "backend: openai\n    can: [sing]"), r"experts\.0\.can\.0: .*'tools'"),
+        (("backend: openai", "backend: openai\n    context: 0"), r"experts\.0\.context: .*greater than 0"),
+        (
+            ("backend: openai", "backend: openai\n    long_context: {above_tokens: 5}"),
+            r"long_context\.usd_per_mtok_in: ",
+        ),
         (("    usd_per_mtok_in: 1\n    usd_per_mtok_out: 2.5\n", ""), r"experts\.0: give either"),
         (("backend: openai", "backend: opnai"), r"experts\.0: .*'opnai'.*'openai', 'huggingface', 'vllm'"),
         (("    model: some/model\n", ""), r"experts\.0\.model: Field required"),
