@@ -21,7 +21,7 @@ from agents.serving.reply import Call, Reply, StopReason
 from experts.types import CUT_OFF, OUT_OF_MONEY, Answer, Query
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import VoteCount, call_features, count_votes, vote_weight
-from leeroo_env.variants import shared_models
+from leeroo_env.variants import entry_of, shared_models
 
 Preference = tuple[float, ...]  # the larger, the rather
 
@@ -93,6 +93,11 @@ class Decider:
     def models(self) -> Tensor | None:
         """Which experts are variants of one model, as in `leeroo_env.dynamics.Rules`."""
         return shared_models(self.names)
+
+    @functools.cached_property
+    def entries(self) -> list[str]:
+        """The names of the experts' models: a variant's is its entry's."""
+        return [entry_of(name, self.names) for name in self.names]
 
     def preferences(
         self, states: Sequence[QueryState], remaining_usd: Sequence[float], remaining_queries: Sequence[int]

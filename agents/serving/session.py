@@ -86,7 +86,7 @@ class Session:
             worst_usd = self._worst_usd(state, choice)
             if free_usd < min(worst_usd, self.remaining_usd):
                 continue
-            if self.breaker.admit(self.experts[choice].name) or state.last_resort:
+            if self.breaker.admit(*self._names(choice)) or state.last_resort:
                 limit_usd = min(self.attempts[choice] * worst_usd, free_usd)
                 free_usd -= limit_usd
                 state.resorts -= state.last_resort
@@ -101,7 +101,7 @@ class Session:
         """
         others = [k for k in range(len(self.experts)) if k not in state.asked]
         affordable = [k for k in others if self._can_pay(state, k)]
-        state.candidates = [k for k in affordable if not self.breaker.is_open(self.experts[k].name)]
+        state.candidates = [k for k in affordable if not self.breaker.is_open(*self._names(k))]
         state.last_resort = not state.candidates and not state.succeeded and state.resorts > 0
         if state.last_resort:
             state.candidates = affordable
@@ -120,7 +120,8 @@ class Session:
         queries = {k: [state.query for state, _ in calls] for k, calls in asks.items()}
         limits_usd = {k: [usd / self.overrun[k] for _, usd in calls] for k, calls in asks.items()}
         for expert, answers in ask_experts(self.experts, queries, limits_usd).items():
-            self.breaker.record(self.experts[expert].name, answers)
+            name, entry = self._names(expert)
+            self.breaker.record(name, answers, entry)
             self.remaining_usd = max(0.0, self.remaining_usd - sum(answer.billed_usd for answer in answers))
             for (state, _), limit_usd, answer in zip(asks[expert], limits_usd[expert], answers, strict=True):
                 if answer.billed_usd > limit_usd * ROUNDING > 0:
@@ -128,6 +129,10 @@ class Session:
                 self.decider.add(state, expert, answer)
                 if len(state.counted) == self.decider.max_calls:
                     state.stop_reason = "max calls" if state.succeeded else "money"
+
+    def _names(self, expert: int) -> tuple[str, str]:
+        """The names of an expert and of its model."""
+        return self.decider.names[expert], self.decider.entries[expert]
 
     def _worst_usd(self, state: QueryState, expert: int) -> float:
         """The most that one attempt of a call can be billed, as far as it is known."""

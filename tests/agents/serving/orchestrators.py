@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def rated_orchestrator(max_calls: int = 1, planned: bool = True) -> Orchestrator
     return orchestrator_of(rated_table(), max_calls, planned=planned)
 
 
-def rated_table() -> ExpertTable:
+def rated_table(names: Sequence[str] = NAMES) -> ExpertTable:
     """Gamma is right more often than beta, and beta more often than alpha; they cost about the same."""
     rng = np.random.default_rng(0)
     scores = (rng.uniform(size=(90, 3)) < RELIABILITY).astype(np.float64)
@@ -81,5 +82,5 @@ def rated_table() -> ExpertTable:
     split = [("train", "val", "test")[i % 3] for i in range(90)]
     answers = np.where(scores > 0, "right", [NAMES] * 90).astype(object)
     return ExpertTable.from_arrays(
-        "rated", NAMES, rng.normal(size=(90, 4)), scores, costs, split=split, answers=answers
+        "rated", list(names), rng.normal(size=(90, 4)), scores, costs, split=split, answers=answers
     )

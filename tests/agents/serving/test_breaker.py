@@ -100,3 +100,34 @@ def test_one_of_many_threads_tries_again():
     clock.now += FIRST_PAUSE_S
     with ThreadPoolExecutor(16) as pool:
         assert sum(pool.map(lambda _: breaker.admit("a"), range(200))) == 1
+
+
+def test_a_model_that_is_down_is_down_for_all_its_variants():
+    clock = Clock()
+    breaker = CircuitBreaker(clock)
+    breaker.record("a@short", [failed()], "a")
+    for name in ("a", "a@short", "a@long"):
+        assert breaker.is_open(name, "a") and not breaker.admit(name, "a")
+    assert not breaker.is_open("b", "b")
+    clock.now += FIRST_PAUSE_S
+    assert breaker.admit("a@long", "a") and not breaker.admit("a", "a"), "one call tries it"
+    breaker.record("a@long", [GOOD], "a")
+    assert breaker.admit("a", "a") and breaker.admit("a@short", "a")
+
+
+def test_a_variant_whose_requests_are_refused_is_left_alone_alone():
+    clock = Clock()
+    breaker = CircuitBreaker(clock)
+    for _ in range(3):
+        breaker.record("a@fast", [failed("BadRequestError: Error code: 400 - no such parameter")], "a")
+    for _ in range(2):
+        breaker.record("a", [GOOD], "a")
+        assert breaker.is_open("a@fast", "a") and not breaker.is_open("a", "a") and not breaker.is_open("a@long", "a")
+    clock.now += FIRST_PAUSE_S
+    assert breaker.admit("a@fast", "a") and not breaker.admit("a@fast", "a") and breaker.admit("a", "a")
+
+
+def test_the_entry_itself_may_be_refused_without_its_variants():
+    breaker = CircuitBreaker()
+    breaker.record("a", [failed("BadRequestError: Error code: 400 - no such parameter")] * 3, "a")
+    assert breaker.is_open("a", "a") and not breaker.is_open("a@short", "a")

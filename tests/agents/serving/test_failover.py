@@ -21,7 +21,7 @@ from experts.backends.openai import OpenAIExpert
 from experts.specs import OpenAISpec
 from experts.spending import SpendCap
 from experts.types import Answer, Expert, Query
-from tests.agents.serving.orchestrators import NAMES, SecondOpinion, rated_orchestrator, rated_table
+from tests.agents.serving.orchestrators import NAMES, SecondOpinion, orchestrator_of, rated_orchestrator, rated_table
 from tests.experts.raw_server import RawServer, completion, raw_server
 
 USD_IN, USD_OUT, MAX_TOKENS = 1000.0, 2000.0, 5  # dollars per million tokens
@@ -86,6 +86,16 @@ def test_a_server_that_is_down_costs_little_time(rated: Orchestrator, servers: d
     replies = ask(rated, experts, n=3)
     assert time.perf_counter() - started < 3
     assert [[call.expert for call in reply.calls] for reply in replies] == [["beta"]] * 3, "gamma is left alone"
+
+
+def test_a_model_that_is_down_is_not_tried_as_another_variant(servers: dict[str, RawServer]):
+    names = ["beta", "gamma@short", "gamma"]
+    orchestrator = orchestrator_of(rated_table(names), planned=False)
+    url = DOWN.format(unused_port())
+    experts: dict[str, Expert] = {name: expert(name, url) for name in names}
+    experts["beta"] = expert("beta", servers["beta"].url)
+    (reply,) = ask(orchestrator, experts)
+    assert [(call.expert, call.error is None) for call in reply.calls] == [("gamma", False), ("beta", True)]
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 524])
