@@ -16,6 +16,7 @@ COMMANDS = {  # name: module whose main(arguments, prog) runs it, and what it do
     "selfplay": ("agents.selfplay.loop", "write new questions, ask, grade and learn, round after round"),
     "finetune": ("agents.finetune.command", "fine-tune a table's encoder on the routing task"),
     "keys": ("agents.server.keys_command", "make, list and limit the API keys of the live server"),
+    "serve": ("agents.server.command", "answer OpenAI's API with a trained orchestrator in front of your models"),
     "verify": ("agents.verify", "check the files of a table or a run against their manifests"),
 }
 

@@ -156,7 +156,7 @@ class Orchestrator:
         own = isinstance(self._router, PolicyRouter)  # what others keep may be needed outside of inference mode
         with torch.inference_mode() if own else contextlib.nullcontext():
             left_usd, left = (torch.from_numpy(part).to(self.device) for part in (usd, queries))
-            features = self._features(x, texts, domains)
+            features = self.features(x, texts, domains)
             router_calls = self._router_calls(calls, features) if self.max_calls > 1 else None
             return self._router.choose(Context(features, left_usd, left, router_calls)).cpu().numpy()
 
@@ -222,11 +222,11 @@ class Orchestrator:
             return []
         texts = [query.text for query in batch]
         x = as_embeddings(self._encoder.encode(texts) if embeddings is None else embeddings, self.embedding_dim)
-        features = self._features(x, as_texts(texts, len(x)), [query.domain for query in batch])
+        features = self.features(x, as_texts(texts, len(x)), [query.domain for query in batch])
         decider = self.decider(compare)
         session = Session(decider, in_order, float(remaining_usd), remaining, self._breaker)
         parts = [slice(start, start + at_once) for start in range(0, len(batch), at_once)]
-        reliability = self._reliability(features)
+        reliability = self.reliability(features)
         return [reply for part in parts for reply in session.answer(batch[part], features[part], reliability[part])]
 
     def decider(self, compare: Compare) -> Decider:
@@ -254,7 +254,7 @@ class Orchestrator:
             return calls
         asked, group, made = (part.to(device) for part in (calls.asked, calls.group, calls.made))
         evidence = torch.zeros(asked.shape, device=device) if calls.evidence is None else calls.evidence.to(device)
-        votes = updated(self._reliability(features).gather(1, asked.clamp(min=0)), evidence, VOTE_WEIGHT)
+        votes = updated(self.reliability(features).gather(1, asked.clamp(min=0)), evidence, VOTE_WEIGHT)
         models = shared_models(self.experts, device)
         counted = count_votes(asked, asked >= 0, group, vote_weight(votes), models)
         polled = call_features(k, asked, asked >= 0, counted, m, evidence)
@@ -262,18 +262,23 @@ class Orchestrator:
         return calls_from_features(polled, m)
 
     @torch.no_grad()
-    def _features(self, x: np.ndarray, texts: Sequence[str] | None, domains: Sequence[str] | None = None) -> Tensor:
-        """The policy's features of queries [B, D], [B, F]."""
+    def features(self, x: np.ndarray, texts: Sequence[str] | None, domains: Sequence[str] | None = None) -> Tensor:
+        """The policy's features of queries [B, F], from their embeddings [B, D], texts and domains, [B] each."""
         embeddings = torch.from_numpy(x).to(self.device)
         if self.predictor is None:
             return embeddings
         return estimate_features(self.predictor.predict(embeddings, texts, domains), self.cost_scale)
 
-    def _reliability(self, features: Tensor) -> Tensor:
+    def reliability(self, features: Tensor) -> Tensor:
         """[B, K], the estimated probabilities that experts are right; without estimates all 0.5."""
         if self.predictor is None:
             return features.new_full((len(features), len(self.experts)), 0.5)
         return features[:, : len(self.experts)].clamp(0, 1)  # estimated scores come first
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """The embeddings of B texts, [B, D], which are not written to the cache on disk."""
+        return self._encoder.forward(self._encoder.tokens(texts)).cpu().numpy()  # type: ignore[no-any-return]
 
     @functools.cached_property
     def _encoder(self) -> Any:

@@ -144,7 +144,7 @@ def assert_same_episode(
     generator = torch.Generator().manual_seed(seed)
     rows = priced.rows("test")[torch.randperm(80, generator=generator)[:HORIZON]].tolist()
     queries, x = queries_of(rows), priced.embeddings[rows].float().numpy()
-    seen = orchestrator._features(x, [query.text for query in queries], [""] * HORIZON)
+    seen = orchestrator.features(x, [query.text for query in queries], [""] * HORIZON)
     features = torch.zeros(len(priced.embeddings), seen.shape[1])
     features[rows] = seen  # to the last bit: choices between equals would else differ
     router.features = features

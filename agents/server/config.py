@@ -1,0 +1,43 @@
+"""What a server is told when it starts, and how its worker processes hear of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pydantic
+
+ADMIN_KEY = "LEEROO_ADMIN_KEY"  # the variable with the key of the page and of the metrics
+CONFIG = "LEEROO_SERVER"  # the variable by which workers get their settings; it holds no secret
+
+
+class ServerConfig(pydantic.BaseModel):
+    """Settings of a server; all of its workers have the same.
+
+    Attributes:
+        run_dir: of the training run whose policy decides.
+        pool: pool.yaml, with the experts that it knows.
+        database: URL of the ledger.
+        compare: how answers are compared, where several experts are asked.
+        usd_per_query: the most that a query may cost in the mean; None: what is left may all be spent.
+        deadline_s: of a request.
+        threads: torch threads of a worker.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    run_dir: Path
+    pool: Path
+    database: str
+    compare: str = "exact"
+    usd_per_query: float | None = None
+    deadline_s: float = 120.0
+    threads: int = 1
+
+    def hand_on(self) -> None:
+        """Lets worker processes that begin from now on have these settings."""
+        os.environ[CONFIG] = self.model_dump_json()
+
+    @classmethod
+    def handed_on(cls) -> ServerConfig:
+        return cls.model_validate_json(os.environ[CONFIG])

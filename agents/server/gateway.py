@@ -1,0 +1,549 @@
+"""Answers one request: decides, reserves the worst case, asks an expert, settles what it cost, and fails over.
+
+K experts of the policy; others of the pool are asked by name only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.server.conversation import (
+    conversation_key,
+    earlier_text,
+    in_tool_round,
+    needs_of,
+    next_key,
+    prompt_tokens,
+    query_text,
+)
+from agents.server.journal import Journal
+from agents.server.money import Charge, KeyInfo, Ledger, Refused, micro_of
+from agents.server.routing import Money, Plan, Planner
+from agents.server.wire import ApiError, ChatCompletionRequest, passed_on
+from agents.serving.breaker import CircuitBreaker
+from agents.serving.decider import delivered_call
+from experts.live import ChatRequest, Chunk, Completion, LiveExpert, Stream, UpstreamError
+from experts.specs import OpenAISpec
+from experts.types import OUT_OF_MONEY, Answer, Query
+
+MOST_ATTEMPTS = 5  # of a request, over all experts
+BUCKETS = ("input", "cached", "cache_write", "output", "reasoning")
+LEAST_LEFT_S = 1.0  # of the deadline, below which no further expert is asked
+MICRO = 1_000_000
+MOST_USD = 1e9  # in place of no bound
+
+
+@dataclass
+class Job:
+    """One request on its way.
+
+    Attributes:
+        id: of the decision, under which it is answered, recorded and rated.
+        key: who pays.
+        request: as it came, checked.
+        chat: what goes to an expert.
+        plan: what the policy knows.
+        money: what the policy may count on.
+        left_micro: of the key, less what this request has cost; None: no limit.
+        able: the experts that can do what the request needs.
+        max_calls: the most experts whose answers are compared.
+        deadline: on the monotonic clock.
+        current: the expert that answered the turn before.
+        asked_for: the expert that the client asks for by name.
+        completions: what succeeded, by the number of the call.
+        failures: what did not.
+        cost_micro: what the key is charged.
+        reservations: number of attempts that were begun.
+        why: for people, how the expert was chosen.
+        last_resort: whether experts that should be left alone are asked, since there are no others.
+        expert: the name of the one whose answer is delivered.
+    """
+
+    id: str
+    key: KeyInfo
+    request: ChatCompletionRequest
+    chat: ChatRequest
+    plan: Plan
+    money: Money
+    left_micro: int | None
+    able: list[int]
+    max_calls: int
+    deadline: float
+    current: int | None = None
+    asked_for: LiveExpert | None = None
+    completions: dict[int, Completion] = field(default_factory=dict)
+    failures: list[UpstreamError] = field(default_factory=list)
+    cost_micro: int = 0
+    reservations: int = 0
+    why: str = ""
+    last_resort: bool = False
+    expert: str = ""
+
+    @property
+    def cut_off(self) -> Completion | None:
+        """What was written until the money ended, where there is no whole answer."""
+        return next(reversed(self.completions.values()), None)
+
+    @property
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """A reservation in the ledger, and the most that its attempt can cost."""
+
+    id: str
+    worst_micro: int
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """An answer and what there is to say of it."""
+
+    job: Job
+    body: dict[str, Any]
+
+
+class Gateway:
+    """Everything between a checked request and its answer.
+
+    Attributes:
+        planner: decides.
+        experts: the K experts of the policy, in its order.
+        by_name: these and the others of the pool.
+        ledger: holds the money.
+        breaker: knows which experts failed lately.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        experts: Sequence[LiveExpert],
+        others: Sequence[LiveExpert],
+        ledger: Ledger,
+        journal: Journal,
+        deadline_s: float,
+    ):
+        """Args: what decides, the K experts of its policy in order, further ones that are asked by name only, the store
+        of the money, what remembers conversations, and how long a request may take."""
+        self.planner, self.experts, self.ledger, self.deadline_s = planner, list(experts), ledger, deadline_s
+        self.journal = journal
+        self.by_name = {expert.name: expert for expert in [*experts, *others]}
+        self.numbers = {expert.name: k for k, expert in enumerate(experts)}
+        self.breaker = CircuitBreaker()
+        self._overrun = dict.fromkeys(self.by_name, 1.0)  # by which a call has cost more than its worst case
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def begin(
+        self, job_id: str, key: KeyInfo, fields: dict[str, Any], request: ChatCompletionRequest, hints: Hints
+    ) -> Job:
+        """Everything about a request that is known before an expert is asked. Raises ApiError."""
+        messages, settings = fields["messages"], passed_on(fields)
+        budget = await self.ledger.budget(key.key_id)
+        money = self.planner.money(_usd(budget.left_micro), hints.queries_left or budget.queries_expected)
+        most_tokens = request.most_tokens or max(expert.spec.max_tokens for expert in self.by_name.values())
+        chat = ChatRequest(messages, settings, most_tokens)
+        asked_for = self._asked_for(request.model)
+        needs = needs_of(request, messages)
+        text = query_text(messages)
+        return Job(
+            id=job_id,
+            key=key,
+            request=request,
+            chat=chat,
+            plan=Plan(Query(job_id, text, hints.domain), earlier_text(messages), hints.embedding),
+            money=money,
+            left_micro=budget.left_micro,
+            able=[] if asked_for else self._able(needs, prompt_tokens(messages, settings)),
+            max_calls=1 if needs or request.stream else self.planner.max_calls,
+            deadline=time.monotonic() + self.deadline_s,
+            current=None if asked_for else await self._current(key, messages),
+            asked_for=asked_for,
+        )
+
+    async def complete(self, job: Job) -> Delivered:
+        """The answer to a plain request. Raises ApiError."""
+        while (expert := await self._next(job)) is not None:
+            attempt = self._plain_attempt(job, expert, self._chat(job, expert))
+            await self._shielded(attempt)
+        state = job.plan.state
+        if job.asked_for is not None:
+            completion = next(iter(job.completions.values()), None)
+        else:
+            assert state is not None
+            place = delivered_call(state, self.planner.decider.models)
+            completion = job.completions.get(place, job.cut_off) if place is not None else job.cut_off
+        if completion is None:
+            raise self._failed(job)
+        job.expert = completion.body["model"]
+        self._remember(job, completion)
+        return Delivered(job, {**completion.body, "id": job.id})
+
+    async def open_stream(self, job: Job) -> OpenStream:
+        """A streaming request up to its first chunk, after which no other expert is asked. Raises ApiError."""
+        while (expert := await self._next(job)) is not None:
+            chat = self._chat(job, expert)
+            opened = await self._shielded(self._open(job, expert, chat))
+            if opened is not None:
+                job.expert = expert.name
+                return opened
+        raise self._failed(job)
+
+    async def route(self, job: Job) -> LiveExpert:
+        """The expert that would be asked first; none is. Raises ApiError."""
+        expert = await self._next(job)
+        if expert is None:
+            raise self._failed(job)
+        job.expert = expert.name
+        return expert
+
+    async def close(self, grace_s: float) -> None:
+        """Waits for calls in flight, so that they are settled, and closes connections."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for expert in self.by_name.values():
+            await expert.close()
+        self.planner.close()
+
+    # ------------------------------------------------------------------------------------------------- who is asked
+
+    async def _next(self, job: Job) -> LiveExpert | None:
+        """The expert to ask next; None: deliver what there is, or nothing can be asked any more."""
+        if len(job.failures) >= MOST_ATTEMPTS or (job.failures and job.left_s < LEAST_LEFT_S):
+            return None
+        if job.asked_for is not None:
+            done = job.completions or job.failures
+            return None if done or not self._affordable(job, job.asked_for) else job.asked_for
+        state = job.plan.state
+        succeeded = 0 if state is None else len(state.counted)
+        if succeeded >= job.max_calls:
+            return None
+        candidates = self._candidates(job)
+        if not candidates:
+            return None
+        own_usd = job.cost_micro / MICRO
+        money = dataclasses.replace(job.money, usd=max(0.0, job.money.usd - own_usd))
+        ranking = await self.planner.rank(job.plan, money, candidates)
+        deliver = [len(self.experts)] if succeeded else []
+        choice = max([*candidates, *deliver], key=ranking.__getitem__)
+        if choice == len(self.experts):
+            return None
+        choice = self._stay(job, choice, candidates)
+        expert = self.experts[choice]
+        if not (self.breaker.admit(expert.name) or job.last_resort):
+            return await self._next(job)
+        return expert
+
+    def _candidates(self, job: Job) -> list[int]:
+        """The able experts that were not asked yet, can be paid, and did not fail lately; where all did and there is
+        no answer yet, one of them is tried all the same."""
+        asked = [] if job.plan.state is None else job.plan.state.asked
+        affordable = [k for k in job.able if k not in asked and self._affordable(job, self.experts[k])]
+        candidates = [k for k in affordable if not self.breaker.is_open(self.experts[k].name)]
+        if job.current in candidates and in_tool_round(job.chat.messages):
+            return [job.current]
+        if candidates or job.completions or job.last_resort:
+            return candidates
+        job.last_resort = True
+        return affordable
+
+    def _stay(self, job: Job, choice: int, candidates: list[int]) -> int:
+        """The current expert of the conversation where a switch does not pay, else the policy's choice."""
+        first = job.plan.state is None or not job.plan.state.asked
+        if job.current is None or job.current not in candidates or not first:
+            job.why = job.why or "the policy's choice"
+            return choice
+        price = self.experts[job.current].spec.price
+        cached = price.usd_per_mtok_cached
+        discount = price.usd_per_mtok_in - (price.usd_per_mtok_in / 2 if cached is None else cached)
+        lost_usd = prompt_tokens(job.chat.messages, job.chat.settings) * discount / MICRO
+        if self.planner.stays(job.plan, choice, job.current, lost_usd):
+            job.why = "goes on with the expert of the conversation"
+            return job.current
+        job.why = "the policy's choice, worth leaving the expert of the conversation for"
+        return choice
+
+    def _able(self, needs: list[str], tokens: int) -> list[int]:
+        """The experts that can do what is needed. Raises ApiError, which names what none can."""
+        able = list(range(len(self.experts)))
+        for need in needs:
+            able = [k for k in able if need in self.experts[k].spec.abilities]
+            if not able:
+                raise ApiError(400, f"no expert of this pool can do what the request needs: {need}", "unsupported")
+        fitting = [k for k in able if (self.experts[k].spec.context or math.inf) > tokens]
+        if not fitting:
+            message = f"the conversation has about {tokens} tokens, more than the context of every able expert"
+            raise ApiError(400, message, "context_length_exceeded", "messages")
+        return fitting
+
+    def _asked_for(self, model: str) -> LiveExpert | None:
+        """The expert of this name; None: the policy chooses."""
+        if model in self.by_name:
+            return self.by_name[model]
+        if model == "leeroo":
+            return None
+        raise ApiError(404, f"there is no model {model!r}; `leeroo` chooses", "model_not_found", "model")
+
+    async def _current(self, key: KeyInfo, messages: list[dict[str, Any]]) -> int | None:
+        """The expert that gave the last answer of a conversation, if that is known."""
+        name = conversation_key(key.key_id, messages)
+        expert = None if name is None else await self.journal.expert_of(name)
+        return None if expert is None else self.numbers.get(expert)
+
+    def _remember(self, job: Job, completion: Completion) -> None:
+        answer = completion.body["choices"][0]["message"]
+        name = next_key(job.key.key_id, job.chat.messages, answer)
+        self.journal.remember(name, completion.body["model"])
+
+    # ------------------------------------------------------------------------------------------------------- money
+
+    def _chat(self, job: Job, expert: LiveExpert) -> ChatRequest:
+        """The request with no more output tokens than what is left pays for."""
+        most = min(job.chat.max_tokens, expert.spec.max_tokens)
+        return dataclasses.replace(job.chat, max_tokens=self._affordable_tokens(job, expert, most))
+
+    def _affordable(self, job: Job, expert: LiveExpert) -> bool:
+        return self._affordable_tokens(job, expert, min(job.chat.max_tokens, expert.spec.max_tokens)) > 0
+
+    def _affordable_tokens(self, job: Job, expert: LiveExpert, most: int) -> int:
+        """The most output tokens, up to `most`, that what is left pays for."""
+        if job.left_micro is None or self._worst_micro(job, expert, most) <= job.left_micro:
+            return most
+        low, high = 0, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self._worst_micro(job, expert, middle) <= job.left_micro
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def _worst_micro(self, job: Job, expert: LiveExpert, max_tokens: int) -> int:
+        chat = dataclasses.replace(job.chat, max_tokens=max_tokens)
+        return micro_of(min(expert.worst_usd(chat) * self._overrun[expert.name], MOST_USD))
+
+    async def _reserve(self, job: Job, expert: LiveExpert, chat: ChatRequest) -> Reserved | None:
+        """Reserves an attempt. None where other requests took the money meanwhile. Raises ApiError."""
+        worst_micro = self._worst_micro(job, expert, chat.max_tokens)
+        ttl_s = max(job.left_s, 0.0) + self.deadline_s
+        try:
+            first = not job.reservations
+            name = await self.ledger.reserve(job.key.key_id, job.id, expert.name, worst_micro, ttl_s, first)
+            job.reservations += 1
+            return Reserved(name, worst_micro)
+        except Refused as refused:
+            if refused.revoked:
+                raise ApiError(401, "this key is revoked", "invalid_api_key") from None
+            job.left_micro = min(refused.left_micro, worst_micro - 1)
+            return None
+
+    async def _settle(self, job: Job, expert: LiveExpert, reserved: Reserved, answer: Completion, outcome: str) -> None:
+        """Charges the key what an answer costs."""
+        cost_micro = micro_of(answer.cost_usd)
+        charge = Charge(
+            micro_usd=cost_micro,
+            **{name: getattr(answer.usage, name) for name in BUCKETS},
+            usage=answer.usage.source,
+            outcome=outcome,
+            latency_s=answer.latency_s,
+            price_version=price_version(expert),
+        )
+        self._spent(job, cost_micro)
+        if cost_micro > reserved.worst_micro > 0:
+            self._overrun[expert.name] *= cost_micro / reserved.worst_micro
+        await self.ledger.settle(reserved.id, charge)
+
+    async def _lose(self, job: Job, expert: LiveExpert, reserved: Reserved, error: UpstreamError) -> None:
+        """Settles an attempt that failed: the key pays for what the client has read of it, the operator for the rest
+        that was or may have been billed."""
+        cost_micro, delivered_micro = micro_of(min(error.cost_usd, MOST_USD)), micro_of(error.delivered_usd)
+        delivered_micro = min(delivered_micro, cost_micro)
+        charge = Charge(
+            micro_usd=delivered_micro,
+            lost_micro_usd=cost_micro - delivered_micro,
+            usage="assumed",
+            outcome="failed",
+            price_version=price_version(expert),
+        )
+        self._spent(job, delivered_micro)
+        await self.ledger.settle(reserved.id, charge)
+
+    def _spent(self, job: Job, micro: int) -> None:
+        job.cost_micro += micro
+        if job.left_micro is not None:
+            job.left_micro = max(0, job.left_micro - micro)
+
+    # ------------------------------------------------------------------------------------------------------- calls
+
+    async def _plain_attempt(self, job: Job, expert: LiveExpert, chat: ChatRequest) -> None:
+        """One attempt, settled whatever happens; the job has what came of it."""
+        reserved = await self._reserve(job, expert, chat)
+        if reserved is None:
+            return
+        started = time.monotonic()
+        try:
+            completion = await expert.complete(chat, self._timeout_s(job, expert))
+        except UpstreamError as error:
+            await self._lose(job, expert, reserved, error)
+            self._add_failure(job, expert, error, time.monotonic() - started)
+            return
+        await self._settle(job, expert, reserved, completion, "answered")
+        await self._add(job, expert, chat, completion)
+
+    async def _open(self, job: Job, expert: LiveExpert, chat: ChatRequest) -> OpenStream | None:
+        """A stream that has brought its first chunk; None where it failed before, settled."""
+        reserved = await self._reserve(job, expert, chat)
+        if reserved is None:
+            return None
+        started = time.monotonic()
+        stream = expert.stream(chat, self._timeout_s(job, expert), _first_token_s(expert))
+        try:
+            first = await anext(stream, None)
+        except UpstreamError as error:
+            await self._lose(job, expert, reserved, error)
+            self._add_failure(job, expert, error, time.monotonic() - started)
+            return None
+        return OpenStream(self, job, expert, reserved, stream, first)
+
+    async def settle_once(self, opened: OpenStream) -> Completion | UpstreamError:
+        """Settles a stream by what the upstream billed, read to its end or drained; the same for all who call it."""
+        if opened.settling is None:
+            opened.settling = self.start(self._end_stream(opened))
+        return await asyncio.shield(opened.settling)
+
+    async def _end_stream(self, opened: OpenStream) -> Completion | UpstreamError:
+        job, expert = opened.job, opened.expert
+        try:
+            completion = await opened.stream.finish()
+        except UpstreamError as error:
+            await self._lose(job, expert, opened.reserved, error)
+            self.breaker.record(expert.name, [_failure(error, 0.0)])
+            return error
+        outcome = "answered" if opened.is_read else "cancelled"
+        await self._settle(job, expert, opened.reserved, completion, outcome)
+        self.breaker.record(expert.name, [as_answer(completion, cut_off=False)])
+        self._remember(job, completion)
+        return completion
+
+    async def _add(self, job: Job, expert: LiveExpert, chat: ChatRequest, completion: Completion) -> None:
+        limited = chat.max_tokens < min(job.chat.max_tokens, expert.spec.max_tokens)
+        answer = as_answer(completion, cut_off=limited and completion.finish_reason == "length")
+        self.breaker.record(expert.name, [answer])
+        if job.asked_for is not None:
+            job.completions[0] = completion
+            return
+        assert job.plan.state is not None
+        job.completions[len(job.plan.state.results)] = completion
+        await asyncio.to_thread(self.planner.decider.add, job.plan.state, self.numbers[expert.name], answer)
+
+    def _add_failure(self, job: Job, expert: LiveExpert, error: UpstreamError, seconds: float) -> None:
+        job.failures.append(error)
+        answer = _failure(error, seconds)
+        self.breaker.record(expert.name, [answer])
+        if job.plan.state is not None:
+            self.planner.decider.add(job.plan.state, self.numbers[expert.name], answer)
+
+    def _timeout_s(self, job: Job, expert: LiveExpert) -> float:
+        return max(LEAST_LEFT_S, min(expert.spec.timeout_s, job.left_s))
+
+    async def _shielded(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Awaits work that goes on when the request is cancelled, since it has money in flight."""
+        return await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task that `close` waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _failed(self, job: Job) -> ApiError:
+        """Why there is no answer, in the client's terms."""
+        if not job.failures:
+            unpaid = [e for e in ([job.asked_for] if job.asked_for else []) or self._experts(job)]
+            if job.left_micro is not None and not any(self._affordable(job, expert) for expert in unpaid):
+                left = job.left_micro / MICRO
+                message = f"what is left (${left:.6f}) does not pay for this request with any expert"
+                return ApiError(429, message, "insufficient_quota", headers={"x-should-retry": "false"})
+            return ApiError(503, "no expert can be asked now", "no_expert", headers={"retry-after": "5"})
+        if all(error.kind == "bad request" for error in job.failures):
+            return ApiError(400, f"the experts refuse the request: {job.failures[0].message}", "bad_request")
+        if all(error.kind == "rate limit" for error in job.failures):
+            wait_s = min((error.retry_after_s or 5.0 for error in job.failures), default=5.0)
+            again = {"retry-after": f"{max(wait_s, 1):.0f}"}
+            return ApiError(429, "the experts are busy", "rate_limit_exceeded", headers=again)
+        slow = all(error.kind == "timeout" for error in job.failures)
+        reasons = "; ".join(dict.fromkeys(error.message for error in job.failures))[:500]
+        return ApiError(504 if slow else 502, f"no expert answered: {reasons}", "upstream_failed")
+
+    def _experts(self, job: Job) -> list[LiveExpert]:
+        return [self.experts[k] for k in job.able]
+
+
+@dataclass
+class OpenStream:
+    """A stream that has brought its first chunk, and is settled by `Gateway.settle_once`."""
+
+    gateway: Gateway
+    job: Job
+    expert: LiveExpert
+    reserved: Reserved
+    stream: Stream
+    first: Chunk | None
+    is_read: bool = False  # whether the client has taken all of it
+    settling: asyncio.Task[Completion | UpstreamError] | None = None
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a client may tell beyond OpenAI's API, in headers.
+
+    Attributes:
+        domain: of the query.
+        queries_left: how many queries its money must last for, this one included.
+        embedding: [D], of the query.
+    """
+
+    domain: str = ""
+    queries_left: int | None = None
+    embedding: Any = None
+
+
+def as_answer(completion: Completion, cut_off: bool) -> Answer:
+    """A completion as the policy's comparison of answers takes it; `cut_off`: because the money ended."""
+    return Answer(
+        text=completion.text,
+        prompt_tokens=completion.usage.prompt_tokens,
+        completion_tokens=completion.usage.completion_tokens,
+        cost_usd=completion.cost_usd,
+        latency_s=completion.latency_s,
+        finish_reason=OUT_OF_MONEY if cut_off else completion.finish_reason,
+        reasoning=completion.reasoning,
+        logprob=completion.logprob,
+        confidence=completion.confidence,
+    )
+
+
+def price_version(expert: LiveExpert) -> str:
+    """The prices of a charge, so that the ledger can be checked when pool.yaml has changed."""
+    price = expert.spec.price
+    return f"{price.usd_per_mtok_in:g}/{price.usd_per_mtok_out:g}/{price.usd_per_second:g}"
+
+
+def _failure(error: UpstreamError, seconds: float) -> Answer:
+    status = f"Error code: {error.status} - " if error.status else ""
+    return Answer("", 0, 0, 0.0, seconds, f"{status}{error.kind}: {error.message}", lost_usd=error.cost_usd)
+
+
+def _first_token_s(expert: LiveExpert) -> float:
+    """How long a stream may be silent; of a model in this process, as long as it may take."""
+    return expert.spec.first_token_s if isinstance(expert.spec, OpenAISpec) else expert.spec.timeout_s
+
+
+def _usd(micro: int | None) -> float | None:
+    return None if micro is None else micro / MICRO

@@ -1,0 +1,182 @@
+"""Remembers what is no money: decisions with their reasons, what users thought of them, and who answers a conversation.
+
+Written to the ledger's database a moment later, many at once. What was not written when a process was killed is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from agents.server.money import Ledger, StoreUnavailable
+
+FLUSH_S = 0.2
+REMEMBERED = 10_000  # conversations in memory
+KEPT_S = 14 * 86_400.0  # conversations and decisions in the database
+MOST_WAITING = 20_000  # rows, while the database is away
+
+metadata = sa.MetaData()
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.Integer, nullable=False),
+    sa.Column("at", sa.Float, nullable=False, index=True),
+    sa.Column("expert", sa.String(200), nullable=False),
+    sa.Column("calls", sa.Integer, nullable=False),
+    sa.Column("micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("dearest_micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("latency_s", sa.Float, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("estimates", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("feedback", sa.Float),
+)
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("expert", sa.String(200), nullable=False),
+    sa.Column("at", sa.Float, nullable=False, index=True),
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One answered or refused request.
+
+    Attributes:
+        id: also of the answer.
+        key_id: who asked.
+        at: Unix seconds.
+        expert: whose answer was delivered; "" for none.
+        calls: that were made.
+        micro_usd: what the key was charged.
+        dearest_micro_usd: an estimate of what always asking the most expensive expert would have cost.
+        latency_s: of the whole request.
+        why: for people.
+        estimates: score and cost_usd by expert.
+        status: of the HTTP response.
+    """
+
+    id: str
+    key_id: int
+    at: float
+    expert: str
+    calls: int
+    micro_usd: int
+    dearest_micro_usd: int
+    latency_s: float
+    why: str
+    estimates: dict[str, list[float | None]]
+    status: int
+
+
+class Journal:
+    """For one event loop; `begin` and `close` start and end its task."""
+
+    def __init__(self, ledger: Ledger):
+        self._ledger = ledger
+        self._conversations: OrderedDict[str, str] = OrderedDict()
+        self._new_conversations: dict[str, str] = {}
+        self._new_decisions: dict[str, Decision] = {}
+        self._ending = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._pruned_at = time.time()
+
+    async def begin(self) -> None:
+        """Makes the tables if there are none, and begins to write."""
+        await asyncio.to_thread(self._ledger.run, metadata.create_all)
+        self._task = asyncio.create_task(self._write())
+
+    async def close(self) -> None:
+        self._ending.set()
+        if self._task is not None:
+            await self._task
+
+    def add(self, decision: Decision) -> None:
+        if len(self._new_decisions) < MOST_WAITING:
+            self._new_decisions[decision.id] = decision
+
+    def remember(self, conversation: str, expert: str) -> None:
+        """Notes who gave the last answer of a conversation."""
+        self._conversations[conversation] = expert
+        self._conversations.move_to_end(conversation)
+        if len(self._conversations) > REMEMBERED:
+            self._conversations.popitem(last=False)
+        if len(self._new_conversations) < MOST_WAITING:
+            self._new_conversations[conversation] = expert
+
+    async def expert_of(self, conversation: str) -> str | None:
+        """Who gave the last answer of a conversation, in this process or another."""
+        if conversation in self._conversations:
+            return self._conversations[conversation]
+        query = sa.select(conversations.c.expert).where(conversations.c.id == conversation)
+        with contextlib.suppress(StoreUnavailable):  # it is not worth a refusal
+            return await self._read(lambda connection: connection.execute(query).scalar())
+        return None
+
+    async def rate(self, decision: str, key_id: int, score: float) -> bool:
+        """Stores what a user thinks of an answer. False if the key has no such decision."""
+        await self._flush()
+        change = decisions.update().where(decisions.c.id == decision, decisions.c.key_id == key_id)
+        change = change.values(feedback=score)
+        return await asyncio.to_thread(self._ledger.run, lambda connection: connection.execute(change).rowcount > 0)
+
+    async def recent(self, n: int) -> list[Any]:
+        """The last decisions, newest first."""
+        query = sa.select(decisions).order_by(decisions.c.at.desc()).limit(n)
+        return await self._read(lambda connection: connection.execute(query).all())
+
+    async def totals(self, since: float) -> list[Any]:
+        """By expert: decisions, micro-dollars, what the most expensive expert would have cost, and mean latency."""
+        row = decisions.c
+        columns = row.expert, sa.func.count(), sa.func.sum(row.micro_usd), sa.func.sum(row.dearest_micro_usd)
+        query = sa.select(*columns, sa.func.avg(row.latency_s)).where(row.at >= since).group_by(row.expert)
+        return await self._read(lambda connection: connection.execute(query).all())
+
+    async def _read(self, function: Any) -> Any:
+        return await asyncio.to_thread(self._ledger.run, function, False)
+
+    async def _write(self) -> None:
+        while not self._ending.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), FLUSH_S)
+            with contextlib.suppress(StoreUnavailable):  # tried again with the next
+                await self._flush()
+
+    async def _flush(self) -> None:
+        if not (self._new_decisions or self._new_conversations):
+            return
+        made, spoken = dict(self._new_decisions), dict(self._new_conversations)
+        await asyncio.to_thread(self._ledger.run, lambda connection: self._insert(connection, made, spoken))
+        for key in made:
+            self._new_decisions.pop(key, None)
+        for key, expert in spoken.items():
+            if self._new_conversations.get(key) == expert:
+                del self._new_conversations[key]
+
+    def _insert(self, connection: Connection, made: dict[str, Decision], spoken: dict[str, str]) -> None:
+        now = time.time()
+        if made:
+            known = set(connection.scalars(sa.select(decisions.c.id).where(decisions.c.id.in_(list(made)))))
+            new = [one for one in made.values() if one.id not in known]
+            if new:
+                rows = [{**vars(one), "estimates": json.dumps(one.estimates)} for one in new]
+                connection.execute(decisions.insert(), rows)
+        if spoken:
+            connection.execute(conversations.delete().where(conversations.c.id.in_(list(spoken))))
+            rows = [{"id": key, "expert": expert, "at": now} for key, expert in spoken.items()]
+            connection.execute(conversations.insert(), rows)
+        if now - self._pruned_at > 3_600:
+            self._pruned_at = now
+            for table in (decisions, conversations):
+                connection.execute(table.delete().where(table.c.at < now - KEPT_S))

@@ -1,0 +1,72 @@
+"""What the server's description (OpenAPI) says of its routes: they read their bodies themselves, to bound them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+
+from agents.server.wire import ChatCompletionRequest, FeedbackRequest
+
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+STATUSES = {
+    400: "The request makes no sense, or no expert can do what it needs",
+    401: "No valid key",
+    404: "No such model or decision",
+    408: "The body did not come in time",
+    413: "The body is too large",
+    429: "Too many requests, or the key's money does not pay for this one (code insufficient_quota)",
+    502: "No expert answered",
+    503: "Nothing can be answered now",
+    504: "No expert answered in time",
+}
+
+
+def _route(body: type[pydantic.BaseModel], answers: dict[str, Any]) -> dict[str, Any]:
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    inlined = _inline(schema, definitions)
+    errors = {
+        status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
+        for status, text in STATUSES.items()
+    }
+    return {
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": inlined}}},
+            "security": [{"key": []}],
+        },
+        "responses": {200: {"description": "Successful response", "content": answers}, **errors},
+        "response_model": None,
+    }
+
+
+def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its references replaced by what they mean."""
+    if isinstance(schema, list):
+        return [_inline(one, definitions) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inline(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inline(one, definitions) for name, one in schema.items()}
+
+
+_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+CHAT = _route(ChatCompletionRequest, {**_OBJECT, "text/event-stream": {"schema": {"type": "string"}}})
+ROUTE = _route(ChatCompletionRequest, _OBJECT)
+FEEDBACK = _route(FeedbackRequest, _OBJECT)

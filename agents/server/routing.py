@@ -1,0 +1,196 @@
+"""Decides which expert a request goes to: batched, from what its text tells, what is left, and where it was before.
+
+K experts, D embedding, F features of a query.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.policies.bid_price import BidPricePolicy
+from agents.server.batching import Batcher
+from agents.serving.answer_match import Compare
+from agents.serving.decider import Preference, QueryState
+from agents.serving.orchestrator import Orchestrator
+from experts.types import Query
+from leeroo_env.dynamics import HORIZON, vote_weight
+
+CACHED_TEXTS = 4_096
+SWITCH_GAIN = 0.02  # in score: what another expert must promise beyond all costs for a conversation to move there
+MOST_AT_ONCE = 64
+PRICED_SHARE = 0.05  # of what is left, at which the price of money is read
+
+
+@dataclass(frozen=True)
+class Money:
+    """What a decision may count on.
+
+    Attributes:
+        usd: dollars left.
+        queries: how many queries these must last for, this one included.
+    """
+
+    usd: float
+    queries: int
+
+
+@dataclass
+class Plan:
+    """What is known of one request before and while experts are asked.
+
+    Attributes:
+        query: its text, as the encoder sees it, and its domain, if the client names one.
+        earlier: the same of the conversation one turn ago; None for the first turn.
+        embedding: [D], where the client has one; None: the text is encoded.
+        state: the policy's view, with the calls so far; None until the first decision.
+        score: [K], estimated chances that experts are right; None where the policy estimates none.
+        cost_usd: [K], estimated costs.
+        usd_price: score per dollar, what money is worth; None where the policy has no price for it.
+        encode_s: seconds that the embedding took.
+    """
+
+    query: Query
+    earlier: str | None = None
+    embedding: np.ndarray | None = None
+    state: QueryState | None = None
+    score: list[float] | None = None
+    cost_usd: list[float] = field(default_factory=list)
+    usd_price: float | None = None
+    encode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Item:
+    plan: Plan
+    money: Money
+    candidates: list[int]
+
+
+class Planner:
+    """Ranks experts with a trained orchestrator, all requests that wait at the same time in one batch."""
+
+    def __init__(self, orchestrator: Orchestrator, compare: Compare, usd_per_query: float | None = None):
+        """Args: the orchestrator, how answers are compared, and the most that a query may cost in the mean; None: what
+        is left may all be spent."""
+        self.orchestrator = orchestrator
+        self.decider = orchestrator.decider(compare)
+        self.usd_per_query = usd_per_query
+        self._embeddings: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._batcher: Batcher[_Item, list[Preference]] = Batcher(self._rank, MOST_AT_ONCE, "decisions")
+
+    @property
+    def max_calls(self) -> int:
+        return self.decider.max_calls
+
+    def money(self, left_usd: float | None, queries: int) -> Money:
+        """What the policy sees of a key with this much left, None for no limit, and these queries expected."""
+        pace = float("inf") if self.usd_per_query is None else self.usd_per_query * queries
+        usd = min(pace, float("inf") if left_usd is None else left_usd)
+        most = max(self.orchestrator.description.mean_cost_usd) * queries * self.max_calls
+        return Money(min(usd, 10 * most), queries)
+
+    async def rank(self, plan: Plan, money: Money, candidates: Sequence[int]) -> list[Preference]:
+        """How much each of K experts is preferred, and delivering; the first time the plan's estimates are filled in.
+
+        Args:
+            plan: of the request.
+            money: what it may count on, before any of its calls.
+            candidates: the experts that may be asked next.
+        """
+        return await self._batcher.submit(_Item(plan, money, list(candidates)))
+
+    def stays(self, plan: Plan, choice: int, current: int, lost_usd: float) -> bool:
+        """Whether a conversation stays with its current expert although the policy would choose another.
+
+        It does unless the gain in score and money pays for the switch: for what its prompt would have cost less out of
+        the current expert's cache, and for the break that another voice is.
+
+        Args:
+            plan: decided.
+            choice: the policy's.
+            current: the expert of the turn before.
+            lost_usd: the discount on cached tokens that a switch loses.
+        """
+        if plan.score is None or choice == current:
+            return True
+        price = plan.usd_price or 0.0
+        saved_usd = plan.cost_usd[current] - plan.cost_usd[choice] - lost_usd
+        return plan.score[choice] - plan.score[current] + price * saved_usd < SWITCH_GAIN
+
+    def warm_up(self) -> None:
+        """Loads the encoder and runs everything once, so that the first request waits for nothing."""
+        plan = Plan(Query("", "How far is it?"), "Where is the station?")
+        self._rank([_Item(plan, self.money(None, 1), list(range(len(self.decider.names))))])
+
+    def close(self) -> None:
+        self._batcher.close()
+
+    @torch.inference_mode()
+    def _rank(self, items: Sequence[_Item]) -> list[list[Preference]]:
+        new = [item for item in items if item.plan.state is None]
+        if new:
+            self._begin(new)
+        states = []
+        for item in items:
+            assert item.plan.state is not None
+            item.plan.state.candidates = item.candidates
+            states.append(item.plan.state)
+        usd = [item.money.usd for item in items]
+        queries = [item.money.queries for item in items]
+        return self.decider.preferences(states, usd, queries)
+
+    def _begin(self, items: Sequence[_Item]) -> None:
+        """Estimates what the experts can do for new requests. A turn that follows others is taken to be no easier for
+        any expert than the turn before: "go on" means what came before it."""
+        plans = [item.plan for item in items]
+        features = self._features([plan.query for plan in plans], [plan.embedding for plan in plans])
+        k, high_usd = len(self.orchestrator.experts), self.orchestrator.cost_scale.high_usd
+        estimated = self.orchestrator.predictor is not None
+        following = [i for i, plan in enumerate(plans) if plan.earlier is not None] if estimated else []
+        if following:
+            earlier = [replace(plans[i].query, text=plans[i].earlier or "") for i in following]
+            before, own = self._features(earlier, [None] * len(earlier)), features[following]
+            score, cost = own[:, :k].minimum(before[:, :k]), own[:, k:].maximum(before[:, k:])
+            features[following] = torch.cat([score, cost], dim=1)
+        reliability = self.orchestrator.reliability(features)
+        rows = zip(items, features, reliability, vote_weight(reliability), strict=True)
+        for item, feature, reliable, votes in rows:
+            plan = item.plan
+            plan.state = QueryState(plan.query, feature, reliable, votes)
+            mean_usd = self.orchestrator.description.mean_cost_usd
+            plan.score = feature[:k].clamp(0, 1).tolist() if estimated else None
+            plan.cost_usd = (feature[k : 2 * k] * high_usd).tolist() if estimated else list(mean_usd)
+            plan.usd_price = self._usd_price(item.money)
+
+    def _features(self, queries: Sequence[Query], embeddings: Sequence[np.ndarray | None]) -> Tensor:
+        """The policy's features of queries, [B, F]; those without an embedding are encoded, each text once."""
+        missing = {q.text for q, x in zip(queries, embeddings, strict=True) if x is None} - self._embeddings.keys()
+        if missing:
+            texts = sorted(missing)
+            self._embeddings.update(zip(texts, self.orchestrator.encode(texts), strict=True))
+        rows = [self._embeddings[q.text] if x is None else x for q, x in zip(queries, embeddings, strict=True)]
+        for query in queries:
+            if query.text in self._embeddings:
+                self._embeddings.move_to_end(query.text)
+        while len(self._embeddings) > CACHED_TEXTS:
+            self._embeddings.popitem(last=False)
+        texts, domains = [query.text for query in queries], [query.domain for query in queries]
+        return self.orchestrator.features(np.stack(rows), texts, domains)
+
+    def _usd_price(self, money: Money) -> float | None:
+        """What the next dollars are worth in score, by the policy's budget value."""
+        policy = self.orchestrator.policy
+        if not isinstance(policy, BidPricePolicy):
+            return None
+        value = policy.network.budget_value
+        rest = torch.tensor([float(min(money.queries, HORIZON) - 1)])
+        usd = money.usd * float(rest + 1) / money.queries
+        part = PRICED_SHARE * max(usd, 1e-30)
+        before, after = (value.value_at(rest, torch.tensor([one], dtype=torch.float32)) for one in (usd, usd - part))
+        return max(0.0, float((before - after) / part))
