@@ -28,6 +28,7 @@ from experts.types import Query
 from leeroo_env.cli import exit_code, printable
 from leeroo_env.errors import InputError
 from leeroo_env.threads import set_threads
+from leeroo_env.variants import entry_of
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,14 @@ def _dollars(usd: float, error_usd: float | None, worst_usd: float) -> str:
 
 def _report(collected: Collected, config: Config, pool: Pool, n_queries: int) -> int:
     """Prints the result of a run and returns the exit code."""
+    names = {spec.name for spec in pool.experts}
     for queue, summary in zip(collected.queues, collected.summaries, strict=True):
         score = f", mean score {summary.score:.3f}" if summary.score is not None else ""
         counts = f", {summary.counts()}" if summary.counts() else ""
         _print([f"{summary.expert}: {queue.status()}{score}{counts}", *_problems(queue, config.max_usd)])
         (spec,) = pool.select([summary.expert])
-        for warning in warnings_of(summary, spec, config.grader, config.grade_empty):
+        is_variant = entry_of(spec.name, names) != spec.name
+        for warning in warnings_of(summary, spec, config.grader, config.grade_empty, is_variant):
             print(f"warning: {printable(warning)}", file=sys.stderr)
     again = "; run again to ask for them" if collected.missing else ""
     print(f"spent ${collected.spent_usd:.6f}, {collected.missing} answers missing{again}")

@@ -68,11 +68,15 @@ def summarize(expert: StoredExpert, queries: Sequence[Query], graded: Sequence[G
     )
 
 
-def warnings_of(summary: Summary, spec: ExpertSpec, grader: str, accept_empty: bool) -> Iterator[str]:
-    """What a user should know, and do, where a tenth or more of the replies are cut off or empty, or not readable."""
-    bad = summary.cut + summary.empty
+def warnings_of(
+    summary: Summary, spec: ExpertSpec, grader: str, accept_empty: bool, is_variant: bool = False
+) -> Iterator[str]:
+    """What a user should know, and do, where a tenth or more of the replies are cut off or empty, or not readable.
+    Variants may be cut off: they are often short on purpose."""
+    cut = 0 if is_variant else summary.cut
+    bad = cut + summary.empty
     if bad and bad >= TOO_MANY * summary.replies:
-        parts = [f"{summary.empty} empty"] * (summary.empty > 0) + [f"{summary.cut} cut off"] * (summary.cut > 0)
+        parts = [f"{summary.empty} empty"] * (summary.empty > 0) + [f"{cut} cut off"] * (cut > 0)
         advice = f"raise its max_tokens, {spec.max_tokens}, in pool.yaml (all of its queries are then asked anew)"
         if summary.filtered > bad / 2:
             advice = "most were stopped by a content filter"

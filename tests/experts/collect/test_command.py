@@ -150,6 +150,18 @@ def test_what_is_empty_or_cut_off_is_counted_and_asked_again_or_graded_as_asked(
     assert rows["q3"]["score"] == 1.0 and rows["q3"]["finish_reason"] == "stop"
 
 
+def test_a_variant_that_is_short_on_purpose_is_not_to_be_lengthened(server, tmp_path, capsys):
+    write_pool(tmp_path, ["alpha"], ", variants: {short: {max_tokens: 1, prompt: 'short: {text}'}}")
+    options = "--encoder", str(make_tiny_llama(tmp_path / "encoder"))
+    server.reply = lambda prompt: "The answer is 7."
+    assert main(arguments(tmp_path, *options)) == 0
+    out, err = capsys.readouterr()
+    assert "30 cut off at max_tokens" in out and "max_tokens" not in err
+    server.behaviour = lambda prompt, time: "nothing" if prompt.startswith("short") else "ok"
+    assert main(arguments(tmp_path, *options, "--out", str(tmp_path / "other"))) == 1
+    assert "empty: raise its max_tokens, 1, in pool.yaml" in capsys.readouterr().err
+
+
 def test_an_expert_whose_replies_are_all_empty_is_no_expert_that_scores_zero(server, tmp_path, capsys):
     write_pool(tmp_path)
     options = "--encoder", str(make_tiny_llama(tmp_path / "encoder"))
