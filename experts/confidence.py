@@ -5,8 +5,10 @@ Stated ("verbalized") confidence: Tian et al., Just Ask for Calibration, EMNLP 2
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections.abc import Sequence
 
 REQUEST = (
     "\n\nAfter your answer write one last line of the form\nConfidence: N%\n"
@@ -85,6 +87,37 @@ def split_confidence(text: str) -> tuple[str, float | None]:
         start, end, value = found
         text, confidence = _without(text, start, end), probability(value)
     return text, confidence
+
+
+def logprob_without(tokens: Sequence[tuple[str, float]], text: str, kept: str) -> float | None:
+    """The mean log-probability of the tokens that do not state what `split_confidence` took out of `text`.
+
+    Args:
+        tokens: text and log-probability of each token written. Their texts together hold `text`, but for white space.
+        text: before.
+        kept: what is left of it.
+
+    Returns:
+        None without tokens. That of all tokens where nothing was taken out, or not found again.
+    """
+    start = _equal_chars(text, kept)
+    end = len(text) - _equal_chars(text[start:][::-1], kept[start:][::-1])
+    stated = "".join(text[start:end].split())
+    parts = ["".join(part.split()) for part, _ in tokens]
+    first = "".join(parts).rfind(stated) if stated else -1
+    left, at = [], 0
+    for part, (_, value) in zip(parts, tokens, strict=True):
+        if first < 0 or at + len(part) <= first - (not part) or at >= first + len(stated) + (not part):
+            left.append(value)
+        at += len(part)
+    values = left or [value for _, value in tokens]
+    return math.fsum(values) / len(values) if values else None
+
+
+def _equal_chars(one: str, other: str) -> int:
+    """The number of characters that both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _last_statement(text: str) -> tuple[int, int, str] | None:

@@ -49,7 +49,8 @@ class Answer:
         cached_tokens: of `prompt_tokens`, those read from a cache.
         cache_write_tokens: of `prompt_tokens`, those written to a cache.
         reasoning_tokens: of `completion_tokens`, those of the reasoning.
-        logprob: the mean log-probability of the tokens written; None where the backend does not say.
+        logprob: the mean log-probability of the tokens written, without those that state a confidence which was asked
+            for; None where the backend does not say.
         confidence: the probability in [0, 1] that the answer is right, as the expert states it; None where it does not.
         usage: where the counts come from: the server "reported" them, a tokenizer "counted" them, or the most that
             the call could take is "assumed".

@@ -76,7 +76,12 @@ class HuggingFaceExpert:
         ends, rows = settings.eos_token_id or [], output[:, width:].tolist()
         outputs = [_read(tokenizer, row[:most], ends, stop, most) for row, most in zip(rows, most_tokens, strict=True)]
         chosen = record.of_chosen(output)
-        return [replace(one, logprob=float(row[: one.tokens].mean())) for one, row in zip(outputs, chosen, strict=True)]
+        texts = [
+            tokenizer.batch_decode([[token] for token in row]) if self.spec.confidence else [""] * len(row)
+            for row in rows
+        ]
+        parts = zip(outputs, texts, chosen.tolist(), strict=True)
+        return [replace(one, logprobs=tuple(zip(words, row, strict=True))[: one.tokens]) for one, words, row in parts]
 
 
 class _LogProbs:

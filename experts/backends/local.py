@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experts.backends.reply import clean_text, printable
-from experts.confidence import split_confidence
+from experts.confidence import logprob_without, split_confidence
 from experts.conversation import Turn, as_text
 from experts.reasoning import split_reasoning
 from experts.specs import LocalSpec
@@ -33,13 +33,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Output:
-    """What a model wrote: the text, the number of tokens, "stop" or "length" for why it ended, and the mean
-    log-probability of the tokens, None where it is not known."""
+    """What a model wrote: the text, the number of tokens, "stop" or "length" for why it ended, and text and
+    log-probability of each token, empty where these are not known; texts are "" unless a confidence is asked for."""
 
     text: str
     tokens: int
     finish_reason: str
-    logprob: float | None = None
+    logprobs: Sequence[tuple[str, float]] = ()
 
 
 # From the token ids of a batch of prompts, and the most tokens to write after each.
@@ -160,6 +160,7 @@ def _answer(spec: LocalSpec, prompt: Prompt, max_tokens: int, output: Output, sh
     """The answer in an output, or the error of one that has none: it may be cut off while the model reasons."""
     reasoning, text = split_reasoning(("<think>" if prompt.opens_reasoning else "") + output.text)
     cost_usd = spec.price.cost_usd(len(prompt.ids), output.tokens, share_s)
+    whole = text
     text, confidence = split_confidence(text) if spec.confidence else (text, None)
     empty = not text.strip()
     out_of_money = output.finish_reason == "length" and max_tokens < spec.max_tokens
@@ -174,7 +175,7 @@ def _answer(spec: LocalSpec, prompt: Prompt, max_tokens: int, output: Output, sh
         finish_reason=finish_reason,
         reasoning=reasoning,
         lost_usd=cost_usd if empty else 0.0,
-        logprob=output.logprob,
+        logprob=logprob_without(output.logprobs, whole, text),
         confidence=confidence,
     )
 

@@ -15,7 +15,7 @@ from experts.backends.http import FAILOVER_ATTEMPTS, Call, current_call, failove
 from experts.backends.reply import Reply, read_reply
 from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
 from experts.backends.server import key_and_address, limit_field, sampling_settings
-from experts.confidence import split_confidence
+from experts.confidence import logprob_without, split_confidence
 from experts.specs import OpenAISpec
 from experts.spending import NOT_PAID, SpendCap, not_asked
 from experts.types import EMPTY, OUT_OF_MONEY, Answer, Query
@@ -116,7 +116,7 @@ class OpenAIExpert:
             cache_write_tokens=usage.cache_write,
             reasoning_tokens=usage.reasoning,
             usage=usage.source,
-            logprob=reply.logprob,
+            logprob=logprob_without(reply.tokens, reply.text, text),
             confidence=confidence,
         )
         if text.strip():

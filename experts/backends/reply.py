@@ -49,7 +49,7 @@ class Reply:
         reasoning: what came before it.
         finish_reason: in OpenAI's words where they are known; None if the server does not say.
         refusal: why the model would not answer, if it says so in a field of its own.
-        logprob: the mean log-probability of the tokens written; None if the server does not say.
+        tokens: text and log-probability of each token written; empty if the server does not say.
         usage: the field `usage`, unchecked: `experts.usage.normalise_usage` reads it.
     """
 
@@ -58,7 +58,12 @@ class Reply:
     finish_reason: str | None
     refusal: str
     usage: Any
-    logprob: float | None = None
+    tokens: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def logprob(self) -> float | None:
+        """The mean log-probability of the tokens written; None if the server does not say."""
+        return math.fsum(value for _, value in self.tokens) / len(self.tokens) if self.tokens else None
 
 
 class NoCompletion(ValueError):
@@ -112,7 +117,7 @@ def reply_in(value: Mapping[str, Any]) -> Reply:
         finish_reason=finish_reason_of(reason) if isinstance(reason, str) and reason else None,
         refusal=text_and_reasoning(message.refusal)[0],
         usage=reported_usage(value),
-        logprob=_mean_logprob(choice.logprobs),
+        tokens=_token_logprobs(choice.logprobs),
     )
 
 
@@ -160,18 +165,26 @@ def clean_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _mean_logprob(logprobs: Any) -> float | None:
-    """The mean over the tokens of a chat completion (`content`) or a completion (`token_logprobs`)."""
+def _token_logprobs(logprobs: Any) -> tuple[tuple[str, float], ...]:
+    """Text and log-probability of the tokens of a chat completion (`content`) or a completion (`token_logprobs` and
+    `tokens`); none where one of the numbers is missing."""
     if not isinstance(logprobs, dict):
-        return None
+        return ()
     listed = logprobs.get("content") or logprobs.get("token_logprobs")
-    values = (
-        [one.get("logprob") if isinstance(one, dict) else one for one in listed] if isinstance(listed, list) else []
-    )
-    known = [
-        v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v <= 0
+    if not isinstance(listed, list):
+        return ()
+    texts = logprobs.get("tokens") if listed is not logprobs.get("content") else None
+    texts = texts if isinstance(texts, list) and len(texts) == len(listed) else [""] * len(listed)
+    pairs = [
+        (one.get("token"), one.get("logprob")) if isinstance(one, dict) else (text, one)
+        for one, text in zip(listed, texts, strict=True)
     ]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+    known = [
+        (text if isinstance(text, str) else "", v)
+        for text, v in pairs
+        if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v <= 0
+    ]
+    return tuple(known) if len(known) == len(pairs) else ()
 
 
 def _status(value: Any) -> int | None:

@@ -69,6 +69,8 @@ def _start(spec: VllmSpec) -> Any:
 
 
 def _output(completion: Any) -> Output:
-    n, total = len(completion.token_ids), completion.cumulative_logprob
-    logprob = total / n if n and total is not None else None
-    return Output(completion.text, n, completion.finish_reason or "stop", logprob)
+    listed = completion.logprobs or []
+    chosen = [by_id.get(token) for by_id, token in zip(listed, completion.token_ids, strict=False)]
+    logprobs = [(one.decoded_token or "", one.logprob) for one in chosen if one is not None]
+    logprobs = logprobs if len(logprobs) == len(completion.token_ids) else []
+    return Output(completion.text, len(completion.token_ids), completion.finish_reason or "stop", logprobs)

@@ -30,7 +30,7 @@ from experts.backends.http import (
 from experts.backends.reply import NoCompletion, error_of, no_completion, read_json, reply_in
 from experts.backends.secrets import LEAST_CHARS, REDACTED, redact, secret_forms, secrets_of_url
 from experts.backends.server import key_and_address
-from experts.confidence import split_confidence
+from experts.confidence import logprob_without, split_confidence
 from experts.live.body import DISPENSABLE, asks_confidence, most_tokens, request_body, sent_text
 from experts.live.deadline import Deadline
 from experts.live.events import Event, EventReader
@@ -313,7 +313,7 @@ class LiveOpenAI:
             usage=usage,
             cost_usd=cost_usd,
             latency_s=time.perf_counter() - call.started,
-            logprob=reply.logprob,
+            logprob=logprob_without(reply.tokens, reply.text, text),
             confidence=confidence,
         )
 

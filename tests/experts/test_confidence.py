@@ -3,10 +3,13 @@
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experts.backends.local import Output, Prompt, answer_locally
 from experts.backends.openai import OpenAIExpert
-from experts.confidence import REQUEST, probability, split_confidence
+from experts.backends.reply import reply_in
+from experts.confidence import REQUEST, logprob_without, probability, split_confidence
 from experts.specs import HuggingFaceSpec, OpenAISpec
 from experts.spending import SpendCap
 from experts.types import Query
@@ -168,15 +171,67 @@ def test_a_local_reply_is_split():
         backend="huggingface", name="e", model="m", usd_per_second=1.0, confidence=True, batch_size=3
     )
     texts = ["B\nConfidence: 83%", "B", "Confidence: 83%"]
+    tokens = [
+        [("B", -2.0), ("Con", -0.1), ("fidence:", -0.1), ("83%", -0.4)],
+        [("B", -1.0)],
+        [("Confidence: 83", -0.5), ("%", 0.0)],
+    ]
     answers = answer_locally(
         spec,
         SpendCap(),
         [Prompt([1])] * 3,
         2000,
-        lambda prompts, most_tokens: [Output(text, 3, "stop", -0.1) for text in texts],
+        lambda prompts, most_tokens: [Output(text, 3, "stop", t) for text, t in zip(texts, tokens, strict=True)],
     )
+    assert [a.logprob for a in answers] == [-2.0, -1.0, -0.25]
     assert [(a.text, a.confidence, a.is_empty) for a in answers] == [
         ("B", 0.83, False),
         ("B", None, False),
         ("", 0.83, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "left"),
+    [
+        (["The", " answer", " is", " 7", ".", "\n", "Conf", "idence", ":", " ", "83", "%"], 5),
+        (["7", "\n\nConfidence", ": 83%"], 1),
+        (["7", "\n", "**", "Confidence:", " 83%", "**", "<|end|>"], 2),
+        (["<think>", "Confidence: 83%?", "</think>", "7", "\n", "Confidence:", " 83%"], 4),
+        (["Confidence:", " 83%", "\n", "The", " answer is 7"], 2),
+        (['{"answer"', ': 7, "conf', 'idence"', ": 0.83", "}"], 2),
+        (["The", "answer", "is", "7", "Confidence:", "83", "%"], 4),  # decoded one by one, without spaces
+        (["7", " it", " is"], 3),
+        (["Confidence:", " 83%"], 2),
+        (["", "", ""], 3),
+    ],
+)
+def test_tokens_that_state_a_confidence_tell_nothing_of_the_answer(tokens: list[str], left: int):
+    """Each token that states it has log-probability 0, all others have -1."""
+    text = "".join(tokens).removeprefix("<think>Confidence: 83%?</think>").removesuffix("<|end|>")
+    text = "The answer is 7\nConfidence: 83%" if tokens[1] == "answer" else text
+    kept, _ = split_confidence(text)
+    places = {i for i, _ in enumerate(tokens)}
+    found = {i for i in places if logprob_without([(t, -float(i == j)) for j, t in enumerate(tokens)], text, kept) != 0}
+    assert len(found) == left
+    assert logprob_without([], text, kept) is None
+
+
+@given(st.lists(st.tuples(st.text(max_size=6), st.floats(-9, 0)), max_size=8), st.text(max_size=9), st.integers(0, 9))
+def test_whatever_the_tokens_are_there_is_a_mean(tokens: list[tuple[str, float]], text: str, cut: int):
+    found = logprob_without(tokens, text, text[:cut])
+    assert (found is None) == (not tokens) and (found is None or -9 <= found <= 0)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_server_s_tokens_that_state_it_are_left_out(chat: bool):
+    words = [("7", -0.5), ("\n", 0.0), ("Confidence:", -3.0), (" 83%", -3.0)]
+    text = "".join(word for word, _ in words)
+    message: dict = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    listed: dict = {"content": [{"token": t, "logprob": v} for t, v in words]}
+    if not chat:
+        listed = {"tokens": [t for t, _ in words], "token_logprobs": [v for _, v in words]}
+    reply = reply_in({"choices": [message | {"finish_reason": "stop", "logprobs": listed}]})
+    kept, confidence = split_confidence(reply.text)
+    assert (kept, confidence, reply.logprob) == ("7", 0.83, -1.625)
+    assert logprob_without(reply.tokens, reply.text, kept) == -0.5
