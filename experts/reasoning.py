@@ -20,8 +20,9 @@ _TAG = re.compile(
     r"|(?P<details></details>)",
     re.IGNORECASE | re.MULTILINE,
 )
-_HINT = re.compile(
-    r"th(?:ink|ough)|reason|analysis|reflection|scratchpad|rationale|inner|cot>|chain|unused9|channel|respon", re.I
+_HINTS = (  # in lower case, one of which is in every tag; far faster to look for than the tags
+    *("think", "though", "reason", "analysis", "reflection", "scratchpad", "rationale"),
+    *("inner", "cot>", "chain", "unused9", "channel", "respon"),
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s?(\w{1,20})[^<\n]{0,60}<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
@@ -40,7 +41,8 @@ def split_reasoning(output: str) -> tuple[str, str]:
     if re.match(r"analysis(?=[A-Z*\"'])", output):
         reasoning, found, answer = output.removeprefix("analysis").rpartition(_GLUED_FINAL)
         return (reasoning.strip(), answer.strip()) if found else (answer.strip(), "")
-    if not _HINT.search(output):
+    lowered = output.lower()
+    if not any(hint in lowered for hint in _HINTS):
         return "", output
     tags = [tag for tag in _TAG.finditer(output) if output[tag.start() - 1 : tag.start()] != "`"]
     return _split_tags(output, tags) if any(not tag["details"] for tag in tags) else ("", output)

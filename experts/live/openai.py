@@ -83,16 +83,17 @@ class LiveOpenAI:
             count_tokens(spec.tokenizer, "")
         url = url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         self.name, self.spec = spec.name, spec
-        self._url = _endpoint(url, "chat/completions" if spec.chat else "completions")
         self._secrets = secret_forms([*([key] if key else []), *secrets_of_url(url)])
         self._secret_bytes = [form.encode() for form in self._secrets if len(form) >= LEAST_CHARS]
         self._http = http_library()
+        self._url = self._http.URL(_endpoint(url, "chat/completions" if spec.chat else "completions"))
         limits = self._http.Limits(max_connections=None, max_keepalive_connections=spec.concurrency)
         timeout = self._http.Timeout(None, connect=CONNECT_S)
+        self._extensions = {"timeout": timeout.as_dict()}
         self._client = self._http.AsyncClient(
             verify=ssl_context(), timeout=timeout, limits=limits, follow_redirects=False
         )
-        self._headers = _headers(key)
+        self._headers = self._http.Headers(_headers(key))
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._unknown: set[str] = set()  # settings that the server refuses
         self._overrun = 1.0  # the largest factor by which a call has cost more than its worst case
@@ -204,7 +205,10 @@ class LiveOpenAI:
 
     async def _send(self, call: Call) -> Any:
         content = json.dumps(call.body, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-        request = self._client.build_request("POST", self._url, content=content, headers=self._headers)
+        # without the client's build_request, which reads address and headers anew for each
+        request = self._http.Request(
+            "POST", self._url, headers=self._headers, content=content, extensions=self._extensions
+        )
         call.sent = time.perf_counter()
         return await self._client.send(request, stream=True)
 
@@ -419,7 +423,7 @@ def _refused_setting(status: int, value: dict[str, Any] | None, body: dict[str, 
 
 
 def _headers(key: str | None) -> dict[str, str]:
-    headers = {"Content-Type": "application/json", "Accept-Encoding": ", ".join(ENCODINGS)}
+    headers = {"Content-Type": "application/json", "Accept-Encoding": ", ".join(ENCODINGS), "User-Agent": "leeroo"}
     for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
         if os.environ.get(variable):
             headers[name] = os.environ[variable]
