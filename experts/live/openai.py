@@ -8,30 +8,20 @@ import json
 import math
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from experts.backends.http import (
-    CONNECT_S,
-    ENCODINGS,
-    MAY_BE_BILLED,
-    NEVER_SENT,
-    UnreadableBody,
-    check_encoding,
-    http_library,
-    read_body,
-    reply_bytes,
-    ssl_context,
-)
+from experts.backends.http import ENCODINGS, MAY_BE_BILLED, UnreadableBody, check_encoding, read_body, reply_bytes
 from experts.backends.reply import NoCompletion, error_of, no_completion, read_json, reply_in
 from experts.backends.secrets import LEAST_CHARS, REDACTED, redact, secret_forms, secrets_of_url
 from experts.backends.server import key_and_address
 from experts.confidence import logprob_without, split_confidence
 from experts.live.body import DISPENSABLE, asks_confidence, most_tokens, request_body, sent_text
+from experts.live.connection import BrokenOff, NotConnected, Response, route_to
 from experts.live.deadline import Deadline
 from experts.live.events import Event, EventReader
 from experts.live.reading import Assembly, chat_logprobs, usage_body
@@ -85,15 +75,7 @@ class LiveOpenAI:
         self.name, self.spec = spec.name, spec
         self._secrets = secret_forms([*([key] if key else []), *secrets_of_url(url)])
         self._secret_bytes = [form.encode() for form in self._secrets if len(form) >= LEAST_CHARS]
-        self._http = http_library()
-        self._url = self._http.URL(_endpoint(url, "chat/completions" if spec.chat else "completions"))
-        limits = self._http.Limits(max_connections=None, max_keepalive_connections=spec.concurrency)
-        timeout = self._http.Timeout(None, connect=CONNECT_S)
-        self._extensions = {"timeout": timeout.as_dict()}
-        self._client = self._http.AsyncClient(
-            verify=ssl_context(), timeout=timeout, limits=limits, follow_redirects=False
-        )
-        self._headers = self._http.Headers(_headers(key))
+        self._route = route_to(_endpoint(url, "chat/completions" if spec.chat else "completions"), _headers(key))
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._unknown: set[str] = set()  # settings that the server refuses
         self._overrun = 1.0  # the largest factor by which a call has cost more than its worst case
@@ -156,7 +138,7 @@ class LiveOpenAI:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
+        await self._route.close()
 
     def _most_prompt_tokens(self, request: ChatRequest) -> float:
         spec = self.spec
@@ -180,7 +162,7 @@ class LiveOpenAI:
         )
 
     @asynccontextmanager
-    async def _response(self, call: Call) -> AsyncIterator[Any]:
+    async def _response(self, call: Call) -> AsyncIterator[Response]:
         """The response to a call, its body still to be read; once more without a setting that the server refuses."""
         for _ in range(len(DISPENSABLE)):
             response = await self._send(call)
@@ -203,16 +185,15 @@ class LiveOpenAI:
             del call.body[refused]
         raise UpstreamError("bad request", "the server refuses one setting after the other")
 
-    async def _send(self, call: Call) -> Any:
+    async def _send(self, call: Call) -> Response:
         content = json.dumps(call.body, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-        # without the client's build_request, which reads address and headers anew for each
-        request = self._http.Request(
-            "POST", self._url, headers=self._headers, content=content, extensions=self._extensions
-        )
+        connection = await self._route.connect()
         call.sent = time.perf_counter()
-        return await self._client.send(request, stream=True)
+        return await self._route.send(connection, content)
 
-    async def _read_stream(self, call: Call, response: Any, stream: Stream, deadline: Deadline, gap_s: float) -> None:
+    async def _read_stream(
+        self, call: Call, response: Response, stream: Stream, deadline: Deadline, gap_s: float
+    ) -> None:
         """Reads a stream to its end, and passes on its parts from the first that has content."""
         if "event-stream" not in response.headers.get("content-type", ""):
             chunk = self._add_whole(call, await read_body(response, call.most_bytes))
@@ -342,7 +323,7 @@ class LiveOpenAI:
             failed = error
         else:
             kind, may_be_billed = self._kind(error)
-            words = "no whole reply in time" if kind == "timeout" else f"{type(error).__name__}: {error}".rstrip(": ")
+            words = "no whole reply in time" if kind == "timeout" else str(error) or type(error).__name__
             failed = UpstreamError(kind, words, may_be_billed=may_be_billed and call.sent is not None)
         failed.message = redact(printable(failed.message), self._secrets)[:ERROR_CHARS]
         failed.args = (failed.message,)
@@ -357,11 +338,11 @@ class LiveOpenAI:
         """The kind of an error, and whether a call that fails with it may be billed, if it was sent."""
         if isinstance(error, TimeoutError):
             return "timeout", True
-        if type(error).__name__ in NEVER_SENT:
+        if isinstance(error, NotConnected):
             return "connect", False
-        if isinstance(error, (self._http.TransportError, asyncio.CancelledError)):
+        if isinstance(error, (BrokenOff, asyncio.CancelledError)):
             return "interrupted", True
-        if isinstance(error, (NoCompletion, UnreadableBody, self._http.DecodingError)):
+        if isinstance(error, (NoCompletion, UnreadableBody)):
             return "unreadable", True
         return "bad request" if isinstance(error, ValueError) else "unreadable", True
 
@@ -371,7 +352,7 @@ def _error_inside(status: int, words: str) -> UpstreamError:
     return UpstreamError(_kind_of(status), f"{status}: {words}", status=status, may_be_billed=status in MAY_BE_BILLED)
 
 
-def _refused(response: Any, body: bytes) -> UpstreamError:
+def _refused(response: Response, body: bytes) -> UpstreamError:
     """The error of a reply with another status than 200."""
     status = response.status_code
     if status // 100 == 3:
@@ -396,7 +377,7 @@ def _kind_of(status: int) -> Kind:
     return "bad request" if status in (400, 413, 415, 422) else "server"
 
 
-def _retry_after_s(headers: Any) -> float | None:
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """The seconds that `Retry-After` names, or that are left until its date."""
     for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
