@@ -57,13 +57,18 @@ class Store:
         """One transaction; one that writes has the database to itself. Raises StoreUnavailable; nothing is written."""
         unclear = False
         try:
-            with self._engine.execution_options(writes=writes).connect() as connection, connection.begin() as whole:
-                if writes and connection.dialect.name != "sqlite":
-                    lock = select(counters.c.id).where(counters.c.id == SERVER_ID).with_for_update()
-                    connection.execute(lock)
-                yield connection
-                unclear = writes
-                whole.commit()
+            with self._engine.execution_options(writes=writes).connect() as connection:
+                try:
+                    with connection.begin() as whole:
+                        if writes and connection.dialect.name != "sqlite":
+                            lock = select(counters.c.id).where(counters.c.id == SERVER_ID).with_for_update()
+                            connection.execute(lock)
+                        yield connection
+                        unclear = writes
+                        whole.commit()
+                except SQLAlchemyError:
+                    connection.invalidate()  # after a failed commit, it may be in a transaction still
+                    raise
         except SQLAlchemyError as error:
             raise StoreUnavailable(f"{self.shown}: {_reason(error)}", unclear) from error
 

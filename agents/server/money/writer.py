@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -48,7 +49,7 @@ class Writer:
     def __init__(self, store: Store, clock: Callable[[], float] = time.time):
         self._store, self._clock = store, clock
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._unsettled: list[Settle] = []  # known costs that the store could not take, to be tried again
+        self._unsettled: dict[str, Settle] = {}  # known costs that the store could not take, to be tried again
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         self._thread.start()
@@ -101,7 +102,7 @@ class Writer:
             tasks = self._next_tasks()
             closing = None in tasks
             operations = [task for task in tasks if task is not None and task.operation is not None]
-            again, self._unsettled = self._unsettled[:MOST_AT_ONCE], self._unsettled[MOST_AT_ONCE:]
+            again = list(islice(self._unsettled.values(), MOST_AT_ONCE))
             operations = [*(_Task(one, None) for one in again), *operations]
             if operations:
                 self._do_group(operations)
@@ -123,6 +124,9 @@ class Writer:
         try:
             with self._store.transaction(any(map(writes, operations))) as connection:
                 results: list[Any] = apply_group(connection, operations, self._clock())
+            for operation in operations:
+                if isinstance(operation, Settle):
+                    self._unsettled.pop(operation.reservation_id, None)
         except Exception as error:
             if len(tasks) > 1 and not _is_outage(error):  # the fault of one must not be the others' loss
                 for task in tasks:
@@ -143,8 +147,7 @@ class Writer:
     def _failed(self, operation: Operation, error: Exception) -> Any:
         """What an operation returns that could not be done. A cost that is known is kept, to be settled later."""
         if isinstance(operation, Settle) and _is_outage(error):
-            self._unsettled.append(operation)
-            return True
+            return self._unsettled.setdefault(operation.reservation_id, operation) is operation
         return error
 
 
