@@ -173,18 +173,17 @@ class Gateway:
         while (expert := await self._next(job)) is not None:
             attempt = self._plain_attempt(job, expert, self._chat(job, expert))
             await self._shielded(attempt)
-        state = job.plan.state
-        if job.asked_for is not None:
-            completion = next(iter(job.completions.values()), None)
-        else:
-            assert state is not None
-            place = delivered_call(state, self.planner.decider.models)
-            completion = job.completions.get(place, job.cut_off) if place is not None else job.cut_off
+        completion = self._delivered(job)
         if completion is None:
             raise self._failed(job)
         job.expert = completion.body["model"]
         self._remember(job, completion)
         return Delivered(job, {**completion.body, "id": job.id})
+
+    def _delivered(self, job: Job) -> Completion | None:
+        """The best supported answer; where the money ended first, what was written until then."""
+        place = None if job.plan.state is None else delivered_call(job.plan.state, self.planner.decider.models)
+        return job.cut_off if place is None else job.completions[place]
 
     async def open_stream(self, job: Job) -> OpenStream:
         """A streaming request up to its first chunk, after which no other expert is asked. Raises ApiError."""

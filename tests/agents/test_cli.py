@@ -28,10 +28,7 @@ def test_each_command_explains_its_options(name: str, capsys: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["trian"], "error: no command 'trian'; did you mean 'train'?\n"),
-        (
-            ["xyz"],
-            "error: no command 'xyz'; there are train, collect, import, selfplay, finetune, keys, serve, verify\n",
-        ),
+        (["xyz"], f"error: no command 'xyz'; there are {', '.join(COMMANDS)}\n"),
         (["train", "--table", "nowhere"], "error: nowhere: no such table directory"),
         (["collect", "--pool", "no.yaml", "--queries", "no.jsonl", "--out", "no"], "error: no.yaml: "),
         (["import", "tidy", "no.csv", "--out", "no"], "error: no.csv: "),

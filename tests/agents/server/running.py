@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,8 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import uvicorn
 import yaml
 
+from agents.server import logs
+from agents.server.app import create_app
+from agents.server.config import ADMIN_KEY, ServerConfig
 from agents.server.money import Ledger
 
 ROOT = Path(__file__).parents[3]
@@ -31,11 +37,11 @@ USD_PER_MTOK = 1.0  # of the table-backed experts: a token is a micro-dollar
 class Running:
     """A server that runs; `experts_url` is that of the experts behind it."""
 
-    process: subprocess.Popen[bytes]
     url: str
     database: str
     experts_url: str
     log: Path
+    process: subprocess.Popen[bytes] | None = None
 
     def client(self, secret: str, **kwargs: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=secret, **{"max_retries": 0, **kwargs})
@@ -63,6 +69,7 @@ class Running:
 
     def kill(self) -> None:
         """kill -9 of the server and all of its workers."""
+        assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -105,21 +112,46 @@ def write_pool(path: Path, names: list[str], experts_url: str, **fields: Any) ->
 
 @contextlib.contextmanager
 def serving(
-    run_dir: Path, pool: Path, database: str, directory: Path, experts_url: str = "", *options: str
+    run_dir: Path, pool: Path, database: str, directory: Path, experts_url: str = "", **settings: Any
 ) -> Iterator[Running]:
-    """A server as `leeroo serve` runs it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """A server in a thread of this process."""
+    config = ServerConfig(run_dir=run_dir, pool=pool, database=database, **settings)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    os.environ[ADMIN_KEY] = ADMIN
+    log = directory / f"server-{listening.getsockname()[1]}.log"
+    handler = logging.FileHandler(log)
+    logs.log.addHandler(handler)
+    logs.log.setLevel(logging.INFO)
+    server = uvicorn.Server(uvicorn.Config(create_app(config), log_level="warning", timeout_graceful_shutdown=20))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "it did not start"
+            time.sleep(0.02)
+        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", database, experts_url, log)
+    finally:
+        server.should_exit = True
+        thread.join()
+        logs.log.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def serving_process(
+    run_dir: Path, pool: Path, database: str, directory: Path, experts_url: str = "", *options: str, port: int = 0
+) -> Iterator[Running]:
+    """A server as `leeroo serve` runs it, with its workers a group of processes."""
+    port = port or free_port()
     log = directory / f"server-{port}.log"
     command = [sys.executable, "-m", "agents.server.command", str(run_dir), "--pool", str(pool)]
     command += ["--port", str(port), "--database", database, *options]
-    environment = {**os.environ, "LEEROO_ADMIN_KEY": ADMIN, "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as output:
+    environment = {**os.environ, ADMIN_KEY: ADMIN, "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
         )
-    running = Running(process, f"http://127.0.0.1:{port}", database, experts_url, log)
+    running = Running(f"http://127.0.0.1:{port}", database, experts_url, log, process)
     try:
         _wait(running)
         yield running
@@ -131,10 +163,16 @@ def serving(
         running.kill()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def _wait(running: Running) -> None:
     """Until the server answers."""
     for _ in range(1_200):
-        if running.process.poll() is not None:
+        if running.process is not None and running.process.poll() is not None:
             raise AssertionError(running.log.read_text())
         with contextlib.suppress(OSError):
             get_json(f"{running.url}/health")

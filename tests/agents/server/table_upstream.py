@@ -92,6 +92,7 @@ def main(table: str, usd_scale: str = "1", delay_s: str = "0", port: str = "0") 
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", int(port)))
+    listening.listen(2048)
     print(listening.getsockname()[1], flush=True)
     config = uvicorn.Config(app_of(Answers(table, float(usd_scale), float(delay_s))), log_level="warning")
     with contextlib.suppress(KeyboardInterrupt):

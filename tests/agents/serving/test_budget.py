@@ -197,7 +197,7 @@ def test_so_is_one_with_variants_of_a_model(monkeypatch: pytest.MonkeyPatch):
         table, router = priced_table(names=names), AsksAll()
         orchestrator = orchestrator_of(table, 1, HORIZON, planned=False)
         monkeypatch.setattr(orchestrator, "_router", router)
-        monkeypatch.setattr(orchestrator, "_features", lambda x, *_: chances.repeat(len(x), 1))
+        monkeypatch.setattr(orchestrator, "features", lambda x, *_: chances.repeat(len(x), 1))
         assert_same_episode(orchestrator, router, 60, 0, table)
         router.seen.clear()
         replies = assert_same_episode(orchestrator, router, 800, 1, table)
