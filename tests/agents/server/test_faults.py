@@ -1,4 +1,4 @@
-"""A fault of one expert is another's chance until the first byte reached the client; it costs the operator, not the key."""
+"""A fault of one expert is another's chance until the first byte reached the client; the operator pays for it."""
 
 from __future__ import annotations
 
