@@ -19,6 +19,7 @@ from torch import Tensor
 from agents.estimators.ensemble import fit_predictor
 from agents.policies.description import describe_policy
 from agents.policies.io import RENAMED_PREFIXES, empty_policy, load_policy, load_predictor, save_policy, save_predictor
+from agents.policies.multi_call import MultiCallPolicy
 from agents.routers.policy import action_scores
 from agents.serving.orchestrator import Orchestrator
 from agents.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
@@ -69,6 +70,22 @@ def test_the_shortcut_to_preferences_gives_those_of_the_distribution(hide_budget
     policy.load_state_dict(model.policy.state_dict())
     observations = dynamics.observe(rules, dynamics.sample_episodes(rules, torch.arange(20)))
     assert torch.equal(action_scores(policy, observations), policy.get_distribution(observations).distribution.logits)
+
+
+@pytest.mark.parametrize("names", [None, ["a@short", "b", "a", "b@long"]])
+def test_a_loaded_policy_knows_variants_by_their_names(tmp_path: Path, names: list[str] | None):
+    """Which experts are one model is not stored, so that files from before it was known load as well."""
+    model, rules, settings = make(seed=0)
+    if names is not None:
+        table = random_table(names=names, answers=np.full((60, 4), "a", dtype=object))
+        rules = dynamics.make_rules(table, horizon=H, max_calls=3, features=torch.rand(60, 8))
+    save_policy(
+        tmp_path / "policy", model.policy, describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price")
+    )
+    policy, _ = load_policy(tmp_path / "policy")
+    assert isinstance(policy, MultiCallPolicy)
+    found = policy.answer_model.models
+    assert (None if found is None else found.tolist()) == (None if names is None else [2, 1, 2, 1])
 
 
 def test_loading_imports_no_compiler(tmp_path: Path):
