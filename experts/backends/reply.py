@@ -127,9 +127,9 @@ def no_completion(body: bytes) -> NoCompletion:
 
 
 def read_json(body: bytes) -> Any:
-    """The JSON object in a body; None if there is no such thing."""
+    """The JSON object in a body, in which NaN and infinity are null; None if there is no such thing."""
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

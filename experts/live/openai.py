@@ -24,7 +24,7 @@ from experts.live.body import DISPENSABLE, asks_confidence, most_tokens, request
 from experts.live.connection import BrokenOff, NotConnected, Response, route_to
 from experts.live.deadline import Deadline
 from experts.live.events import Event, EventReader
-from experts.live.reading import Assembly, chat_logprobs, usage_body
+from experts.live.reading import Assembly, chat_logprobs, read_value, usage_body
 from experts.live.stream import DRAIN_S, Stream
 from experts.live.types import ChatRequest, Chunk, Completion, Kind, UpstreamError
 from experts.specs import TEMPLATE_TOKENS, OpenAISpec
@@ -109,10 +109,9 @@ class LiveOpenAI:
 
     def stream(self, request: ChatRequest, timeout_s: float, first_token_s: float) -> Stream:
         """See `LiveExpert`. Where no more of the answer comes for `first_token_s`, later on too, the call fails."""
-        call = self._call(request, stream=True)
         most_s = min(timeout_s, self.spec.timeout_s)
 
-        async def read(stream: Stream) -> None:
+        async def read(call: Call, stream: Stream) -> None:
             with Deadline(first_token_s, most_s) as deadline:
                 stream.deadline = deadline
                 if stream.is_draining:
@@ -121,9 +120,10 @@ class LiveOpenAI:
                     await self._read_stream(call, response, stream, deadline, first_token_s)
 
         async def produce(stream: Stream) -> Completion:
+            call = self._call(request, stream=True)
             try:
                 try:
-                    await read(stream)
+                    await read(call, stream)
                 except Exception:
                     if not call.has_ended:  # else only the connection's end was bad
                         raise
@@ -158,7 +158,7 @@ class LiveOpenAI:
             most_prompt_tokens=int(self._most_prompt_tokens(request)),
             max_tokens=max_tokens,
             asks_confidence=asks_confidence(spec, request, stream),
-            most_bytes=reply_bytes(max_tokens),
+            most_bytes=reply_bytes(max_tokens * (2 + _top_logprobs(request))),
         )
 
     @asynccontextmanager
@@ -240,8 +240,8 @@ class LiveOpenAI:
     def _read_event(self, event: Event) -> dict[str, Any]:
         """The value of an event; raises where it is an error or no JSON object."""
         data = self._without_secrets(event.data)
-        value = read_json(data)
-        error = error_of(value)
+        value = read_value(data)
+        error = _error_in(value)
         if error is None and event.name == b"error":
             error = 502, data.decode("utf-8", "replace")
         if error is not None:
@@ -252,8 +252,8 @@ class LiveOpenAI:
 
     def _add_whole(self, call: Call, body: bytes) -> dict[str, Any]:
         """Adds a reply that comes in one piece, and gives it as one chunk."""
-        value = read_json(body := self._without_secrets(body))
-        error = error_of(value)
+        value = read_value(body := self._without_secrets(body))
+        error = _error_in(value)
         if error is not None:
             raise _error_inside(*error)
         chunk = None if value is None else call.assembly.add(value)
@@ -347,6 +347,11 @@ class LiveOpenAI:
         return "bad request" if isinstance(error, ValueError) else "unreadable", True
 
 
+def _error_in(value: dict[str, Any] | None) -> tuple[int, str] | None:
+    """Status and message of an error in a reply with status 200, also of one that cuts an answer short."""
+    return error_of(value | {"choices": None} if value and value.get("error") else value)
+
+
 def _error_inside(status: int, words: str) -> UpstreamError:
     """The error that stands in a reply with status 200."""
     return UpstreamError(_kind_of(status), f"{status}: {words}", status=status, may_be_billed=status in MAY_BE_BILLED)
@@ -401,6 +406,11 @@ def _refused_setting(status: int, value: dict[str, Any] | None, body: dict[str, 
     if isinstance(named, str) and named in DISPENSABLE and named in body:
         return named
     return "stream_options" if "stream_options" in body and "stream_options" in json.dumps(value) else None
+
+
+def _top_logprobs(request: ChatRequest) -> int:
+    asked = request.settings.get("top_logprobs")
+    return min(asked, 20) if isinstance(asked, int) and asked > 0 else 0
 
 
 def _headers(key: str | None) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 import uuid
 from typing import Any
 
-from experts.backends.reply import finish_reason_of, text_and_reasoning
+from experts.backends.reply import clean_text, finish_reason_of, read_json, text_and_reasoning
 from experts.usage import Usage, reported_usage
 
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of surrogate pairs, which may be without the other half
 MESSAGE_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
 
@@ -133,6 +136,14 @@ class Assembly:
         choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": self._logprobs or None}
         top = self._head or head({}, self._name)
         return {**top, "object": "chat.completion", "choices": [choice], "usage": self.usage}
+
+
+def read_value(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in a reply or an event, whose texts can all be written; None if there is no such thing."""
+    value = read_json(data)
+    if value is not None and _HALVES.search(data):
+        value = read_json(clean_text(json.dumps(value, ensure_ascii=False)).encode())
+    return value
 
 
 def head(value: dict[str, Any], name: str) -> dict[str, Any]:

@@ -78,4 +78,6 @@ class Stream:
             self._result = error
         except asyncio.CancelledError:  # by `close`, before anything was sent
             self._result = UpstreamError("interrupted", "the call was broken off")
+        except Exception as error:
+            self._result = UpstreamError("unreadable", f"{type(error).__name__}: {error}", may_be_billed=True)
         self._news.set()

@@ -227,6 +227,16 @@ def test_an_error_event_in_a_stream(server, name):
     assert (error.kind, error.status, error.may_be_billed, len(chunks)) == ("server", 503, True, 2)
 
 
+def test_an_error_beside_a_part_of_the_answer(server):
+    """As OpenRouter ends a stream that its provider broke off."""
+    last = chunk("", finish_reason="error") | {"error": {"code": 502, "message": "provider disconnected"}}
+    server.behave = streamed(*WORDS[:2], last)
+    error, chunks = failed(server.url, stream=True)
+    assert (error.kind, error.status, len(chunks)) == ("server", 502, 2) and "disconnected" in error.message
+    server.behave = lambda sock, body: send(sock, completion("half") | {"error": {"code": 502, "message": "gone"}})
+    assert failed(server.url)[0].kind == "server"
+
+
 def test_an_event_that_is_no_json(server):
     server.behave = streamed(WORDS[1], b"{broken")
     error, chunks = failed(server.url, stream=True)

@@ -229,3 +229,12 @@ def test_a_slow_reader_gets_everything(server):
     texts, whole = asyncio.run(run())
     assert "".join(texts) == whole.text == "".join(map(str, range(200)))
     assert json.dumps(whole.body)
+
+
+@pytest.mark.parametrize("half", ["\ud83d", "\ude00 a"])
+def test_half_a_character_can_be_sent_on(server, half):
+    """Some servers cut between the halves of a surrogate pair."""
+    server.behave = streamed(chunk(f"ok \U0001f600 \uae00 {half}"), chunk(finish_reason="stop"))
+    whole, chunks = answered(server.url, stream=True)
+    assert whole.text.startswith("ok \U0001f600 \uae00 \ufffd") and whole.text.encode()
+    assert json.dumps(chunks, ensure_ascii=False).encode() and json.dumps(whole.body, ensure_ascii=False).encode()
