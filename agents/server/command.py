@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from agents.server.config import ADMIN_KEY, ServerConfig
-from agents.server.defaults import budget_of, compare_of, database, pool_of
+from agents.server.defaults import database
+from agents.serving.defaults import budget_of, compare_of, pool_of
 from leeroo_env.cli import exit_code
 from leeroo_env.errors import InputError
 

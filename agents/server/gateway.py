@@ -13,7 +13,12 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.server.conversation import (
+from agents.server.journal import Journal
+from agents.server.money import Charge, KeyInfo, Ledger, Refused, micro_of
+from agents.server.routing import Money, Plan, Planner
+from agents.server.wire import ApiError, ChatCompletionRequest, passed_on
+from agents.serving.breaker import CircuitBreaker
+from agents.serving.conversation import (
     conversation_key,
     earlier_text,
     in_tool_round,
@@ -22,11 +27,6 @@ from agents.server.conversation import (
     prompt_tokens,
     query_text,
 )
-from agents.server.journal import Journal
-from agents.server.money import Charge, KeyInfo, Ledger, Refused, micro_of
-from agents.server.routing import Money, Plan, Planner
-from agents.server.wire import ApiError, ChatCompletionRequest, passed_on
-from agents.serving.breaker import CircuitBreaker
 from agents.serving.decider import delivered_call
 from experts.live import ChatRequest, Chunk, Completion, LiveExpert, Stream, UpstreamError
 from experts.specs import OpenAISpec
@@ -151,7 +151,7 @@ class Gateway:
         most_tokens = request.most_tokens or max(expert.spec.max_tokens for expert in self.by_name.values())
         chat = ChatRequest(messages, settings, most_tokens)
         asked_for = self._asked_for(request.model)
-        needs = needs_of(request, messages)
+        needs = needs_of(messages, settings)
         text = query_text(messages)
         return Job(
             id=job_id,

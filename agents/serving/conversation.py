@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.server.wire import ChatCompletionRequest
 from experts.backends.reply import clean_text
 
 Messages = Sequence[dict[str, Any]]
@@ -39,16 +38,16 @@ def user_turns(messages: Messages) -> list[str]:
     return [_text_of(message) for message in messages if message["role"] == "user"]
 
 
-def needs_of(request: ChatCompletionRequest, messages: Messages) -> list[str]:
-    """What an expert must be able to do for this request, in the words of pool.yaml's `can`."""
+def needs_of(messages: Messages, settings: Mapping[str, Any]) -> list[str]:
+    """What an expert must be able to do for these messages and settings, in the words of pool.yaml's `can`."""
     needs = []
-    if request.tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+    if settings.get("tools") or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
         needs.append("tools")
     if any(part.get("type") == "image_url" for message in messages for part in _parts(message)):
         needs.append("vision")
-    if request.response_format is not None and request.response_format.type != "text":
+    if (settings.get("response_format") or {}).get("type", "text") != "text":
         needs.append("json")
-    if request.logprobs or request.top_logprobs:
+    if settings.get("logprobs") or settings.get("top_logprobs"):
         needs.append("logprobs")
     return needs
 
