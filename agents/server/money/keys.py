@@ -8,7 +8,7 @@ import hmac
 import re
 import secrets
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from agents.server.money.counter import Counter
 from agents.server.money.counter_rows import counter_of, save_counters
@@ -40,6 +40,7 @@ _infos = (
     .join(keys, keys.c.counter_id == counters.c.id)
     .outerjoin(_teams, (_teams.c.id == counters.c.parent_id) & (_teams.c.scope == "team"))
 )
+_by_hash = _infos.where(keys.c.sha256 == bindparam("sha256"))
 
 
 def hash_of(secret: str) -> str:
@@ -49,7 +50,7 @@ def hash_of(secret: str) -> str:
 
 def find_key(connection: Connection, sha256: str) -> KeyInfo | None:
     """The key whose secret has this hash, revoked or not."""
-    row = connection.execute(_infos.where(keys.c.sha256 == sha256)).one_or_none()
+    row = connection.execute(_by_hash, {"sha256": sha256}).one_or_none()
     return _info(row) if row is not None and hmac.compare_digest(row.sha256, sha256) else None
 
 

@@ -52,6 +52,7 @@ class Ledger:
     def __init__(self, store: Store, clock: Callable[[], float] = time.time):
         self._clock = clock
         self._writer = Writer(store, clock)
+        self._store = store
         self._known: dict[str, tuple[KeyInfo, float]] = {}  # by hash; until when, on the monotonic clock
         self._unlimited: set[int] = set()  # keys without a rate, which no request needs to be counted for
 
@@ -97,7 +98,7 @@ class Ledger:
 
     def keys(self) -> list[KeyInfo]:
         """All keys, in the order in which they were made."""
-        return self._writer.call(key_rows.list_keys, writes=False)
+        return self._read(key_rows.list_keys)
 
     def revoke(self, name: str) -> None:
         """Makes a key useless: here at once, in other processes it reserves nothing more and is refused within 5 s."""
@@ -193,16 +194,20 @@ class Ledger:
 
     def accounts(self) -> list[Account]:
         """How full every limit is: the server's, then teams' and keys' in the order in which they were made."""
-        counters = self._writer.call(lambda c: key_rows.list_counters(c, self._clock()), writes=False)
+        counters = self._read(lambda connection: key_rows.list_counters(connection, self._clock()))
         return [reports.account_of(counter) for counter in counters]
 
     def spending(self, since: float, by: By = "key") -> list[Spending]:
         """Sums over what was settled from `since` on."""
-        return self._writer.call(lambda connection: reports.spending(connection, since, by), writes=False)
+        return self._read(lambda connection: reports.spending(connection, since, by))
 
     def recent(self, n: int = 20) -> list[LedgerRow]:
         """The last `n` rows of the ledger, newest first."""
-        return self._writer.call(lambda connection: reports.recent(connection, n), writes=False)
+        return self._read(lambda connection: reports.recent(connection, n))
+
+    def _read(self, function: Callable[[Connection], T]) -> T:
+        with self._store.reading() as connection:
+            return function(connection)
 
 
 def _storable(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from sqlalchemy import Connection, Row, delete, insert, or_, select
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, insert, or_, select
 
 from agents.server.money.counter import Counter, budget_of
 from agents.server.money.counter_rows import counter_of, save_counters
@@ -84,6 +84,21 @@ class _Reservation:
     expires_at: float
 
 
+# Built once: to build a statement takes longer than to execute it.
+_NUMBERS: BindParameter[int] = bindparam("numbers", expanding=True)
+_parents = select(counters.c.parent_id).where(counters.c.id.in_(_NUMBERS))
+_load_counters = (
+    select(counters, keys.c.revoked_at, keys.c.requests_per_minute)
+    .outerjoin(keys, keys.c.counter_id == counters.c.id)
+    .where(or_(counters.c.id.in_(_NUMBERS), counters.c.id.in_(_parents), counters.c.id == SERVER_ID))
+)
+_take = delete(reservations).where(reservations.c.id.in_(bindparam("names", expanding=True))).returning(*reservations.c)
+_expired = select(reservations.c.id).where(reservations.c.expires_at <= bindparam("latest")).limit(MOST_RECOVERED)
+_take_expired = delete(reservations).where(reservations.c.id.in_(_expired)).returning(*reservations.c)
+_add_reservations = insert(reservations)
+_add_to_ledger = insert(ledger)
+
+
 def writes(operation: Operation) -> bool:
     """Whether an operation changes anything."""
     return not isinstance(operation, AskBudget | Authenticate)
@@ -103,8 +118,8 @@ class _Group:
 
     def __init__(self, connection: Connection, operations: list[Operation], now: float):
         self.connection, self.now = connection, now
-        self.to_settle = _take_to_settle(connection, operations)
-        self.expired = _take_expired(connection, operations)
+        self.to_settle = _find_to_settle(connection, operations)
+        self.expired = _find_expired(connection, operations)
         self.reserved: dict[str, _Reservation] = {}
         self.ledger_rows: list[dict[str, object]] = []
         asked = {one.key_id for one in operations if isinstance(one, Reserve | Admit | AskBudget)}
@@ -136,9 +151,9 @@ class _Group:
         changed = [counter for number, counter in self.counters.items() if counter != self.before[number]]
         save_counters(self.connection, changed)
         if self.reserved:
-            self.connection.execute(insert(reservations), [asdict(one) for one in self.reserved.values()])
+            self.connection.execute(_add_reservations, [asdict(one) for one in self.reserved.values()])
         if self.ledger_rows:
-            self.connection.execute(insert(ledger), self.ledger_rows)
+            self.connection.execute(_add_to_ledger, self.ledger_rows)
         self.admissions.write()
 
     def _reserve(self, asked: Reserve) -> Refused | None:
@@ -187,35 +202,24 @@ class _Group:
         return chain
 
 
-def _take_to_settle(connection: Connection, operations: list[Operation]) -> dict[str, _Reservation]:
+def _find_to_settle(connection: Connection, operations: list[Operation]) -> dict[str, _Reservation]:
     """Takes the reservations that are to be settled out of the table."""
     names = [one.reservation_id for one in operations if isinstance(one, Settle)]
     if not names:
         return {}
-    rows = connection.execute(delete(reservations).where(reservations.c.id.in_(names)).returning(*reservations.c))
+    rows = connection.execute(_take, {"names": names})
     return {row.id: _Reservation(*row) for row in rows}
 
 
-def _take_expired(connection: Connection, operations: list[Operation]) -> list[_Reservation]:
+def _find_expired(connection: Connection, operations: list[Operation]) -> list[_Reservation]:
     """Takes reservations that have expired out of the table, if that is asked for."""
     latest = max((one.now for one in operations if isinstance(one, Recover)), default=None)
     if latest is None:
         return []
-    expired = select(reservations.c.id).where(reservations.c.expires_at <= latest).limit(MOST_RECOVERED)
-    rows = connection.execute(delete(reservations).where(reservations.c.id.in_(expired)).returning(*reservations.c))
-    return [_Reservation(*row) for row in rows]
+    return [_Reservation(*row) for row in connection.execute(_take_expired, {"latest": latest})]
 
 
 def _load(connection: Connection, key_ids: set[int]) -> tuple[dict[int, Row], dict[int, Counter]]:
     """Keys by number, and the counters that they spend from. Raises KeyError for a number that no key has."""
-    numbers = list(key_ids)
-    parents = select(counters.c.parent_id).where(counters.c.id.in_(numbers))
-    found = {
-        row.id: row
-        for row in connection.execute(
-            select(counters, keys.c.revoked_at, keys.c.requests_per_minute)
-            .outerjoin(keys, keys.c.counter_id == counters.c.id)
-            .where(or_(counters.c.id.in_(numbers), counters.c.id.in_(parents), counters.c.id == SERVER_ID))
-        )
-    }
+    found = {row.id: row for row in connection.execute(_load_counters, {"numbers": list(key_ids)})}
     return {number: found[number] for number in key_ids}, {number: counter_of(row) for number, row in found.items()}

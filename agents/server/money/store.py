@@ -1,4 +1,4 @@
-"""Opens the database: one connection, which one thread uses, and transactions in which one process at a time writes."""
+"""Opens the database, with transactions in which one process at a time writes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,14 @@ class Store:
         if path is not None and must_exist and not Path(path).is_file():
             raise InputError(f"{url}: no such file")
         self._engine = _engine(self.url)
+        self._engines = {writes: self._engine.execution_options(writes=writes) for writes in (False, True)}
+        self._apart = _engine(self.url)  # for long sums, which must not keep the thread of the ledger waiting
+        lock = select(counters.c.id).where(counters.c.id == SERVER_ID).with_for_update()
+        self._lock = None if self.url.drivername == "sqlite" else lock
         deadline = time.monotonic() + WAIT_S
         while True:
             try:
-                with self._engine.execution_options(writes=True).begin() as connection:
+                with self._engines[True].begin() as connection:
                     return create_schema(connection, time.time())
             except SQLAlchemyError as error:
                 if "locked" not in str(error) or time.monotonic() > deadline:  # by one that turns on WAL just now
@@ -55,14 +59,24 @@ class Store:
     @contextmanager
     def transaction(self, writes: bool) -> Iterator[Connection]:
         """One transaction; one that writes has the database to itself. Raises StoreUnavailable; nothing is written."""
+        with self._transaction(self._engines[writes], writes) as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction beside that of the ledger's thread, for any thread. Raises StoreUnavailable."""
+        with self._transaction(self._apart, writes=False) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, engine: Engine, writes: bool) -> Iterator[Connection]:
         unclear = False
         try:
-            with self._engine.execution_options(writes=writes).connect() as connection:
+            with engine.connect() as connection:
                 try:
                     with connection.begin() as whole:
-                        if writes and connection.dialect.name != "sqlite":
-                            lock = select(counters.c.id).where(counters.c.id == SERVER_ID).with_for_update()
-                            connection.execute(lock)
+                        if writes and self._lock is not None:
+                            connection.execute(self._lock)
                         yield connection
                         unclear = writes
                         whole.commit()
@@ -74,6 +88,7 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+        self._apart.dispose()
 
     def _explained(self, error: SQLAlchemyError, path: str | None) -> Exception:
         what = f"{self.shown}: {_reason(error)}"
@@ -99,8 +114,8 @@ def _parsed(url: str) -> URL:
 
 
 def _engine(url: URL) -> Engine:
-    """An engine with one connection, checked before each use, so that a server that was away is found again."""
-    pool: dict[str, Any] = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": WAIT_S}
+    """An engine whose connections are checked before each use, so that a server that was away is found again."""
+    pool: dict[str, Any] = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 4, "pool_timeout": WAIT_S}
     if url.drivername == "sqlite":
         engine = create_engine(url, connect_args={"timeout": WAIT_S, "check_same_thread": False}, **pool)
         event.listen(engine, "connect", _prepare_sqlite)
