@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
+import socket
+import ssl
 import time
 import urllib.request
 import zlib
@@ -101,7 +104,7 @@ class Direct:
         try:
             return (await asyncio.wait_for(opening, CONNECT_S))[1]
         except (OSError, asyncio.TimeoutError) as error:
-            raise NotConnected(str(error) or f"no connection within {CONNECT_S:g} s") from None
+            raise NotConnected(_why_not(error)) from None
 
     async def send(self, connection: Connection, body: bytes) -> Reply:
         """See `Route`."""
@@ -139,6 +142,18 @@ class Direct:
         """See `Route`."""
         while self._idle:
             self._idle.pop()[1].close()
+
+
+def _why_not(error: Exception) -> str:
+    """Why there is no connection, without the address, as the words may reach clients."""
+    if isinstance(error, asyncio.TimeoutError):
+        return f"no connection within {CONNECT_S:g} s"
+    if isinstance(error, ssl.SSLError):
+        return f"no secure connection: {error.reason or 'TLS failed'}"
+    if isinstance(error, socket.gaierror):
+        return "the server's name is not known"
+    is_refused = f"[Errno {errno.ECONNREFUSED}]" in str(error)  # of one address or of several
+    return "the connection is refused" if is_refused else "the server is not reached"
 
 
 class Connection(asyncio.Protocol):

@@ -99,6 +99,10 @@ class LiveLocal:
         self._batches = batches
         self._tasks: set[asyncio.Task] = set()
 
+    async def load(self) -> None:
+        """See `LiveExpert`."""
+        await asyncio.to_thread(self._expert.answer, [])
+
     def worst_usd(self, request: ChatRequest) -> float:
         """See `LiveExpert`."""
         spec = self.spec

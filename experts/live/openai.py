@@ -78,7 +78,6 @@ class LiveOpenAI:
         self._route = route_to(_endpoint(url, "chat/completions" if spec.chat else "completions"), _headers(key))
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._unknown: set[str] = set()  # settings that the server refuses
-        self._overrun = 1.0  # the largest factor by which a call has cost more than its worst case
         self._tasks: set[asyncio.Task] = set()
 
     def variant(self, spec: OpenAISpec) -> LiveOpenAI:
@@ -87,12 +86,15 @@ class LiveOpenAI:
         other.name, other.spec = spec.name, spec
         return other
 
+    async def load(self) -> None:
+        """See `LiveExpert`."""
+
     def worst_usd(self, request: ChatRequest) -> float:
         """See `LiveExpert`."""
         tokens = self._most_prompt_tokens(request)
         if math.isinf(tokens):
             return math.inf
-        return self.spec.price.worst_usd(int(tokens), most_tokens(self.spec, request)) * self._overrun
+        return self.spec.price.worst_usd(int(tokens), most_tokens(self.spec, request))
 
     async def complete(self, request: ChatRequest, timeout_s: float) -> Completion:
         """See `LiveExpert`."""
@@ -275,8 +277,6 @@ class LiveOpenAI:
         reply = reply_in(body)
         usage = self._usage(call)
         cost_usd = self.spec.price.usage_usd(usage, seconds)
-        if call.worst_usd > 0:
-            self._overrun = max(self._overrun, self._overrun * cost_usd / call.worst_usd)
         choice = body["choices"][0]
         has_calls = "tool_calls" in choice["message"] or "function_call" in choice["message"]
         if not (reply.text or reply.refusal or has_calls) and not (

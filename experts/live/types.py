@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from experts.specs import ExpertSpec
@@ -30,15 +30,43 @@ class ChatRequest:
         settings: what else is passed on, such as tools, response_format, temperature and stop; those that are not in
             `experts.live.body.PASSED_ON` are left out.
         max_tokens: the most tokens of the answer.
+        size: of messages and settings; found once, and kept by `dataclasses.replace` for other `max_tokens`.
     """
 
     messages: Messages
     settings: dict[str, Any]
     max_tokens: int
+    size: Size | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.size is None or not self.size.is_of(self.messages, self.settings):
+            object.__setattr__(self, "size", Size(self.messages, self.settings))
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        assert self.size is not None
+        return self.size.images
+
+    @property
+    def most_prompt_tokens(self) -> float:
+        """An upper bound of the prompt's tokens, without what an expert adds; inf if there is none. See `Size`."""
+        assert self.size is not None
+        return self.size.most_prompt_tokens
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a request's messages and settings are."""
+
+    messages: Messages
+    settings: dict[str, Any]
+
+    def is_of(self, messages: Messages, settings: dict[str, Any]) -> bool:
+        return messages is self.messages and settings is self.settings
 
     @functools.cached_property
     def images(self) -> int:
-        """The number of images."""
         return sum(part.get("type") == "image_url" for part in _parts(self.messages))
 
     @functools.cached_property
@@ -162,6 +190,10 @@ class LiveExpert(Protocol):
 
     @property
     def spec(self) -> ExpertSpec: ...
+
+    async def load(self) -> None:
+        """Loads a model of this process, which the first call does otherwise. Raises InputError."""
+        ...
 
     def worst_usd(self, request: ChatRequest) -> float:
         """The most that one attempt can cost, in dollars; inf if that is not known."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -139,24 +140,6 @@ def test_a_tokenizer_counts_where_the_server_does_not(server, stream):
     assert whole.usage.source == "counted" and whole.usage == Usage(9, output=5, source="counted")
 
 
-def test_a_server_that_bills_more_than_it_may_is_reserved_for_more(server):
-    import asyncio
-
-    usage = {"prompt_tokens": 10, "completion_tokens": 200, "total_tokens": 210}
-    server.behave = lambda sock, body: send(sock, completion(usage=usage))
-
-    async def run():
-        expert = LiveOpenAI(spec(server.url, usd_per_mtok_in=0.0))
-        before = expert.worst_usd(request())
-        await expert.complete(request(), 5)
-        after = expert.worst_usd(request())
-        await expert.close()
-        return before, after
-
-    before, after = asyncio.run(run())
-    assert before == pytest.approx(1e-4) and after == pytest.approx(4e-4)
-
-
 def test_seconds_are_billed_from_the_sending_on(server):
     whole, _ = answered(server.url, usd_per_mtok_in=None, usd_per_mtok_out=None, usd_per_second=1.0, timeout_s=7)
     assert 0 < whole.cost_usd <= whole.latency_s < 2
@@ -224,3 +207,11 @@ def test_no_call_costs_more_than_the_worst_and_affordable_tokens_fit(tier):
             tokens = price.affordable_tokens(most, 100, share * worst)
             assert tokens == 0 or price.worst_usd(most, tokens) <= share * worst
             assert tokens == 100 or price.worst_usd(most, tokens + 1) > share * worst
+
+
+def test_the_size_of_a_request_is_found_once(monkeypatch):
+    asked = request("x" * 1000)
+    most = asked.most_prompt_tokens
+    monkeypatch.setattr("experts.live.types.json_bytes", lambda value: 5)
+    assert replace(asked, max_tokens=3).most_prompt_tokens == most == asked.most_prompt_tokens
+    assert replace(asked, messages=[{"role": "user", "content": "x" * 1000}]).most_prompt_tokens == 5

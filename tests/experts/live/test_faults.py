@@ -47,6 +47,7 @@ def closed_port() -> int:
 def test_a_server_that_refuses_the_connection_bills_nothing(stream):
     error, chunks = failed(f"http://127.0.0.1:{closed_port()}/v1", stream=stream)
     assert (error.kind, error.may_be_billed, error.cost_usd, chunks) == ("connect", False, 0.0, [])
+    assert error.message == "the connection is refused"  # the address is nobody else's business
 
 
 @BOTH

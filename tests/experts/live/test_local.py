@@ -15,6 +15,7 @@ from experts.specs import HuggingFaceSpec
 from experts.spending import SpendCap
 from experts.tiny.tasks import generate
 from experts.types import Answer, Conversation, Query
+from leeroo_env.errors import InputError
 from tests.experts.live.upstream import request
 from tests.experts.tiny_llama import CHAT_TEMPLATE, make_tiny_llama
 
@@ -72,6 +73,20 @@ def test_settings_of_a_request_win(nano):
         with pytest.raises(UpstreamError) as error:
             run(ask(**wrong))
         assert (error.value.kind, error.value.may_be_billed) == ("bad request", False)
+
+
+def test_a_model_that_cannot_be_loaded_is_said_to_be_so_before_the_first_call(nano, tmp_path):
+    run(nano.load())
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pool.yaml").write_text(
+        "experts: [{name: x, backend: huggingface, model: '.', usd_per_mtok_in: 1, usd_per_mtok_out: 1}]"
+    )
+    broken = make_live_experts(load_pool(tmp_path / "pool.yaml"), None)[0]
+    with pytest.raises(InputError, match="cannot be loaded"):
+        run(broken.load())
+    with pytest.raises(UpstreamError) as error:
+        run(broken.complete(request("x"), 30))
+    assert (error.value.kind, error.value.may_be_billed) == ("server", False)
 
 
 def test_too_long_a_prompt_is_the_requests_fault(nano):
