@@ -74,7 +74,9 @@ def route_to(url: str, headers: Mapping[str, str]) -> Route:
         secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers = {**headers, "Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
     host = parts.netloc.rpartition("@")[2]
-    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or ""):
+    if {parts.scheme, "all"} & urllib.request.getproxies().keys() and not urllib.request.proxy_bypass(
+        parts.hostname or ""
+    ):
         return Proxied(parts._replace(netloc=host).geturl(), headers)
     return Direct(parts._replace(netloc=host).geturl(), headers)
 

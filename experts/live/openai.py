@@ -32,6 +32,7 @@ from experts.spending import CHARS_PER_TOKEN
 from experts.usage import Limits, Usage, count_tokens, normalise_usage
 from leeroo_env.cli import printable
 
+NOT_TAKEN = ("unsupported_parameter", "unsupported_value", "unknown_parameter")  # unlike a value out of range
 ERROR_CHARS = 300
 ERROR_BYTES = 1 << 16
 OPENAI_URL = "https://api.openai.com/v1"
@@ -279,9 +280,8 @@ class LiveOpenAI:
         cost_usd = self.spec.price.usage_usd(usage, seconds)
         choice = body["choices"][0]
         has_calls = "tool_calls" in choice["message"] or "function_call" in choice["message"]
-        if not (reply.text or reply.refusal or has_calls) and not (
-            call.body.get("stream") and call.assembly.has_content
-        ):
+        was_passed_on = bool(call.body.get("stream")) and call.assembly.has_content
+        if not (reply.text or reply.refusal or has_calls or was_passed_on):
             why = f"an empty reply (finish_reason {reply.finish_reason or 'not given'})"
             raise UpstreamError("empty", why, status=200, may_be_billed=cost_usd > 0, cost_usd=cost_usd)
         text, confidence = reply.text, None
@@ -398,14 +398,18 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _refused_setting(status: int, value: dict[str, Any] | None, body: dict[str, Any]) -> str | None:
-    """The setting that a server refuses, if the answer can do without it."""
-    if status not in (400, 422):
+    """The setting that a server does not take, whatever its value, if the answer can do without it."""
+    if status not in (400, 422) or value is None:
         return None
-    error = (value or {}).get("error")
-    named = error.get("param") if isinstance(error, dict) else None
-    if isinstance(named, str) and named in DISPENSABLE and named in body:
+    error = value.get("error")
+    fields = error if isinstance(error, dict) else {}
+    named = fields.get("param")
+    if isinstance(named, str) and named in DISPENSABLE and named in body and fields.get("code") in NOT_TAKEN:
         return named
-    return "stream_options" if "stream_options" in body and "stream_options" in json.dumps(value) else None
+    if "stream_options" not in body or "stream_options" not in json.dumps(value):
+        return None
+    own = {name: field for name, field in body.items() if name != "stream_options"}
+    return None if "stream_options" in json.dumps(own) else "stream_options"  # the server may quote the request
 
 
 def _top_logprobs(request: ChatRequest) -> int:

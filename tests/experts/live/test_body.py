@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from experts.confidence import REQUEST
-from experts.live import ChatRequest, not_passed_on
+from experts.live import ChatRequest, UpstreamError, not_passed_on
 from experts.live.openai import LiveOpenAI
 from tests.experts.live.upstream import (
     USAGE,
@@ -178,6 +178,29 @@ def test_a_setting_that_a_server_names_as_unknown_is_left_out(server):
     assert len(server.bodies) == 3
     server.behave = lambda sock, body: send(sock, {"error": {"message": "no", "param": "tools"}}, 400)
     assert failed(server.url, request(tools=TOOLS))[0].kind == "bad request" and len(server.bodies) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        ({"message": "too hot", "param": "temperature", "code": "decimal_above_max_value"}, request(temperature=99)),
+        ({"message": "cannot read 'no stream_options, please'"}, request("no stream_options, please")),
+    ],
+)
+def test_no_request_makes_others_lose_their_settings(server, error, asked):
+    server.behave = lambda sock, body: send(sock, {"error": error}, 400)
+
+    async def run():
+        expert = LiveOpenAI(spec(server.url))
+        with pytest.raises(UpstreamError):
+            await expert.stream(asked, 5, 5).finish()
+        server.behave = streamed(*WORDS)
+        await expert.stream(request(), 5, 5).finish()
+        await expert.close()
+
+    asyncio.run(run())
+    assert len(server.bodies) == 2
+    assert "stream_options" in server.bodies[1] and server.bodies[1]["temperature"] == 0.0
 
 
 def test_text_that_cannot_be_encoded_is_sent_all_the_same(server):

@@ -238,3 +238,26 @@ def test_half_a_character_can_be_sent_on(server, half):
     whole, chunks = answered(server.url, stream=True)
     assert whole.text.startswith("ok \U0001f600 \uae00 \ufffd") and whole.text.encode()
     assert json.dumps(chunks, ensure_ascii=False).encode() and json.dumps(whole.body, ensure_ascii=False).encode()
+
+
+def test_what_is_passed_on_has_the_types_of_openais_library(server):
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    called = chunk(tool_calls=[call], finish_reason="tool_calls")
+    sure = chunk("ok") | {
+        "choices": [{"delta": {"content": "ok"}, "logprobs": {"tokens": ["o"], "token_logprobs": [-1]}}]
+    }
+    for values in (
+        [*WORDS, chunk(usage=USAGE)],
+        [called],
+        [{"choices": [{"text": "ok"}]}, WORDS[-1]],
+        [sure, WORDS[-1]],
+    ):
+        server.behave = streamed(*values)
+        whole, chunks = answered(server.url, request(logprobs=True), stream=True)
+        for one in chunks:
+            ChatCompletionChunk.model_validate(one)
+        ChatCompletion.model_validate(whole.body)
+    server.behave = lambda sock, body: send(sock, completion(None, tool_calls=[call]))
+    ChatCompletion.model_validate(answered(server.url)[0].body)
