@@ -141,7 +141,7 @@ async def route(request: Request) -> JSONResponse:
             "expert": expert.name,
             "why": job.why,
             "max_calls": job.max_calls,
-            "usd_price": job.plan.usd_price,
+            "usd_price": gateway.planner.usd_price(job.money),
             "left_usd": None if job.left_micro is None else job.left_micro / MICRO,
             "budget_usd": job.money.usd,
             "queries_expected": job.money.queries,
@@ -186,7 +186,7 @@ async def ready(request: Request) -> JSONResponse:
         await asyncio.to_thread(ledger.keys)
     except StoreUnavailable as error:
         return JSONResponse({"status": f"the ledger is not reachable: {error}"}, 503)
-    if all(gateway.breaker.is_open(name) for name in gateway.by_name):
+    if all(gateway.is_open(name) for name in gateway.by_name):
         return JSONResponse({"status": "all experts failed lately"}, 503)
     return JSONResponse({"status": "ok"})
 

@@ -90,6 +90,7 @@ def run(options: Options) -> int:
             backlog=BACKLOG,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=40,
+            timeout_worker_healthcheck=120,  # a worker that loads its libraries does not answer
         )
     return 0
 

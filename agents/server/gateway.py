@@ -31,6 +31,7 @@ from agents.serving.decider import delivered_call
 from experts.live import ChatRequest, Chunk, Completion, LiveExpert, Stream, UpstreamError
 from experts.specs import OpenAISpec
 from experts.types import OUT_OF_MONEY, Answer, Query
+from leeroo_env.variants import entry_of
 
 MOST_ATTEMPTS = 5  # of a request, over all experts
 BUCKETS = ("input", "cached", "cache_write", "output", "reasoning")
@@ -138,6 +139,7 @@ class Gateway:
         self.by_name = {expert.name: expert for expert in [*experts, *others]}
         self.numbers = {expert.name: k for k, expert in enumerate(experts)}
         self.breaker = CircuitBreaker()
+        self._entries = {name: entry_of(name, self.by_name) for name in self.by_name}
         self._overrun = dict.fromkeys(self.by_name, 1.0)  # by which a call has cost more than its worst case
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -203,6 +205,10 @@ class Gateway:
         job.expert = expert.name
         return expert
 
+    def is_open(self, name: str) -> bool:
+        """Whether an expert is left alone now, since it or the server of its model failed lately."""
+        return self.breaker.is_open(name, self._entries[name])
+
     async def close(self, grace_s: float) -> None:
         """Waits for calls in flight, so that they are settled, and closes connections."""
         if self._tasks:
@@ -236,7 +242,7 @@ class Gateway:
             return None
         choice = self._stay(job, choice, candidates)
         expert = self.experts[choice]
-        if not (self.breaker.admit(expert.name) or job.last_resort):
+        if not (self.breaker.admit(expert.name, self._entries[expert.name]) or job.last_resort):
             return await self._next(job)
         return expert
 
@@ -245,7 +251,7 @@ class Gateway:
         no answer yet, one of them is tried all the same."""
         asked = [] if job.plan.state is None else job.plan.state.asked
         affordable = [k for k in job.able if k not in asked and self._affordable(job, self.experts[k])]
-        candidates = [k for k in affordable if not self.breaker.is_open(self.experts[k].name)]
+        candidates = [k for k in affordable if not self.is_open(self.experts[k].name)]
         if job.current in candidates and in_tool_round(job.chat.messages):
             return [job.current]
         if candidates or job.completions or job.last_resort:
@@ -263,7 +269,7 @@ class Gateway:
         cached = price.usd_per_mtok_cached
         discount = price.usd_per_mtok_in - (price.usd_per_mtok_in / 2 if cached is None else cached)
         lost_usd = prompt_tokens(job.chat.messages, job.chat.settings) * discount / MICRO
-        if self.planner.stays(job.plan, choice, job.current, lost_usd):
+        if self.planner.stays(job.plan, job.money, choice, job.current, lost_usd):
             job.why = "goes on with the expert of the conversation"
             return job.current
         job.why = "the policy's choice, worth leaving the expert of the conversation for"
@@ -421,18 +427,18 @@ class Gateway:
             completion = await opened.stream.finish()
         except UpstreamError as error:
             await self._lose(job, expert, opened.reserved, error)
-            self.breaker.record(expert.name, [_failure(error, 0.0)])
+            self._note(expert, _failure(error, 0.0))
             return error
         outcome = "answered" if opened.is_read else "cancelled"
         await self._settle(job, expert, opened.reserved, completion, outcome)
-        self.breaker.record(expert.name, [as_answer(completion, cut_off=False)])
+        self._note(expert, as_answer(completion, cut_off=False))
         self._remember(job, completion)
         return completion
 
     async def _add(self, job: Job, expert: LiveExpert, chat: ChatRequest, completion: Completion) -> None:
         limited = chat.max_tokens < min(job.chat.max_tokens, expert.spec.max_tokens)
         answer = as_answer(completion, cut_off=limited and completion.finish_reason == "length")
-        self.breaker.record(expert.name, [answer])
+        self._note(expert, answer)
         if job.asked_for is not None:
             job.completions[0] = completion
             return
@@ -440,10 +446,13 @@ class Gateway:
         job.completions[len(job.plan.state.results)] = completion
         await asyncio.to_thread(self.planner.decider.add, job.plan.state, self.numbers[expert.name], answer)
 
+    def _note(self, expert: LiveExpert, answer: Answer) -> None:
+        self.breaker.record(expert.name, [answer], self._entries[expert.name])
+
     def _add_failure(self, job: Job, expert: LiveExpert, error: UpstreamError, seconds: float) -> None:
         job.failures.append(error)
         answer = _failure(error, seconds)
-        self.breaker.record(expert.name, [answer])
+        self._note(expert, answer)
         if job.plan.state is not None:
             self.planner.decider.add(job.plan.state, self.numbers[expert.name], answer)
 

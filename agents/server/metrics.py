@@ -51,7 +51,7 @@ def request(job: Job | None, status: int, took_s: float) -> None:
 def exposition(gateway: Gateway) -> bytes:
     """All numbers in Prometheus' format."""
     for name in gateway.by_name:
-        breaker.labels(name).set(gateway.breaker.is_open(name))
+        breaker.labels(name).set(gateway.is_open(name))
     if SHARED not in os.environ:
         return generate_latest(OWN)
     registry = CollectorRegistry()

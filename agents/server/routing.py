@@ -51,8 +51,6 @@ class Plan:
         state: the policy's view, with the calls so far; None until the first decision.
         score: [K], estimated chances that experts are right; None where the policy estimates none.
         cost_usd: [K], estimated costs.
-        usd_price: score per dollar, what money is worth; None where the policy has no price for it.
-        encode_s: seconds that the embedding took.
     """
 
     query: Query
@@ -61,8 +59,6 @@ class Plan:
     state: QueryState | None = None
     score: list[float] | None = None
     cost_usd: list[float] = field(default_factory=list)
-    usd_price: float | None = None
-    encode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class Planner:
         """
         return await self._batcher.submit(_Item(plan, money, list(candidates)))
 
-    def stays(self, plan: Plan, choice: int, current: int, lost_usd: float) -> bool:
+    def stays(self, plan: Plan, money: Money, choice: int, current: int, lost_usd: float) -> bool:
         """Whether a conversation stays with its current expert although the policy would choose another.
 
         It does unless the gain in score and money pays for the switch: for what its prompt would have cost less out of
@@ -113,15 +109,29 @@ class Planner:
 
         Args:
             plan: decided.
+            money: what it may count on.
             choice: the policy's.
             current: the expert of the turn before.
             lost_usd: the discount on cached tokens that a switch loses.
         """
         if plan.score is None or choice == current:
             return True
-        price = plan.usd_price or 0.0
+        price = self.usd_price(money) or 0.0
         saved_usd = plan.cost_usd[current] - plan.cost_usd[choice] - lost_usd
         return plan.score[choice] - plan.score[current] + price * saved_usd < SWITCH_GAIN
+
+    @torch.inference_mode()
+    def usd_price(self, money: Money) -> float | None:
+        """What the next dollars are worth in score, by the policy's budget value; None where it has none."""
+        policy = self.orchestrator.policy
+        if not isinstance(policy, BidPricePolicy):
+            return None
+        value = policy.network.budget_value
+        rest = torch.tensor([float(min(money.queries, HORIZON) - 1)])
+        usd = money.usd * float(rest + 1) / money.queries
+        part = PRICED_SHARE * max(usd, 1e-30)
+        before, after = (value.value_at(rest, torch.tensor([one], dtype=torch.float32)) for one in (usd, usd - part))
+        return max(0.0, float((before - after) / part))
 
     def warm_up(self) -> None:
         """Loads the encoder and runs everything once, so that the first request waits for nothing."""
@@ -166,7 +176,6 @@ class Planner:
             mean_usd = self.orchestrator.description.mean_cost_usd
             plan.score = feature[:k].clamp(0, 1).tolist() if estimated else None
             plan.cost_usd = (feature[k : 2 * k] * high_usd).tolist() if estimated else list(mean_usd)
-            plan.usd_price = self._usd_price(item.money)
 
     def _features(self, queries: Sequence[Query], embeddings: Sequence[np.ndarray | None]) -> Tensor:
         """The policy's features of queries, [B, F]; those without an embedding are encoded, each text once."""
@@ -182,15 +191,3 @@ class Planner:
             self._embeddings.popitem(last=False)
         texts, domains = [query.text for query in queries], [query.domain for query in queries]
         return self.orchestrator.features(np.stack(rows), texts, domains)
-
-    def _usd_price(self, money: Money) -> float | None:
-        """What the next dollars are worth in score, by the policy's budget value."""
-        policy = self.orchestrator.policy
-        if not isinstance(policy, BidPricePolicy):
-            return None
-        value = policy.network.budget_value
-        rest = torch.tensor([float(min(money.queries, HORIZON) - 1)])
-        usd = money.usd * float(rest + 1) / money.queries
-        part = PRICED_SHARE * max(usd, 1e-30)
-        before, after = (value.value_at(rest, torch.tensor([one], dtype=torch.float32)) for one in (usd, usd - part))
-        return max(0.0, float((before - after) / part))
