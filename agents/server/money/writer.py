@@ -50,7 +50,7 @@ class Writer:
         self._store, self._clock = store, clock
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._unsettled: dict[str, Settle] = {}  # known costs that the store could not take, to be tried again
-        self._closed = False
+        self._lock, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         self._thread.start()
 
@@ -83,18 +83,21 @@ class Writer:
 
     def close(self) -> None:
         """Does what is queued, then ends."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
+        with self._lock:
+            was_closed, self._closed = self._closed, True
+            if not was_closed:
+                self._queue.put(None)
+        if not was_closed:
             self._thread.join()
             if self._unsettled:
                 log.error("%d costs could not be settled: their reservations will expire", len(self._unsettled))
             self._store.close()
 
     def _put(self, task: _Task) -> None:
-        if self._closed:
-            raise StoreUnavailable("the ledger is closed")
-        self._queue.put(task)
+        with self._lock:  # nothing may be queued behind the end
+            if self._closed:
+                raise StoreUnavailable("the ledger is closed")
+            self._queue.put(task)
 
     def _work(self) -> None:
         closing = False

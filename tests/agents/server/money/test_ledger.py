@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -458,3 +461,21 @@ def test_a_closed_ledger_refuses(ledger_url: str):
     ledger.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         asyncio.run(ledger.reserve(key, "r", "e", 1, 60))
+
+
+def test_closing_while_others_ask_leaves_nobody_waiting(tmp_path: Path):
+    for number in range(10):
+        ledger = Ledger.open(f"sqlite:///{tmp_path}/{number}.db")
+
+        def ask_on(ledger: Ledger = ledger) -> None:
+            with contextlib.suppress(StoreUnavailable):
+                while True:
+                    ledger.recover(0)
+
+        threads = [threading.Thread(target=ask_on, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        ledger.close()
+        for thread in threads:
+            thread.join(timeout=5)
+            assert not thread.is_alive()
