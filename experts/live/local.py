@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,7 @@ class Batches:
     def __init__(self) -> None:
         self._waiting: list[Job] = []
         self._task: asyncio.Task | None = None
+        self._thread = ThreadPoolExecutor(1, "live-model")  # of its own, as slow models would fill a shared pool
 
     async def ask(self, job: Job) -> Answer:
         """The answer; a job that is cancelled before its turn is not asked."""
@@ -57,6 +59,14 @@ class Batches:
         finally:
             if not job.has_started:
                 self._waiting.remove(job)
+
+    async def run(self, expert: Expert, queries: list[Conversation]) -> list[Answer]:
+        """The answers to one batch."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, expert.answer, queries)
+
+    def close(self) -> None:
+        """Starts no further batch."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
         while self._waiting:
@@ -80,7 +90,7 @@ class Batches:
         jobs = [job for job in batch if not job.answer.done()]  # the others were cancelled
         if not jobs:
             return
-        answers = await asyncio.to_thread(jobs[0].expert.answer, [job.query for job in jobs])
+        answers = await self.run(jobs[0].expert, [job.query for job in jobs])
         for job, answer in zip(jobs, answers, strict=True):
             if not job.answer.done():
                 job.answer.set_result(answer)
@@ -101,7 +111,7 @@ class LiveLocal:
 
     async def load(self) -> None:
         """See `LiveExpert`."""
-        await asyncio.to_thread(self._expert.answer, [])
+        await self._batches.run(self._expert, [])
 
     def worst_usd(self, request: ChatRequest) -> float:
         """See `LiveExpert`."""
@@ -129,6 +139,7 @@ class LiveLocal:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._batches.close()
 
     async def _complete(self, request: ChatRequest, timeout_s: float, stream: Stream | None) -> Completion:
         started = time.perf_counter()
