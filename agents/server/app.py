@@ -183,7 +183,7 @@ async def ready(request: Request) -> JSONResponse:
     if request.app.state.draining:
         return JSONResponse({"status": "shutting down"}, 503)
     try:
-        await asyncio.to_thread(ledger.keys)
+        await asyncio.to_thread(ledger.check)
     except StoreUnavailable as error:
         return JSONResponse({"status": f"the ledger is not reachable: {error}"}, 503)
     if all(gateway.is_open(name) for name in gateway.by_name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from agents.server.money.types import (
     Period,
     Refused,
     Spending,
+    StoreUnavailable,
 )
 from agents.server.money.writer import Writer
 
@@ -162,7 +164,8 @@ class Ledger:
             refused: Refused | None = await self._writer.submit(operation)
         except BaseException as error:
             if not isinstance(error, Exception) or getattr(error, "unclear", False):
-                self._writer.submit_unheard(Settle(name, Charge(0, outcome="cancelled")))
+                with contextlib.suppress(StoreUnavailable):  # closed meanwhile
+                    self._writer.submit_unheard(Settle(name, Charge(0, outcome="cancelled")))
             raise
         if refused is not None:
             raise refused
@@ -188,7 +191,11 @@ class Ledger:
 
     def run(self, function: Callable[[Connection], T], writes: bool = True) -> T:
         """The result of a function of a connection to the store, in a transaction of its own; not for an event loop."""
-        return self._writer.call(function, writes)
+        return self._writer.call(function) if writes else self._read(function)
+
+    def check(self) -> None:
+        """Raises StoreUnavailable unless the store can be written to."""
+        self._writer.call(lambda connection: None)
 
     # What was spent.
 

@@ -40,7 +40,6 @@ class _Task:
     operation: Operation | None
     future: asyncio.Future[Any] | concurrent.futures.Future[Any] | None
     function: Callable[[Connection], Any] | None = None
-    function_writes: bool = True
 
 
 class Writer:
@@ -75,10 +74,10 @@ class Writer:
         self._put(_Task(operation, future))
         return future.result()
 
-    def call(self, function: Callable[[Connection], T], writes: bool = True) -> T:
+    def call(self, function: Callable[[Connection], T]) -> T:
         """The result of a function of the connection, in a transaction of its own; not for an event loop's thread."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._put(_Task(None, future, function, writes))
+        self._put(_Task(None, future, function))
         return future.result()
 
     def close(self) -> None:
@@ -141,7 +140,7 @@ class Writer:
     def _do_function(self, task: _Task) -> None:
         assert task.function is not None
         try:
-            with self._store.transaction(task.function_writes) as connection:
+            with self._store.transaction(writes=True) as connection:
                 result = task.function(connection)
         except Exception as error:
             result = error

@@ -168,7 +168,7 @@ def test_a_settlement_is_done_though_who_waits_is_cancelled(ledger: Ledger):
             await cancelled_after(lambda name=name: ledger.settle(name, Charge(4)), steps)  # type: ignore[misc]
 
     asyncio.run(work())
-    ledger.run(lambda connection: None)  # after all that is queued
+    ledger.check()  # after all that is queued
     assert account(ledger, "a") == (19 * 4, 0, 1_000_000 - 19 * 4)
 
 
@@ -188,7 +188,7 @@ def test_a_cancelled_reservation_leaves_nothing_reserved(ledger: Ledger):
                 await ledger.settle(done, Charge(0))
 
     asyncio.run(work())
-    ledger.run(lambda connection: None)  # after all that is queued
+    ledger.check()  # after all that is queued
     assert account(ledger, "a") == (0, 0, 1_000_000)
 
 

@@ -93,6 +93,8 @@ def test_sqlite_locked_by_another_program(tmp_path: Path, monkeypatch: pytest.Mo
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match="locked"):
                 await ledger.reserve(info.key_id, "r", "e", 100, 60)
+        with pytest.raises(StoreUnavailable, match="locked"):
+            await asyncio.to_thread(ledger.check)
         assert (await ledger.budget(info.key_id)).left_micro == 999_900  # who reads need not wait
         assert await ledger.settle(reservation, Charge(70)) and ledger.unsettled == 1
         other.execute("COMMIT")
