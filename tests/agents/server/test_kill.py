@@ -24,7 +24,7 @@ from tests.agents.server.running import (
     write_pool,
 )
 
-KILLS = int(os.environ.get("LEEROO_KILLS", "2"))  # of each test
+KILLS = int(os.environ.get("LEEROO_KILLS", "1"))  # of each test
 MOST_TOKENS = 40_000
 DELAY_S = 0.03
 
