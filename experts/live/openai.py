@@ -8,15 +8,14 @@ import json
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from experts.backends.http import ENCODINGS, MAY_BE_BILLED, UnreadableBody, check_encoding, read_body, reply_bytes
-from experts.backends.reply import NoCompletion, error_of, no_completion, read_json, reply_in
+from experts.backends.http import ENCODINGS, UnreadableBody, check_encoding, read_body, reply_bytes
+from experts.backends.reply import NoCompletion, no_completion, read_json, reply_in
 from experts.backends.secrets import LEAST_CHARS, REDACTED, redact, secret_forms, secrets_of_url
 from experts.backends.server import key_and_address
 from experts.confidence import logprob_without, split_confidence
@@ -25,6 +24,7 @@ from experts.live.connection import BrokenOff, NotConnected, Response, route_to
 from experts.live.deadline import Deadline
 from experts.live.events import Event, EventReader
 from experts.live.reading import Assembly, chat_logprobs, read_value, usage_body
+from experts.live.refusals import error_in, error_inside, refused, refused_setting
 from experts.live.stream import DRAIN_S, Stream
 from experts.live.types import ChatRequest, Chunk, Completion, Kind, UpstreamError
 from experts.specs import TEMPLATE_TOKENS, OpenAISpec
@@ -32,7 +32,6 @@ from experts.spending import CHARS_PER_TOKEN
 from experts.usage import Limits, Usage, count_tokens, normalise_usage
 from leeroo_env.cli import printable
 
-NOT_TAKEN = ("unsupported_parameter", "unsupported_value", "unknown_parameter")  # unlike a value out of range
 ERROR_CHARS = 300
 ERROR_BYTES = 1 << 16
 OPENAI_URL = "https://api.openai.com/v1"
@@ -181,11 +180,11 @@ class LiveOpenAI:
                 body = b""
             finally:
                 await response.aclose()
-            refused = _refused_setting(response.status_code, read_json(body), call.body)
-            if refused is None:
-                raise _refused(response, body)
-            self._unknown.add(refused)
-            del call.body[refused]
+            setting = refused_setting(response.status_code, read_json(body), call.body)
+            if setting is None:
+                raise refused(response.status_code, response.headers, body, ERROR_CHARS)
+            self._unknown.add(setting)
+            del call.body[setting]
         raise UpstreamError("bad request", "the server refuses one setting after the other")
 
     async def _send(self, call: Call) -> Response:
@@ -244,11 +243,11 @@ class LiveOpenAI:
         """The value of an event; raises where it is an error or no JSON object."""
         data = self._without_secrets(event.data)
         value = read_value(data)
-        error = _error_in(value)
+        error = error_in(value)
         if error is None and event.name == b"error":
             error = 502, data.decode("utf-8", "replace")
         if error is not None:
-            raise _error_inside(*error)
+            raise error_inside(*error)
         if value is None:
             raise no_completion(data)
         return value
@@ -256,9 +255,9 @@ class LiveOpenAI:
     def _add_whole(self, call: Call, body: bytes) -> dict[str, Any]:
         """Adds a reply that comes in one piece, and gives it as one chunk."""
         value = read_value(body := self._without_secrets(body))
-        error = _error_in(value)
+        error = error_in(value)
         if error is not None:
-            raise _error_inside(*error)
+            raise error_inside(*error)
         chunk = None if value is None else call.assembly.add(value)
         if chunk is None:
             raise no_completion(body)
@@ -345,71 +344,6 @@ class LiveOpenAI:
         if isinstance(error, (NoCompletion, UnreadableBody)):
             return "unreadable", True
         return "bad request" if isinstance(error, ValueError) else "unreadable", True
-
-
-def _error_in(value: dict[str, Any] | None) -> tuple[int, str] | None:
-    """Status and message of an error in a reply with status 200, also of one that cuts an answer short."""
-    return error_of(value | {"choices": None} if value and value.get("error") else value)
-
-
-def _error_inside(status: int, words: str) -> UpstreamError:
-    """The error that stands in a reply with status 200."""
-    return UpstreamError(_kind_of(status), f"{status}: {words}", status=status, may_be_billed=status in MAY_BE_BILLED)
-
-
-def _refused(response: Response, body: bytes) -> UpstreamError:
-    """The error of a reply with another status than 200."""
-    status = response.status_code
-    if status // 100 == 3:
-        words = "the server redirects, which is not followed; correct its address"
-    else:
-        error = error_of(read_json(body))
-        words = error[1] if error else body[:ERROR_CHARS].decode("utf-8", "replace")
-    return UpstreamError(
-        _kind_of(status),
-        f"{status}: {words}",
-        status=status,
-        retry_after_s=_retry_after_s(response.headers),
-        may_be_billed=status in MAY_BE_BILLED,
-    )
-
-
-def _kind_of(status: int) -> Kind:
-    if status == 429:
-        return "rate limit"
-    if status == 408:
-        return "timeout"
-    return "bad request" if status in (400, 413, 415, 422) else "server"
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """The seconds that `Retry-After` names, or that are left until its date."""
-    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        value = headers.get(name, "").strip()
-        try:
-            seconds = float(value) * scale
-        except ValueError:
-            continue
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _refused_setting(status: int, value: dict[str, Any] | None, body: dict[str, Any]) -> str | None:
-    """The setting that a server does not take, whatever its value, if the answer can do without it."""
-    if status not in (400, 422) or value is None:
-        return None
-    error = value.get("error")
-    fields = error if isinstance(error, dict) else {}
-    named = fields.get("param")
-    if isinstance(named, str) and named in DISPENSABLE and named in body and fields.get("code") in NOT_TAKEN:
-        return named
-    if "stream_options" not in body or "stream_options" not in json.dumps(value):
-        return None
-    own = {name: field for name, field in body.items() if name != "stream_options"}
-    return None if "stream_options" in json.dumps(own) else "stream_options"  # the server may quote the request
 
 
 def _top_logprobs(request: ChatRequest) -> int:
