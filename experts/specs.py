@@ -20,7 +20,7 @@ from experts.extra_settings import (
     check_limits,
     check_server_settings,
 )
-from experts.types import Query
+from experts.types import Chat, Query
 from experts.usage import Limits, LongContext, Price
 from leeroo_env.errors import InputError
 
@@ -179,7 +179,20 @@ class ExpertSpec(Settings):
 
     def most_prompt_tokens(self, query: Query) -> int:
         """An upper bound of the prompt's tokens: a token has at least one byte, and a chat template adds a few."""
+        if isinstance(query, Chat):
+            return int(self.most_chat_tokens(query.most_tokens))
         return len(self.render(query).encode("utf-8", "replace")) + len((self.system or "").encode()) + TEMPLATE_TOKENS
+
+    def most_chat_tokens(self, messages_tokens: float) -> float:
+        """An upper bound of the prompt's tokens, for messages that have at most so many."""
+        around = (self.system or "") + self.prompt + (REQUEST if self.confidence else "")
+        return messages_tokens * self.prompt.count("{text}") + len(around.encode("utf-8", "replace")) + TEMPLATE_TOKENS
+
+    def can_take(self, query: Query) -> bool:
+        """Whether the model can do what a conversation needs, as far as pool.yaml says."""
+        if not isinstance(query, Chat):
+            return True
+        return self.abilities.issuperset(query.needs) and (self.context is None or query.tokens < self.context)
 
     def limits(self, query: Query, max_tokens: int) -> Limits:
         """The most tokens that a call can take whose output has at most `max_tokens`."""

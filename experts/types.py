@@ -32,6 +32,23 @@ class Conversation(Query):
 
 
 @dataclass(frozen=True)
+class Chat(Query):
+    """A conversation in the messages of OpenAI's API, as live experts take them. `text` is what the encoder sees of it.
+
+    Attributes:
+        messages: the conversation.
+        most_tokens: the most that the messages count, without what an expert adds.
+        tokens: an estimate of the same.
+        needs: what an expert must be able to do, in the words of pool.yaml's `can`.
+    """
+
+    messages: tuple[dict[str, Any], ...] = ()
+    most_tokens: float = 0.0
+    tokens: int = 0
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Answer:
     """The result of one call.
 

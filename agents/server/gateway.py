@@ -17,6 +17,7 @@ from agents.server.journal import Journal
 from agents.server.money import Charge, KeyInfo, Ledger, Refused, micro_of
 from agents.server.routing import Money, Plan, Planner
 from agents.server.wire import ApiError, ChatCompletionRequest, passed_on
+from agents.serving.asking import as_answer, as_failure
 from agents.serving.breaker import CircuitBreaker
 from agents.serving.conversation import (
     conversation_key,
@@ -28,9 +29,10 @@ from agents.serving.conversation import (
     query_text,
 )
 from agents.serving.decider import delivered_call
+from agents.serving.outlook import cache_discount_usd
 from experts.live import ChatRequest, Chunk, Completion, LiveExpert, Stream, UpstreamError
 from experts.specs import OpenAISpec
-from experts.types import OUT_OF_MONEY, Answer, Query
+from experts.types import Answer, Query
 from leeroo_env.variants import entry_of
 
 MOST_ATTEMPTS = 5  # of a request, over all experts
@@ -265,10 +267,8 @@ class Gateway:
         if job.current is None or job.current not in candidates or not first:
             job.why = job.why or "the policy's choice"
             return choice
-        price = self.experts[job.current].spec.price
-        cached = price.usd_per_mtok_cached
-        discount = price.usd_per_mtok_in - (price.usd_per_mtok_in / 2 if cached is None else cached)
-        lost_usd = prompt_tokens(job.chat.messages, job.chat.settings) * discount / MICRO
+        tokens = prompt_tokens(job.chat.messages, job.chat.settings)
+        lost_usd = cache_discount_usd(self.experts[job.current].spec.price, tokens)
         if self.planner.stays(job.plan, job.money, choice, job.current, lost_usd):
             job.why = "goes on with the expert of the conversation"
             return job.current
@@ -427,7 +427,7 @@ class Gateway:
             completion = await opened.stream.finish()
         except UpstreamError as error:
             await self._lose(job, expert, opened.reserved, error)
-            self._note(expert, _failure(error, 0.0))
+            self._note(expert, as_failure(error, 0.0))
             return error
         outcome = "answered" if opened.is_read else "cancelled"
         await self._settle(job, expert, opened.reserved, completion, outcome)
@@ -451,7 +451,7 @@ class Gateway:
 
     def _add_failure(self, job: Job, expert: LiveExpert, error: UpstreamError, seconds: float) -> None:
         job.failures.append(error)
-        answer = _failure(error, seconds)
+        answer = as_failure(error, seconds)
         self._note(expert, answer)
         if job.plan.state is not None:
             self.planner.decider.add(job.plan.state, self.numbers[expert.name], answer)
@@ -522,30 +522,10 @@ class Hints:
     embedding: Any = None
 
 
-def as_answer(completion: Completion, cut_off: bool) -> Answer:
-    """A completion as the policy's comparison of answers takes it; `cut_off`: because the money ended."""
-    return Answer(
-        text=completion.text,
-        prompt_tokens=completion.usage.prompt_tokens,
-        completion_tokens=completion.usage.completion_tokens,
-        cost_usd=completion.cost_usd,
-        latency_s=completion.latency_s,
-        finish_reason=OUT_OF_MONEY if cut_off else completion.finish_reason,
-        reasoning=completion.reasoning,
-        logprob=completion.logprob,
-        confidence=completion.confidence,
-    )
-
-
 def price_version(expert: LiveExpert) -> str:
     """The prices of a charge, so that the ledger can be checked when pool.yaml has changed."""
     price = expert.spec.price
     return f"{price.usd_per_mtok_in:g}/{price.usd_per_mtok_out:g}/{price.usd_per_second:g}"
-
-
-def _failure(error: UpstreamError, seconds: float) -> Answer:
-    status = f"Error code: {error.status} - " if error.status else ""
-    return Answer("", 0, 0, 0.0, seconds, f"{status}{error.kind}: {error.message}", lost_usd=error.cost_usd)
 
 
 def _first_token_s(expert: LiveExpert) -> float:

@@ -13,18 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policies.bid_price import BidPricePolicy
 from agents.server.batching import Batcher
 from agents.serving.answer_match import Compare
 from agents.serving.decider import Preference, QueryState
 from agents.serving.orchestrator import Orchestrator
+from agents.serving.outlook import no_easier, stays, usd_price
 from experts.types import Query
-from leeroo_env.dynamics import HORIZON, vote_weight
+from leeroo_env.dynamics import vote_weight
 
 CACHED_TEXTS = 4_096
-SWITCH_GAIN = 0.02  # in score: what another expert must promise beyond all costs for a conversation to move there
 MOST_AT_ONCE = 64
-PRICED_SHARE = 0.05  # of what is left, at which the price of money is read
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,7 @@ class Planner:
         return await self._batcher.submit(_Item(plan, money, list(candidates)))
 
     def stays(self, plan: Plan, money: Money, choice: int, current: int, lost_usd: float) -> bool:
-        """Whether a conversation stays with its current expert although the policy would choose another.
-
-        It does unless the gain in score and money pays for the switch: for what its prompt would have cost less out of
-        the current expert's cache, and for the break that another voice is.
+        """Whether a conversation stays with its current expert; see `agents.serving.outlook.stays`.
 
         Args:
             plan: decided.
@@ -114,24 +109,13 @@ class Planner:
             current: the expert of the turn before.
             lost_usd: the discount on cached tokens that a switch loses.
         """
-        if plan.score is None or choice == current:
+        if choice == current:
             return True
-        price = self.usd_price(money) or 0.0
-        saved_usd = plan.cost_usd[current] - plan.cost_usd[choice] - lost_usd
-        return plan.score[choice] - plan.score[current] + price * saved_usd < SWITCH_GAIN
+        return stays(plan.score, plan.cost_usd, self.usd_price(money), choice, current, lost_usd)
 
-    @torch.inference_mode()
     def usd_price(self, money: Money) -> float | None:
         """What the next dollars are worth in score, by the policy's budget value; None where it has none."""
-        policy = self.orchestrator.policy
-        if not isinstance(policy, BidPricePolicy):
-            return None
-        value = policy.network.budget_value
-        rest = torch.tensor([float(min(money.queries, HORIZON) - 1)])
-        usd = money.usd * float(rest + 1) / money.queries
-        part = PRICED_SHARE * max(usd, 1e-30)
-        before, after = (value.value_at(rest, torch.tensor([one], dtype=torch.float32)) for one in (usd, usd - part))
-        return max(0.0, float((before - after) / part))
+        return usd_price(self.orchestrator.policy, money.usd, money.queries)
 
     def warm_up(self) -> None:
         """Loads the encoder and runs everything once, so that the first request waits for nothing."""
@@ -156,26 +140,22 @@ class Planner:
         return self.decider.preferences(states, usd, queries)
 
     def _begin(self, items: Sequence[_Item]) -> None:
-        """Estimates what the experts can do for new requests. A turn that follows others is taken to be no easier for
-        any expert than the turn before: "go on" means what came before it."""
+        """Estimates what the experts can do for new requests."""
         plans = [item.plan for item in items]
         features = self._features([plan.query for plan in plans], [plan.embedding for plan in plans])
-        k, high_usd = len(self.orchestrator.experts), self.orchestrator.cost_scale.high_usd
+        k = len(self.orchestrator.experts)
         estimated = self.orchestrator.predictor is not None
         following = [i for i, plan in enumerate(plans) if plan.earlier is not None] if estimated else []
         if following:
             earlier = [replace(plans[i].query, text=plans[i].earlier or "") for i in following]
-            before, own = self._features(earlier, [None] * len(earlier)), features[following]
-            score, cost = own[:, :k].minimum(before[:, :k]), own[:, k:].maximum(before[:, k:])
-            features[following] = torch.cat([score, cost], dim=1)
+            before = self._features(earlier, [None] * len(earlier))
+            features[following] = no_easier(features[following], before, k)
         reliability = self.orchestrator.reliability(features)
         rows = zip(items, features, reliability, vote_weight(reliability), strict=True)
         for item, feature, reliable, votes in rows:
             plan = item.plan
             plan.state = QueryState(plan.query, feature, reliable, votes)
-            mean_usd = self.orchestrator.description.mean_cost_usd
-            plan.score = feature[:k].clamp(0, 1).tolist() if estimated else None
-            plan.cost_usd = (feature[k : 2 * k] * high_usd).tolist() if estimated else list(mean_usd)
+            plan.score, plan.cost_usd = self.orchestrator.estimates(feature)
 
     def _features(self, queries: Sequence[Query], embeddings: Sequence[np.ndarray | None]) -> Tensor:
         """The policy's features of queries, [B, F]; those without an embedding are encoded, each text once."""

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from experts.backends.http import FAILOVER_ATTEMPTS, failover
+from experts.live.types import Completion, UpstreamError
 from experts.reasoning import split_reasoning
 from experts.specs import ExpertSpec, LocalSpec
-from experts.types import EMPTY, Answer, Expert, Query
+from experts.types import EMPTY, OUT_OF_MONEY, Answer, Expert, Query
 
 ERROR_CHARS = 300
 
@@ -38,6 +39,38 @@ def worst_attempt_usd(expert: Expert, mean_cost_usd: float, query: Query) -> flo
     """The most that one attempt of a call can cost; of an expert without a `spec`, its mean cost."""
     spec: Any = getattr(expert, "spec", None)
     return float(spec.worst_usd(query)) if isinstance(spec, ExpertSpec) else mean_cost_usd
+
+
+def can_take(expert: Expert, query: Query) -> bool:
+    """Whether an expert can do what a query needs, as far as its `spec` says."""
+    spec: Any = getattr(expert, "spec", None)
+    return not isinstance(spec, ExpertSpec) or spec.can_take(query)
+
+
+def as_answer(completion: Completion, cut_off: bool) -> Answer:
+    """A completion as the policy's comparison of answers takes it; `cut_off`: because the money ended."""
+    return Answer(
+        text=completion.text,
+        prompt_tokens=completion.usage.prompt_tokens,
+        completion_tokens=completion.usage.completion_tokens,
+        cost_usd=completion.cost_usd,
+        latency_s=completion.latency_s,
+        finish_reason=OUT_OF_MONEY if cut_off else completion.finish_reason,
+        reasoning=completion.reasoning,
+        logprob=completion.logprob,
+        confidence=completion.confidence,
+    )
+
+
+def as_failure(error: UpstreamError, seconds: float) -> Answer:
+    """A live call that failed, as an answer."""
+    if error.kind == "empty":
+        message = error.message.removeprefix("an ")
+        reason = message if message.startswith(EMPTY) else f"{EMPTY}: {message}"
+    else:
+        status = f"Error code: {error.status} - " if error.status else ""
+        reason = f"{status}{error.kind}: {error.message}"
+    return Answer("", 0, 0, 0.0, seconds, reason, lost_usd=error.cost_usd)
 
 
 def ask_experts(

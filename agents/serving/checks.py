@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from agents.serving.answer_match import Compare, by_normal_form
 from agents.serving.asking import is_limited
+from agents.serving.chat import as_chat, is_conversation
 from experts.types import Expert, Query
 from leeroo_env.errors import InputError
 
 
 def as_queries(queries: Any) -> list[Query]:
-    """A query, a text, or an iterable of them, as queries; texts are numbered. A text is one query, not its letters.
+    """A query, a text, a conversation, or an iterable of them, as queries; texts are numbered. A text is one query, not
+    its letters; a list of messages is one conversation.
 
     Raises:
         InputError: anything else, a text that is blank, or one that cannot be sent as UTF-8.
     """
-    if isinstance(queries, str | Query):
+    if isinstance(queries, str | Query) or is_conversation(queries):
         queries = [queries]
     if not isinstance(queries, Iterable) or isinstance(queries, bytes | bytearray | Mapping | set | frozenset):
         raise InputError(f"queries: must be texts or queries in order, not {type(queries).__name__}")
@@ -28,8 +31,10 @@ def as_queries(queries: Any) -> list[Query]:
 
 
 def _as_query(number: int, query: Any) -> Query:
-    text = query.text if isinstance(query, Query) else query
     where = f"queries[{number}]"
+    if is_conversation(query):
+        return as_chat(query, where)
+    text = query.text if isinstance(query, Query) else query
     if not isinstance(text, str):
         raise InputError(f"{where}: must be a text or a query, not {type(text).__name__}")
     if not text.strip():
@@ -39,6 +44,14 @@ def _as_query(number: int, query: Any) -> Query:
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: character {error.start} is half a surrogate pair, which is no text") from None
     return query if isinstance(query, Query) else Query(str(number), str(text))
+
+
+def as_compare(compare: Any) -> Compare:
+    """A function that compares answers, by its name or itself. Raises InputError."""
+    compare = by_normal_form(compare) if isinstance(compare, str) else compare
+    if not callable(compare):
+        raise InputError(f"compare: must be a name or a function, not {type(compare).__name__}")
+    return compare  # type: ignore[no-any-return]
 
 
 def as_texts(texts: Any, n: int, name: str = "texts") -> list[str] | None:

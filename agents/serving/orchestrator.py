@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+import math
+import numbers
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +33,12 @@ from agents.routers.base import Context, Router
 from agents.routers.function import FunctionRouter
 from agents.routers.policy import PolicyRouter
 from agents.routers.stored import StoredRouter, load_router, save_router
-from agents.serving.answer_match import Compare, by_normal_form
+from agents.serving.answer_match import Compare
 from agents.serving.breaker import CircuitBreaker
+from agents.serving.chat import ReplyStream, pool_experts
 from agents.serving.checks import (
     as_budgets,
+    as_compare,
     as_embeddings,
     as_queries,
     as_texts,
@@ -40,15 +47,23 @@ from agents.serving.checks import (
     experts_in_order,
 )
 from agents.serving.decider import Decider
-from agents.serving.reply import Reply
+from agents.serving.defaults import budget_of, compare_of
+from agents.serving.live import Live
+from agents.serving.purse import Purse
+from agents.serving.reply import Reply, Route
 from agents.serving.session import Session
-from experts.types import Expert, Query
+from experts.specs import Pool
+from experts.types import Chat, Expert, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.cost_scale import CostScale
 from leeroo_env.dynamics import HORIZON, call_features, count_votes, make_rules, vote_weight
 from leeroo_env.variants import shared_models
 
 AT_ONCE = 16
+MOST_THREADS = 64  # that `aanswer` and `aroute` wait in
+T = TypeVar("T")
+Conversation = Sequence[Mapping[str, Any]]  # messages as OpenAI's API has them
+Queries = Iterable[Query | str | Conversation] | Query | str | Conversation
 
 
 class Orchestrator:
@@ -70,7 +85,9 @@ class Orchestrator:
     ):
         """Args: a policy or a router, its `describe_policy`, the predictor that turns embeddings into its features,
         None where these are the embeddings themselves, and the model of what calls tell. Users call `load` or `of`."""
-        self._breaker, self._evidence_model = CircuitBreaker(), evidence_model
+        self.breaker, self._evidence_model = CircuitBreaker(), evidence_model
+        self._live: Live | None = None
+        self._encoding = threading.Lock()
         self._set_policy(policy, description, predictor)
 
     def _set_policy(
@@ -94,10 +111,44 @@ class Orchestrator:
     def deliver(self) -> int:
         return len(self.experts)
 
+    @property
+    def left_usd(self) -> float | None:
+        """Dollars left of `max_usd`; None where it was loaded without a pool."""
+        return None if self._live is None else self._live.purse.left_usd
+
     @classmethod
-    def load(cls, run_dir: str | os.PathLike, device: torch.device | str = "cpu") -> Orchestrator:
-        """The policy kept by a run of `train.py`. Raises InputError where it is missing or broken."""
-        directory = Path(run_dir) / "policy"
+    def load(
+        cls,
+        run_dir: str | os.PathLike,
+        device: torch.device | str = "cpu",
+        *,
+        pool: str | os.PathLike | Pool | None = None,
+        max_usd: float | None = None,
+    ) -> Orchestrator:
+        """The policy kept by a run of `train.py`.
+
+        Args:
+            run_dir: of the run.
+            device: of the policy.
+            pool: pool.yaml with its experts, for `answer`, `route` and `stream`.
+            max_usd: the dollars that all of their calls may be billed together.
+
+        Raises:
+            InputError: the policy or the pool is missing or broken, or an argument makes no sense.
+        """
+        orchestrator = cls._read(Path(run_dir), device)
+        if pool is None and max_usd is None:
+            return orchestrator
+        if pool is None or not isinstance(max_usd, numbers.Real) or not 0 <= float(max_usd) < math.inf:
+            raise InputError(f"pool {pool}, max_usd {max_usd}: give both, a pool.yaml and dollars from 0")
+        live = pool_experts(pool, orchestrator.experts)
+        usd_per_query, compare = budget_of(Path(run_dir)), compare_of(Path(run_dir))
+        orchestrator._live = Live(orchestrator, live, Purse(float(max_usd)), usd_per_query, compare)
+        return orchestrator
+
+    @classmethod
+    def _read(cls, run_dir: Path, device: torch.device | str) -> Orchestrator:
+        directory = run_dir / "policy"
         if not directory.is_dir():
             raise InputError(f"{run_dir}: holds no policy/; is it the directory of a training run?")
         if read_description(directory / "policy.json").policy == "router":
@@ -162,12 +213,12 @@ class Orchestrator:
 
     def answer(
         self,
-        queries: Iterable[Query | str] | Query,
-        experts: Mapping[str, Expert],
-        remaining_usd: float,
+        queries: Queries,
+        experts: Mapping[str, Expert] | None = None,
+        remaining_usd: float | None = None,
         remaining_queries: int | None = None,
         *,
-        compare: str | Compare = "exact",
+        compare: str | Compare | None = None,
         embeddings: npt.ArrayLike | None = None,
         at_once: int = AT_ONCE,
         allow_unbounded: bool = False,
@@ -190,13 +241,16 @@ class Orchestrator:
         calls of this method, too.
 
         Args:
-            queries: B queries or texts; a text alone is one query.
+            queries: B queries, texts or conversations; one alone is one query. A conversation is a list of messages
+                as OpenAI's API has them, and needs the experts of `load`.
             experts: by name, all of `self.experts`; `experts.pool.make_experts` makes them. Others must be
-                `experts.types.LimitedExpert`s, or a budget cannot hold them.
-            remaining_usd: dollars for these queries and later ones.
-            remaining_queries: number of queries that this money is for, these included; None: these alone.
+                `experts.types.LimitedExpert`s, or a budget cannot hold them. None: those that it was loaded with.
+            remaining_usd: dollars for these queries and later ones; with the experts of `load` it is `left_usd`.
+            remaining_queries: number of queries that this money is for, these included. None: with the experts of
+                `load` as many as it pays for at the budget that the run's report recommends, else these alone.
             compare: how answers are compared: the name of the grader that filled the table ("multiple-choice",
-                "number", "exact", "math"), or for free text `agents.serving.answer_match.by_similarity`.
+                "number", "exact", "math"), or for free text `agents.serving.answer_match.by_similarity`. None: with
+                the experts of `load` as the run's table was graded, else "exact".
             embeddings: [B, D]; None: computed with the table's encoder.
             at_once: number of queries in progress at the same time.
             allow_unbounded: asks experts without prices and limits, too, where what is left covers their mean cost.
@@ -210,24 +264,77 @@ class Orchestrator:
             InputError: an expert is missing or cannot be held to a budget, or an argument makes no sense.
         """
         batch = as_queries(queries)
+        if experts is None:
+            return self._loaded(remaining_usd).answer(batch, remaining_queries, compare, embeddings, at_once)
         remaining = len(batch) if remaining_queries is None else remaining_queries
         check_stream(remaining_usd, remaining, at_once, len(batch))
         in_order = experts_in_order(experts, self.experts)
         if not allow_unbounded:
             check_limited(in_order)
-        compare = by_normal_form(compare) if isinstance(compare, str) else compare
-        if not callable(compare):
-            raise InputError(f"compare: must be a name or a function, not {type(compare).__name__}")
+        if any(isinstance(query, Chat) for query in batch):
+            raise InputError("queries: conversations need the experts of Orchestrator.load(..., pool=, max_usd=)")
+        decider = self.decider(as_compare("exact" if compare is None else compare))
         if not batch:
             return []
         texts = [query.text for query in batch]
         x = as_embeddings(self._encoder.encode(texts) if embeddings is None else embeddings, self.embedding_dim)
         features = self.features(x, as_texts(texts, len(x)), [query.domain for query in batch])
-        decider = self.decider(compare)
-        session = Session(decider, in_order, float(remaining_usd), remaining, self._breaker)
-        parts = [slice(start, start + at_once) for start in range(0, len(batch), at_once)]
-        reliability = self.reliability(features)
-        return [reply for part in parts for reply in session.answer(batch[part], features[part], reliability[part])]
+        assert remaining_usd is not None
+        session = Session(decider, in_order, Purse(float(remaining_usd)), remaining, self.breaker)
+        return session.answer_all(batch, features, self.reliability(features), at_once)
+
+    async def aanswer(self, queries: Queries, *args: Any, **kwargs: Any) -> list[Reply]:
+        """`answer` without blocking the event loop. If cancelled, the queries are answered and paid all the same."""
+        return await self._in_thread(self.answer, queries, *args, **kwargs)
+
+    def route(self, queries: Queries, remaining_queries: int | None = None) -> list[Route]:
+        """Who would be asked first about each query, and why; nobody is asked. Needs the experts of `load`.
+
+        Args:
+            queries, remaining_queries: as in `answer`; each is decided as if it were the next.
+
+        Raises:
+            InputError: it was loaded without a pool, or an argument makes no sense.
+        """
+        return self._loaded().route(as_queries(queries), remaining_queries)
+
+    async def aroute(self, queries: Queries, remaining_queries: int | None = None) -> list[Route]:
+        """`route` without blocking the event loop."""
+        return await self._in_thread(self.route, queries, remaining_queries)
+
+    def stream(self, query: Query | str | Conversation) -> ReplyStream:
+        """Answers one query with one call, whose text comes in pieces; needs the experts of `load`.
+
+        Another expert is asked where one fails before it has written anything. An answer that breaks off later has the
+        finish reason "interrupted".
+
+        Raises:
+            InputError: as `answer`.
+        """
+        return self._loaded().stream(*as_queries([query]))
+
+    def _loaded(self, remaining_usd: float | None = None) -> Live:
+        """What it was loaded with. Raises InputError where that is nothing."""
+        if self._live is None:
+            raise InputError("experts: give them and remaining_usd, or Orchestrator.load(..., pool=, max_usd=)")
+        if remaining_usd is not None:
+            raise InputError(f"remaining_usd {remaining_usd}: goes with experts; without them max_usd of `load` counts")
+        return self._live
+
+    def estimates(self, features: Tensor) -> tuple[list[float] | None, list[float]]:
+        """Of one query with features [F] the estimated scores [K], None where the policy has none, and costs [K]."""
+        k = len(self.experts)
+        if self.predictor is None:
+            return None, list(self.description.mean_cost_usd)
+        cost_usd = features[k : 2 * k] * self.cost_scale.high_usd
+        return features[:k].clamp(0, 1).tolist(), cost_usd.tolist()
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(work, *args, **kwargs))
+
+    @functools.cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(MOST_THREADS, "orchestrator")
 
     def decider(self, compare: Compare) -> Decider:
         """What decides about queries in progress, with this comparison of their answers."""
@@ -278,7 +385,8 @@ class Orchestrator:
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The embeddings of B texts, [B, D], which are not written to the cache on disk."""
-        return self._encoder.forward(self._encoder.tokens(texts)).cpu().numpy()  # type: ignore[no-any-return]
+        with self._encoding:  # tokenizers are not made for several threads
+            return self._encoder.forward(self._encoder.tokens(texts)).cpu().numpy()  # type: ignore[no-any-return]
 
     @functools.cached_property
     def _encoder(self) -> Any:

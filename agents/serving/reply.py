@@ -43,6 +43,27 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Who would answer a query, and what there is to say of it.
+
+    Attributes:
+        query: the query.
+        expert: who would be asked first; None where no expert can be paid.
+        score: by expert the estimated chance that it is right; None where the policy estimates none.
+        cost_usd: by expert the estimated cost.
+        usd_price: what money is worth, in score per dollar; None where the policy has no price for it.
+        why: for people, how the expert was chosen.
+    """
+
+    query: Query
+    expert: str | None
+    score: dict[str, float] | None
+    cost_usd: dict[str, float]
+    usd_price: float | None
+    why: str
+
+
+@dataclass(frozen=True)
 class Reply:
     """The delivered answer to a query, and the calls behind it.
 

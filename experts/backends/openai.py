@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import math
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from experts.backends.event_loop import event_loop
 from experts.backends.http import FAILOVER_ATTEMPTS, Call, current_call, failover, make_client, reply_bytes
 from experts.backends.reply import Reply, read_reply
 from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
@@ -24,8 +23,6 @@ from leeroo_env.cli import printable
 
 ERROR_CHARS = 300
 RETRY_IF_EMPTY = (None, "stop")  # with other reasons the same prompt would end alike
-
-_starting = threading.Lock()
 
 
 class OpenAIExpert:
@@ -53,7 +50,7 @@ class OpenAIExpert:
         A call asks for no more tokens than its limit pays for, and is sent again only if what is left of that pays.
         """
         limits = [math.inf] * len(queries) if limits_usd is None else limits_usd
-        return asyncio.run_coroutine_threadsafe(self._answer(queries, limits), _event_loop()).result()
+        return asyncio.run_coroutine_threadsafe(self._answer(queries, limits), event_loop()).result()
 
     async def _answer(self, queries: Sequence[Query], limits_usd: Sequence[float]) -> list[Answer]:
         return await asyncio.gather(*(self._ask(*pair) for pair in zip(queries, limits_usd, strict=True)))
@@ -164,16 +161,3 @@ def _settings(spec: OpenAISpec, max_tokens: int) -> dict[str, Any]:
     """The arguments of a call except its prompt."""
     extra = {"extra_body": spec.generation.extra} if spec.generation.extra else {}
     return {"model": spec.model, limit_field(spec): max_tokens, **sampling_settings(spec), **extra}
-
-
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all calls, on a thread of its own, so that `answer` works from any thread."""
-    with _starting:  # the cache alone would let two threads start two loops
-        return _started_loop()
-
-
-@functools.cache
-def _started_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="openai", daemon=True).start()
-    return loop

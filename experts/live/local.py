@@ -21,7 +21,7 @@ from experts.live.stream import DRAIN_S, Stream
 from experts.live.types import ChatRequest, Chunk, Completion, Kind, UpstreamError
 from experts.pool.factory import with_spec
 from experts.pool.problems import first_problem
-from experts.specs import TEMPLATE_TOKENS, Generation, LocalSpec, VllmSpec
+from experts.specs import Generation, LocalSpec, VllmSpec
 from experts.types import Answer, Conversation, Expert
 from experts.usage import Usage
 from leeroo_env.errors import InputError
@@ -116,8 +116,7 @@ class LiveLocal:
     def worst_usd(self, request: ChatRequest) -> float:
         """See `LiveExpert`."""
         spec = self.spec
-        around = len((spec.system or "").encode()) + len(spec.prompt.encode()) + TEMPLATE_TOKENS
-        tokens = request.most_prompt_tokens + around
+        tokens = spec.most_chat_tokens(request.most_prompt_tokens)
         return math.inf if math.isinf(tokens) else spec.price.worst_usd(int(tokens), most_tokens(spec, request))
 
     async def complete(self, request: ChatRequest, timeout_s: float) -> Completion:

@@ -27,7 +27,7 @@ from experts.live.reading import Assembly, chat_logprobs, read_value, usage_body
 from experts.live.refusals import error_in, error_inside, refused, refused_setting
 from experts.live.stream import DRAIN_S, Stream
 from experts.live.types import ChatRequest, Chunk, Completion, Kind, UpstreamError
-from experts.specs import TEMPLATE_TOKENS, OpenAISpec
+from experts.specs import OpenAISpec
 from experts.spending import CHARS_PER_TOKEN
 from experts.usage import Limits, Usage, count_tokens, normalise_usage
 from leeroo_env.cli import printable
@@ -143,9 +143,7 @@ class LiveOpenAI:
         await self._route.close()
 
     def _most_prompt_tokens(self, request: ChatRequest) -> float:
-        spec = self.spec
-        around = len((spec.system or "").encode()) + len(spec.prompt.encode()) + TEMPLATE_TOKENS
-        return request.most_prompt_tokens + around
+        return self.spec.most_chat_tokens(request.most_prompt_tokens)
 
     def _call(self, request: ChatRequest, stream: bool) -> Call:
         spec, worst_usd = self.spec, self.worst_usd(request)

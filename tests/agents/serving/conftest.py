@@ -35,5 +35,5 @@ def rated_for_all() -> Orchestrator:
 @pytest.fixture
 def rated(rated_for_all: Orchestrator, monkeypatch: pytest.MonkeyPatch) -> Orchestrator:
     """Asks one expert a query, gamma where the budget allows it; remembers no failures of other tests."""
-    monkeypatch.setattr(rated_for_all, "_breaker", CircuitBreaker())
+    monkeypatch.setattr(rated_for_all, "breaker", CircuitBreaker())
     return rated_for_all

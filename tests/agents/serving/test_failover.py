@@ -205,7 +205,7 @@ def test_failed_only_if_all_failed(rated: Orchestrator, servers: dict[str, RawSe
     assert [call.expert for call in reply.calls] == ["gamma", "beta", "alpha"]
     assert all(str(status) in (call.error or "") for call, status in zip(reply.calls, (500, 404, 401), strict=True))
     servers["alpha"].react = lambda prompt, time: (200, completion("7"))
-    rated._breaker = CircuitBreaker()
+    rated.breaker = CircuitBreaker()
     (reply,) = ask(rated, served(servers))
     assert (reply.text, reply.stop_reason, len(reply.calls)) == ("7", "max calls", 3)
 
