@@ -98,7 +98,7 @@ class Live:
     ) -> Session:
         """A session for n queries with what is left. Raises InputError."""
         orchestrator, left_usd = self.orchestrator, self.purse.left_usd
-        pace = n if self.usd_per_query is None else int(left_usd / self.usd_per_query)
+        pace = n if self.usd_per_query is None else round(left_usd / self.usd_per_query)
         remaining = max(n, pace) if remaining_queries is None else remaining_queries
         check_stream(left_usd, remaining, at_once, n)
         in_order = experts_in_order(self.experts, orchestrator.experts)
