@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from agents.server import logs, metrics
@@ -25,6 +25,7 @@ from agents.server.gateway import MICRO, Gateway, Hints, Job, OpenStream
 from agents.server.journal import Decision, Journal
 from agents.server.money import KeyInfo, Ledger, StoreUnavailable
 from agents.server.openapi import CHAT, FEEDBACK, ROUTE
+from agents.server.page import Page
 from agents.server.routing import Planner
 from agents.server.wire import ApiError, ChatCompletionRequest, FeedbackRequest, parse, read_json
 from agents.serving.answer_match import by_normal_form
@@ -57,6 +58,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     app.add_api_route("/v1/feedback", feedback, methods=["POST"], **FEEDBACK)
     app.add_api_route("/v1/models", models, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", one_model, methods=["GET"])
+    app.add_api_route("/", page, methods=["GET"], response_class=HTMLResponse)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/ready", ready, methods=["GET"])
     app.add_api_route("/metrics", prometheus, methods=["GET"], response_class=PlainTextResponse)
@@ -72,6 +74,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.journal = Journal(state.ledger)
     await state.journal.begin()
     state.gateway = make_gateway(config, state.ledger, state.journal)
+    state.page = Page(config.database)
     state.draining = False
     recovering = asyncio.create_task(_recover(state.ledger))
     yield
@@ -79,6 +82,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     recovering.cancel()
     await state.gateway.close(GRACE_S)
     await state.journal.close()
+    state.page.close()
     state.ledger.close()
 
 
@@ -195,6 +199,15 @@ async def prometheus(request: Request) -> Response:
     """Numbers for Prometheus."""
     _check_admin(request)
     return PlainTextResponse(metrics.exposition(_gateway(request)), media_type=metrics.CONTENT_TYPE)
+
+
+async def page(request: Request) -> HTMLResponse:
+    """Money and decisions, for people."""
+    _check_admin(request)
+    gateway = _gateway(request)
+    is_open = {name: gateway.breaker.is_open(name) for name in gateway.by_name}
+    shown: HTMLResponse = await request.app.state.page.show(is_open, request.query_params.get("hours", "24"))
+    return shown
 
 
 # ------------------------------------------------------------------------------------------------- what routes share

@@ -156,7 +156,7 @@ def welcome(options: Options, config: ServerConfig, first_key: str | None, admin
             f"  curl -i {url}/v1/chat/completions -H \"Authorization: Bearer $LEEROO_API_KEY\" -d '{question}'",
         ]
     known = "the key in $LEEROO_ADMIN_KEY" if ADMIN_KEY in _GIVEN else admin_key
-    lines.append(f"{url}/metrics is for Prometheus; user admin, password {known}")
+    lines.append(f"{url}/ shows money and decisions, {url}/metrics is for Prometheus; user admin, password {known}")
     return "\n".join(lines)
 
 

@@ -131,18 +131,6 @@ class Journal:
         change = change.values(feedback=score)
         return await asyncio.to_thread(self._ledger.run, lambda connection: connection.execute(change).rowcount > 0)
 
-    async def recent(self, n: int) -> list[Any]:
-        """The last decisions, newest first."""
-        query = sa.select(decisions).order_by(decisions.c.at.desc()).limit(n)
-        return await self._read(lambda connection: connection.execute(query).all())
-
-    async def totals(self, since: float) -> list[Any]:
-        """By expert: decisions, micro-dollars, what the most expensive expert would have cost, and mean latency."""
-        row = decisions.c
-        columns = row.expert, sa.func.count(), sa.func.sum(row.micro_usd), sa.func.sum(row.dearest_micro_usd)
-        query = sa.select(*columns, sa.func.avg(row.latency_s)).where(row.at >= since).group_by(row.expert)
-        return await self._read(lambda connection: connection.execute(query).all())
-
     async def _read(self, function: Any) -> Any:
         return await asyncio.to_thread(self._ledger.run, function, False)
 
@@ -180,3 +168,49 @@ class Journal:
             self._pruned_at = now
             for table in (decisions, conversations):
                 connection.execute(table.delete().where(table.c.at < now - KEPT_S))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A decision as it is stored."""
+
+    decision: Decision
+    feedback: float | None
+    """what a user thought of the answer, from 0 to 1; None: nothing was said"""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the decisions with one expert and one HTTP status."""
+
+    expert: str
+    status: int
+    requests: int
+    micro_usd: int
+    dearest_micro_usd: int
+
+
+def recent(connection: Connection, n: int) -> list[Recorded]:
+    """The last `n` decisions, newest first."""
+    query = sa.select(decisions).order_by(decisions.c.at.desc(), decisions.c.id).limit(n)
+    found = []
+    for row in connection.execute(query).mappings():
+        fields = {**row, "estimates": json.loads(row["estimates"])}
+        feedback = fields.pop("feedback")
+        found.append(Recorded(Decision(**fields), feedback))
+    return found
+
+
+def totals(connection: Connection, since: float) -> list[Totals]:
+    """By expert and status, of what was decided from `since` on."""
+    row = decisions.c
+    sums = sa.func.sum(row.micro_usd), sa.func.sum(row.dearest_micro_usd)
+    query = sa.select(row.expert, row.status, sa.func.count(), *sums).where(row.at >= since)
+    found = connection.execute(query.group_by(row.expert, row.status)).all()
+    return [Totals(expert, status, n, int(micro), int(dearest)) for expert, status, n, micro, dearest in found]
+
+
+def latencies(connection: Connection, since: float, most: int) -> list[float]:
+    """Seconds of the last answered requests from `since` on, `most` at most."""
+    query = sa.select(decisions.c.latency_s).where(decisions.c.at >= since, decisions.c.status == 200)
+    return list(connection.scalars(query.order_by(decisions.c.at.desc()).limit(most)))

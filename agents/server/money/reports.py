@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, select
+from sqlalchemy import ColumnElement, Connection, case, func, literal, select
 
 from agents.server.money.counter import Counter
 from agents.server.money.schema import counters, ledger
-from agents.server.money.types import Account, By, Charge, LedgerRow, Spending
+from agents.server.money.types import Account, By, Charge, LedgerRow, OutcomeSums, Spending
 
 _teams = counters.alias("teams")
 
@@ -65,6 +65,34 @@ def recent(connection: Connection, n: int) -> list[LedgerRow]:
         )
         for row in connection.execute(query)
     ]
+
+
+def by_outcome(connection: Connection, since: float) -> list[OutcomeSums]:
+    """Sums of what was settled from `since` on, by expert and outcome."""
+    sums = (func.sum(ledger.c[name]) for name in ("micro_usd", "lost_micro_usd", "latency_s"))
+    query = select(ledger.c.expert, ledger.c.outcome, func.count(), *sums).where(ledger.c.settled_at >= since)
+    found = connection.execute(query.group_by(ledger.c.expert, ledger.c.outcome)).all()
+    return [
+        OutcomeSums(expert, outcome, n, int(micro), int(lost), float(latency_s))
+        for expert, outcome, n, micro, lost, latency_s in found
+    ]
+
+
+def over_time(connection: Connection, starts: list[float]) -> list[tuple[int, str, int]]:
+    """Micro-dollars by the number of the interval and by expert.
+
+    Args:
+        starts: Unix seconds at which intervals begin, each until the next; the last one is open.
+    """
+    if all(start % 3600 == 0 for start in starts):
+        number: ColumnElement[Any] = ledger.c.settled_hour - int(starts[0] // 3600)
+    else:  # floor is no function of every SQLite, and casts round in PostgreSQL
+        later = [case((ledger.c.settled_at >= start, 1), else_=0) for start in starts[1:]]
+        number = sum(later, literal(0))
+    named = select(number.label("number"), ledger.c.expert, ledger.c.micro_usd)
+    spent = named.where(ledger.c.settled_at >= starts[0]).subquery().c
+    query = select(spent.number, spent.expert, func.sum(spent.micro_usd)).group_by(spent.number, spent.expert)
+    return [(int(row[0]), row[1], int(row[2])) for row in connection.execute(query)]
 
 
 def account_of(counter: Counter) -> Account:

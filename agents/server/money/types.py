@@ -140,6 +140,19 @@ class Spending:
     """mean of the attempts"""
 
 
+@dataclass(frozen=True)
+class OutcomeSums:
+    """Sums over the attempts at one expert that ended in one way."""
+
+    expert: str
+    outcome: str
+    attempts: int
+    micro_usd: int
+    lost_micro_usd: int
+    latency_s: float
+    """of all attempts together"""
+
+
 def micro_of(usd: float) -> int:
     """The whole micro-dollars that a cost in dollars is charged with: rounded up, but for the errors of floats."""
     return math.ceil(usd * 1e6 - 1e-6)
