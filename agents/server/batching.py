@@ -14,7 +14,8 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Collects items from an event loop without a fixed delay. An exception of the work goes to all of its batch."""
+    """Collects items from an event loop without a fixed delay. Where a batch fails, its items are worked on one by one,
+    so that the fault of one is not the others' loss."""
 
     def __init__(self, work: Callable[[Sequence[T]], Sequence[R]], most: int = 64, name: str = "batcher"):
         """Args: the work on at most `most` items at once, which gives one result for each."""
@@ -45,13 +46,19 @@ class Batcher(Generic[T, R]):
                 closing = item is None
                 batch += [] if item is None else [item]
             batch = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
-            try:
-                results = self._work([item for item, _ in batch]) if batch else []
-                for (_, future), result in zip(batch, results, strict=True):
-                    future.set_result(result)
-            except BaseException as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
+            self._do(batch)
             if closing:
                 return
+
+    def _do(self, batch: list[tuple[T, Future[R]]]) -> None:
+        try:
+            results = self._work([item for item, _ in batch]) if batch else []
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
+        except BaseException as error:
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            for one in batch:
+                if not one[1].done():
+                    self._do([one])

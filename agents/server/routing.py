@@ -18,6 +18,7 @@ from agents.serving.answer_match import Compare
 from agents.serving.decider import Preference, QueryState
 from agents.serving.orchestrator import Orchestrator
 from agents.serving.outlook import no_easier, stays, usd_price
+from experts.embedding_cache import digest
 from experts.types import Query
 from leeroo_env.dynamics import vote_weight
 
@@ -75,7 +76,7 @@ class Planner:
         self.orchestrator = orchestrator
         self.decider = orchestrator.decider(compare)
         self.usd_per_query = usd_per_query
-        self._embeddings: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._embeddings: OrderedDict[bytes, np.ndarray] = OrderedDict()  # by a digest, as texts may be long
         self._batcher: Batcher[_Item, list[Preference]] = Batcher(self._rank, MOST_AT_ONCE, "decisions")
 
     @property
@@ -159,15 +160,16 @@ class Planner:
 
     def _features(self, queries: Sequence[Query], embeddings: Sequence[np.ndarray | None]) -> Tensor:
         """The policy's features of queries, [B, F]; those without an embedding are encoded, each text once."""
-        missing = {q.text for q, x in zip(queries, embeddings, strict=True) if x is None} - self._embeddings.keys()
+        keys = [digest(query.text) for query in queries]
+        rows = zip(keys, queries, embeddings, strict=True)
+        missing = {key: query.text for key, query, x in rows if x is None and key not in self._embeddings}
         if missing:
-            texts = sorted(missing)
-            self._embeddings.update(zip(texts, self.orchestrator.encode(texts), strict=True))
-        rows = [self._embeddings[q.text] if x is None else x for q, x in zip(queries, embeddings, strict=True)]
-        for query in queries:
-            if query.text in self._embeddings:
-                self._embeddings.move_to_end(query.text)
+            self._embeddings.update(zip(missing, self.orchestrator.encode(list(missing.values())), strict=True))
+        vectors = [self._embeddings[key] if x is None else x for key, x in zip(keys, embeddings, strict=True)]
+        for key in keys:
+            if key in self._embeddings:
+                self._embeddings.move_to_end(key)
         while len(self._embeddings) > CACHED_TEXTS:
             self._embeddings.popitem(last=False)
         texts, domains = [query.text for query in queries], [query.domain for query in queries]
-        return self.orchestrator.features(np.stack(rows), texts, domains)
+        return self.orchestrator.features(np.stack(vectors), texts, domains)

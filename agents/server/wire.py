@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 MOST_MESSAGES = 2_000
+MOST_PARTS = 1_000  # of a message
 MOST_TOKENS = 1_000_000
 MOST_DEPTH = 32
+MOST_VALUES = 100_000  # in a body: a small one may hold millions, which would take everybody's time
+UNCOUNTED_BYTES = 2 * MOST_VALUES  # a body that is no longer cannot hold more
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # its end is optional, so that the time is linear
 PASSED_ON = {  # what a model may make something of; the rest of a request is the server's business
     "tools",
     "tool_choice",
@@ -78,7 +83,7 @@ class _ToolCall(_Loose):
 
 class _Message(_Loose):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_Part] | None = None
+    content: str | Annotated[list[_Part], pydantic.Field(max_length=MOST_PARTS)] | None = None
     tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
 
@@ -162,6 +167,10 @@ class FeedbackRequest(pydantic.BaseModel):
 
 def read_json(body: bytes) -> dict[str, Any]:
     """The JSON object of a request. Raises ApiError."""
+    if len(body) > UNCOUNTED_BYTES:
+        shape = _TEXT.sub(b"", body)
+        if sum(map(shape.count, (b",", b"[", b"{"))) > MOST_VALUES:
+            raise ApiError(400, f"the body holds more than {MOST_VALUES:,} values", "too_large")
     try:
         value = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError):  # text that is no UTF-8 is a ValueError, too
@@ -175,6 +184,10 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 def parse(model: type[pydantic.BaseModel], fields: dict[str, Any]) -> Any:
     """The request that the fields of a body make. Raises ApiError, which names the first field that is wrong."""
+    unknown = next((name for name in fields if name not in model.model_fields), None)
+    if unknown is not None:  # told here, as there may be very many
+        place = unknown.encode("utf-8", "replace").decode()[:100]
+        raise ApiError(400, f"{place}: there is no such field", "invalid_value", place)
     try:
         return model.model_validate(fields)
     except pydantic.ValidationError as error:
