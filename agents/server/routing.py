@@ -76,7 +76,7 @@ class Planner:
         self.orchestrator = orchestrator
         self.decider = orchestrator.decider(compare)
         self.usd_per_query = usd_per_query
-        self._embeddings: OrderedDict[bytes, np.ndarray] = OrderedDict()  # by a digest, as texts may be long
+        self._known: OrderedDict[bytes | int, Tensor] = OrderedDict()  # features, by a digest as texts may be long
         self._batcher: Batcher[_Item, list[Preference]] = Batcher(self._rank, MOST_AT_ONCE, "decisions")
 
     @property
@@ -159,17 +159,32 @@ class Planner:
             plan.score, plan.cost_usd = self.orchestrator.estimates(feature)
 
     def _features(self, queries: Sequence[Query], embeddings: Sequence[np.ndarray | None]) -> Tensor:
-        """The policy's features of queries, [B, F]; those without an embedding are encoded, each text once."""
-        keys = [digest(query.text) for query in queries]
-        rows = zip(keys, queries, embeddings, strict=True)
-        missing = {key: query.text for key, query, x in rows if x is None and key not in self._embeddings}
-        if missing:
-            self._embeddings.update(zip(missing, self.orchestrator.encode(list(missing.values())), strict=True))
-        vectors = [self._embeddings[key] if x is None else x for key, x in zip(keys, embeddings, strict=True)]
-        for key in keys:
-            if key in self._embeddings:
-                self._embeddings.move_to_end(key)
-        while len(self._embeddings) > CACHED_TEXTS:
-            self._embeddings.popitem(last=False)
-        texts, domains = [query.text for query in queries], [query.domain for query in queries]
-        return self.orchestrator.features(np.stack(vectors), texts, domains)
+        """The policy's features of queries, [B, F]; those of a text that came lately are known."""
+        keys = [
+            digest(f"{query.domain}\0{query.text}") if embedding is None else i
+            for i, (query, embedding) in enumerate(zip(queries, embeddings, strict=True))
+        ]
+        new = {
+            key: (query, embedding)
+            for key, query, embedding in zip(keys, queries, embeddings, strict=True)
+            if key not in self._known
+        }
+        found: dict[bytes | int, Tensor] = dict(zip(new, self._computed(list(new.values())), strict=True))
+        rows = [found[key] if key in found else self._known[key] for key in keys]
+        for key, row in zip(keys, rows, strict=True):
+            if not isinstance(key, int):
+                self._known[key] = row
+                self._known.move_to_end(key)
+        while len(self._known) > CACHED_TEXTS:
+            self._known.popitem(last=False)
+        return torch.stack(rows)
+
+    def _computed(self, pairs: Sequence[tuple[Query, np.ndarray | None]]) -> Sequence[Tensor]:
+        """The features of queries with or without an embedding; n of [F]."""
+        if not pairs:
+            return []
+        missing = [query.text for query, embedding in pairs if embedding is None]
+        encoded = iter(self.orchestrator.encode(missing) if missing else ())
+        x = np.stack([next(encoded) if embedding is None else embedding for _, embedding in pairs])
+        texts, domains = [query.text for query, _ in pairs], [query.domain for query, _ in pairs]
+        return list(self.orchestrator.features(x, texts, domains))

@@ -141,10 +141,13 @@ class Decider:
     def _calls(self, states: Sequence[QueryState]) -> Calls:
         """The calls so far, as the router's input; experts that cannot be asked look as if they had been."""
         k, m = len(self.names), self.max_calls
-        asked, answered, polled = votes_of(states, m - 1, self.models)
-        evidence = [[state.evidence[i] for i in state.counted] for state in states]
-        told = torch.tensor([[*row, *[0.0] * (m - 1 - len(row))] for row in evidence], device=asked.device)
-        features = call_features(k, asked, answered, polled, m, told)
+        if any(state.counted for state in states):
+            asked, answered, polled = votes_of(states, m - 1, self.models)
+            evidence = [[state.evidence[i] for i in state.counted] for state in states]
+            told = torch.tensor([[*row, *[0.0] * (m - 1 - len(row))] for row in evidence], device=asked.device)
+            features = call_features(k, asked, answered, polled, m, told)
+        else:
+            features = torch.zeros(len(states), 4 * k + 3, device=states[0].features.device)
         closed = torch.ones(len(states), k)
         for row, state in zip(closed, states, strict=True):
             row[state.candidates] = 0.0
