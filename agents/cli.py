@@ -15,6 +15,7 @@ COMMANDS = {  # name: module whose main(arguments, prog) runs it, and what it do
     "import": ("experts.importers.command", "turn published answers into a table"),
     "selfplay": ("agents.selfplay.loop", "write new questions, ask, grade and learn, round after round"),
     "finetune": ("agents.finetune.command", "fine-tune a table's encoder on the routing task"),
+    "ask": ("agents.serving.ask_command", "ask a question or talk: the answer, who gave it, why and at what cost"),
     "keys": ("agents.server.keys_command", "make, list and limit the API keys of the live server"),
     "serve": ("agents.server.command", "answer OpenAI's API with a trained orchestrator in front of your models"),
     "verify": ("agents.verify", "check the files of a table or a run against their manifests"),
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_program and name != "train":  # which knows when it begins to write
         raise_again()
     code = module.main(rest, prog=f"leeroo {name}")
-    if is_program and name == "train":
+    if is_program and name in ("train", "ask"):  # whose threads may still be at work
         leave(code)
     return code
 

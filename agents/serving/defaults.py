@@ -20,7 +20,9 @@ def pool_of(run_dir: Path, pool: Path | None) -> Path:
     if pool is not None:
         return pool
     description = run_dir / "policy" / "policy.json"
-    if description.exists() and read_json(description).get("table") == DEFAULT:
+    if not description.exists():
+        raise InputError(f"{run_dir}: holds no policy/; is it the directory of a training run?")
+    if read_json(description).get("table") == DEFAULT:
         import experts.tiny
 
         return Path(experts.tiny.__file__).parent / "pool.yaml"

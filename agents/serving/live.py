@@ -75,7 +75,7 @@ class Live:
         chats, features = self._read(queries)
         choices = session.route(chats, features, self.orchestrator.reliability(features))
         price = usd_price(self.orchestrator.policy, session.remaining_usd, session.remaining_queries)
-        return [self._route(*row, price) for row in zip(queries, choices, features, strict=True)]
+        return [self._route(*row, price) for row in zip(queries, chats, choices, features, strict=True)]
 
     def stream(self, query: Query) -> ReplyStream:
         """See `Orchestrator.stream`."""
@@ -137,16 +137,18 @@ class Live:
             self._remember(chat, reply)
         return [replace(reply, query=query) for reply, query in zip(replies, queries, strict=True)]
 
-    def _route(self, query: Query, choice: int | None, features: Tensor, price: float | None) -> Route:
+    def _route(self, query: Query, chat: Chat, choice: int | None, features: Tensor, price: float | None) -> Route:
         names = self.orchestrator.experts
         score, cost_usd = self.orchestrator.estimates(features)
+        expert = None if choice is None else names[choice]
+        goes_on = expert is not None and expert == self._expert_of(chat)
         return Route(
             query=query,
-            expert=None if choice is None else names[choice],
+            expert=expert,
             score=None if score is None else dict(zip(names, score, strict=True)),
             cost_usd=dict(zip(names, cost_usd, strict=True)),
             usd_price=price,
-            why=reason(names, choice, score, cost_usd),
+            why="goes on with the conversation" if goes_on else reason(names, choice, score, cost_usd),
         )
 
     def _first_choice(self, state: QueryState, choice: int, queries: int) -> int:

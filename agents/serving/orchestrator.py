@@ -316,7 +316,9 @@ class Orchestrator:
     def _loaded(self, remaining_usd: float | None = None) -> Live:
         """What it was loaded with. Raises InputError where that is nothing."""
         if self._live is None:
-            raise InputError("experts: give them and remaining_usd, or Orchestrator.load(..., pool=, max_usd=)")
+            raise InputError(
+                "experts: must be a mapping from names to experts, not NoneType; or load with pool=, max_usd="
+            )
         if remaining_usd is not None:
             raise InputError(f"remaining_usd {remaining_usd}: goes with experts; without them max_usd of `load` counts")
         return self._live

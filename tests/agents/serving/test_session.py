@@ -452,7 +452,7 @@ def test_what_are_no_experts_is_refused(rated: Orchestrator, experts: Any, messa
         ({"usd": float("inf")}, "remaining_usd inf"),
         ({"remaining_queries": 1.5}, "remaining_queries 1.5"),
         ({"at_once": "two"}, "at_once two"),
-        ({"compare": None}, "must be a name or a function, not NoneType"),
+        ({"compare": 7}, "must be a name or a function, not int"),
         ({"compare": "vibes"}, "no normal form named 'vibes'"),
     ],
 )
