@@ -7,21 +7,18 @@ import copy
 import dataclasses
 import json
 import math
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from agents.serving.asking import as_answer, as_failure
 from agents.serving.conversation import needs_of, prompt_tokens, query_text
 from agents.serving.reply import Reply
 from experts.backends.event_loop import event_loop
-from experts.live import ChatRequest, Chunk, LiveExpert, UpstreamError, make_live_experts
-from experts.pool import load_pool
-from experts.specs import ExpertSpec, OpenAISpec, Pool
+from experts.live import ChatRequest, Chunk, LiveExpert, UpstreamError
+from experts.specs import ExpertSpec, OpenAISpec
 from experts.spending import NOT_PAID, not_asked
 from experts.types import CUT_OFF, Answer, Chat, Query
 from leeroo_env.errors import InputError
@@ -174,12 +171,6 @@ def _text_of(chunk: Chunk) -> str:
     """What a part of a streamed answer adds to its text."""
     choices = chunk.data.get("choices") or [{}]
     return str((choices[0].get("delta") or {}).get("content") or "")
-
-
-def pool_experts(pool: str | os.PathLike | Pool, names: Sequence[str]) -> dict[str, PoolExpert]:
-    """The experts of a pool with these names. Raises InputError where one is missing or cannot be made."""
-    loaded = pool if isinstance(pool, Pool) else load_pool(Path(pool))
-    return {live.name: PoolExpert(live) for live in make_live_experts(loaded, names)}
 
 
 class ReplyStream:

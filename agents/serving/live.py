@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,15 @@ from torch import Tensor
 
 from agents.serving.answer_match import Compare
 from agents.serving.chat import PoolExpert, ReplyStream, as_chat
-from agents.serving.checks import as_compare, as_embeddings, as_texts, check_stream, experts_in_order
+from agents.serving.checks import as_compare, as_embeddings, as_texts, check_stream
 from agents.serving.conversation import conversation_key, earlier_text, in_tool_round, next_key
 from agents.serving.decider import QueryState
 from agents.serving.outlook import cache_discount_usd, no_easier, reason, stays, usd_price
 from agents.serving.purse import Purse
 from agents.serving.reply import Reply, Route
 from agents.serving.session import Session
+from experts.live import make_live_experts
+from experts.specs import Pool
 from experts.types import Chat, Query
 from leeroo_env.errors import InputError
 
@@ -39,19 +41,29 @@ class Live:
 
     Attributes:
         orchestrator: decides.
-        experts: by name.
+        pool: of its experts.
+        experts: those that were made, by name.
         purse: what is left.
         usd_per_query: the most that a query may cost in the mean; None: what is left may all be spent.
         compare: how answers are compared if nothing else is asked for.
     """
 
     orchestrator: Orchestrator
-    experts: Mapping[str, PoolExpert]
+    pool: Pool
     purse: Purse
     usd_per_query: float | None
     compare: str
+    experts: dict[str, PoolExpert] = field(default_factory=dict)
     _answered: OrderedDict[str, str] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def make_experts(self) -> list[PoolExpert]:
+        """The orchestrator's K experts in order. Raises InputError where the pool lacks one, or it cannot be made."""
+        names = self.orchestrator.experts
+        with self._lock:
+            missing = [name for name in names if name not in self.experts]  # also after `add_expert`
+            self.experts |= {live.name: PoolExpert(live) for live in make_live_experts(self.pool, missing)}
+        return [self.experts[name] for name in names]
 
     def answer(
         self,
@@ -84,7 +96,7 @@ class Live:
         chats, features = self._read([query])
 
         def work(on_text: Callable[[str], None]) -> Reply:
-            session.experts = [self.experts[name].streaming(on_text) for name in self.orchestrator.experts]
+            session.experts = [expert.streaming(on_text) for expert in self.make_experts()]
             return self._replies(session, [query], chats, features, 1)[0]
 
         return ReplyStream(work)
@@ -101,9 +113,8 @@ class Live:
         pace = n if self.usd_per_query is None else round(left_usd / self.usd_per_query)
         remaining = max(n, pace) if remaining_queries is None else remaining_queries
         check_stream(left_usd, remaining, at_once, n)
-        in_order = experts_in_order(self.experts, orchestrator.experts)
         decider = orchestrator.decider(as_compare(self.compare if compare is None else compare))
-        session = Session(decider, in_order, self.purse, remaining, orchestrator.breaker)
+        session = Session(decider, self.make_experts(), self.purse, remaining, orchestrator.breaker)
         session.first_choice = lambda state, choice: self._first_choice(state, choice, session.remaining_queries)
         return session
 

@@ -35,7 +35,7 @@ from agents.routers.policy import PolicyRouter
 from agents.routers.stored import StoredRouter, load_router, save_router
 from agents.serving.answer_match import Compare
 from agents.serving.breaker import CircuitBreaker
-from agents.serving.chat import ReplyStream, pool_experts
+from agents.serving.chat import ReplyStream
 from agents.serving.checks import (
     as_budgets,
     as_compare,
@@ -52,6 +52,7 @@ from agents.serving.live import Live
 from agents.serving.purse import Purse
 from agents.serving.reply import Reply, Route
 from agents.serving.session import Session
+from experts.pool import load_pool
 from experts.specs import Pool
 from experts.types import Chat, Expert, Query
 from leeroo_env import ExpertTable, InputError
@@ -141,9 +142,10 @@ class Orchestrator:
             return orchestrator
         if pool is None or not isinstance(max_usd, numbers.Real) or not 0 <= float(max_usd) < math.inf:
             raise InputError(f"pool {pool}, max_usd {max_usd}: give both, a pool.yaml and dollars from 0")
-        live = pool_experts(pool, orchestrator.experts)
+        loaded = pool if isinstance(pool, Pool) else load_pool(Path(pool))
         usd_per_query, compare = budget_of(Path(run_dir)), compare_of(Path(run_dir))
-        orchestrator._live = Live(orchestrator, live, Purse(float(max_usd)), usd_per_query, compare)
+        orchestrator._live = Live(orchestrator, loaded, Purse(float(max_usd)), usd_per_query, compare)
+        orchestrator._live.make_experts()
         return orchestrator
 
     @classmethod
