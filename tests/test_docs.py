@@ -23,6 +23,7 @@ import agents.cli
 import train
 from leeroo_env import ExpertTable
 from leeroo_env.builtin import resolve
+from tests.agents.server.running import serving
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]}
@@ -30,9 +31,10 @@ PACKAGES = ("leeroo_env", "agents", "experts")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PATH = re.compile(rf"\b(?:{'|'.join(PACKAGES)}|tests|benchmarks|examples|docs)/[\w./-]*\w")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+SERVER = "http://127.0.0.1:8000"  # in the pages
 WIDE = {"COLUMNS": "120"}
 OURS = ("python", "leeroo")
-RUNNERS = ("source", "pip", "pytest", "tensorboard")  # not ours
+RUNNERS = ("source", "export", "curl", "pip", "pytest", "tensorboard")  # not ours
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
@@ -146,11 +148,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks(page, "python")])
 def test_snippets_run(name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch):
-    """Those of a page one after another, in one namespace."""
+    """Those of a page one after another, in one namespace; where one asks the server, it runs."""
     monkeypatch.chdir(workspace)
     namespace: dict[str, Any] = {}
-    for line, block in blocks(PAGES[name], "python"):
-        exec(compile("\n" * (line - 1) + block, str(PAGES[name]), "exec"), namespace)
+    snippets = blocks(PAGES[name], "python")
+    with contextlib.ExitStack() as stack:
+        url = SERVER
+        if any(SERVER in block for _, block in snippets):
+            store = f"sqlite:///{workspace}/leeroo.db"
+            running = stack.enter_context(serving(workspace / "runs/mine", workspace / "pool.yaml", store, workspace))
+            monkeypatch.setenv("LEEROO_API_KEY", running.key(name, usd=1.0))
+            url = running.url
+        for line, block in snippets:
+            code = "\n" * (line - 1) + block.replace(SERVER, url)
+            exec(compile(code, str(PAGES[name]), "exec"), namespace)
 
 
 def test_every_pool_in_the_pages_is_valid(tmp_path: Path):
