@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from agents.server import logs, metrics
@@ -38,6 +39,7 @@ from leeroo_env.threads import set_threads
 MOST_BODY_BYTES = 16 << 20
 SLOWEST_CLIENT_S = 30.0  # for a request's body, and for each part of a streamed answer to be taken
 MOST_EMBEDDING = 1e4  # of its numbers; encoders give up to 1, and much larger ones overflow
+CLIENT_GONE = 499  # the status, which only the log sees
 GRACE_S = 30.0
 RECOVER_EVERY_S = 15.0
 
@@ -52,6 +54,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     app.state.config = config
     app.add_exception_handler(ApiError, _error_response)  # type: ignore[arg-type]
     app.add_exception_handler(StoreUnavailable, _store_response)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _fault)
     app.add_exception_handler(404, _not_found)
     app.add_exception_handler(405, _not_found)
     app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], **CHAT)
@@ -129,9 +132,9 @@ async def chat_completions(request: Request) -> Response:
         body = json.dumps(delivered.body, ensure_ascii=True, separators=(",", ":")).encode()
         _record(request, job, 200, started)
         return Response(body, media_type="application/json", headers=headers_of(job))
-    except (ApiError, StoreUnavailable) as error:
-        status = error.status if isinstance(error, ApiError) else 503
-        _record(request, job, status, started)
+    except Exception as error:
+        broken = 503 if isinstance(error, StoreUnavailable) else 500
+        _record(request, job, error.status if isinstance(error, ApiError) else broken, started)
         raise
 
 
@@ -264,6 +267,8 @@ async def _json(request: Request) -> dict[str, Any]:
         await asyncio.wait_for(read(), SLOWEST_CLIENT_S)
     except asyncio.TimeoutError:
         raise ApiError(408, "the body did not come in time", "timeout") from None
+    except ClientDisconnect:
+        raise ApiError(CLIENT_GONE, "the client went away", "client_gone") from None
     return read_json(bytes(body))
 
 
@@ -348,6 +353,10 @@ async def _store_response(request: Request, error: StoreUnavailable) -> JSONResp
     return JSONResponse(refused.body, 503, headers={"retry-after": "5"})
 
 
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(ApiError(500, "a fault of the server, which is in its log", "internal_error").body, 500)
+
+
 async def _not_found(request: Request, error: Exception) -> JSONResponse:
     status = getattr(error, "status_code", 404)
     what = "there is no such address" if status == 404 else "this address does not take this method"
@@ -367,7 +376,8 @@ class EventStream(Response):
         gone = asyncio.ensure_future(_disconnected(receive))
         passing = asyncio.ensure_future(self._pass_on(send))
         try:
-            await asyncio.wait([gone, passing], return_when=asyncio.FIRST_COMPLETED)
+            most_s = max(self.opened.job.left_s, 0.0) + SLOWEST_CLIENT_S
+            await asyncio.wait([gone, passing], timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
             if not passing.done():
@@ -375,7 +385,8 @@ class EventStream(Response):
             gateway = self.opened.gateway
             gateway.start(self._settle_unread())
         if passing.done() and not passing.cancelled():
-            passing.result()
+            with contextlib.suppress(asyncio.TimeoutError):  # the client reads too slowly: the connection is closed
+                passing.result()
 
     async def _pass_on(self, send: Send) -> None:
         """Headers, chunks, the end; an error after the first byte is an event."""

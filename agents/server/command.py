@@ -67,6 +67,7 @@ def run(options: Options) -> int:
         import uvicorn
 
         import agents.server.app  # noqa: F401
+        from agents.server.connections import BoundedHttp
     except ImportError as error:
         raise InputError(f"{error.name} is missing, which the server needs: pip install 'leeroo[serve]'") from None
     config = config_of(options)
@@ -83,6 +84,8 @@ def run(options: Options) -> int:
             factory=True,
             host=options.host,
             port=options.port,
+            http=BoundedHttp,
+            ws="none",
             workers=options.workers,
             log_level="warning",
             access_log=False,

@@ -26,6 +26,7 @@ import yaml
 from agents.server import logs
 from agents.server.app import create_app
 from agents.server.config import ADMIN_KEY, ServerConfig
+from agents.server.connections import BoundedHttp
 from agents.server.money import Ledger
 
 ROOT = Path(__file__).parents[3]
@@ -123,7 +124,8 @@ def serving(
     handler = logging.FileHandler(log)
     logs.log.addHandler(handler)
     logs.log.setLevel(logging.INFO)
-    server = uvicorn.Server(uvicorn.Config(create_app(config), log_level="warning", timeout_graceful_shutdown=20))
+    http: Any = {"http": BoundedHttp, "ws": "none", "timeout_graceful_shutdown": 20}
+    server = uvicorn.Server(uvicorn.Config(create_app(config), log_level="warning", **http))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
