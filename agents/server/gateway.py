@@ -39,6 +39,8 @@ MOST_ATTEMPTS = 5  # of a request, over all experts
 BUCKETS = ("input", "cached", "cache_write", "output", "reasoning")
 LEAST_LEFT_S = 1.0  # of the deadline, below which no further expert is asked
 MICRO = 1_000_000
+WAIT_S = 0.05
+LONGEST_WAIT_S = 15.0  # for money that calls in flight hold
 MOST_USD = 1e9  # in place of no bound
 
 
@@ -53,7 +55,7 @@ class Job:
         chat: what goes to an expert.
         plan: what the policy knows.
         money: what the policy may count on.
-        left_micro: of the key, less what this request has cost; None: no limit.
+        left_micro: what is not spent of key, team and server, less what this request has cost; None: no limit.
         able: the experts that can do what the request needs.
         max_calls: the most experts whose answers are compared.
         deadline: on the monotonic clock.
@@ -151,7 +153,7 @@ class Gateway:
         """Everything about a request that is known before an expert is asked. Raises ApiError."""
         messages, settings = fields["messages"], passed_on(fields)
         budget = await self.ledger.budget(key.key_id)
-        money = self.planner.money(_usd(budget.left_micro), hints.queries_left or budget.queries_expected)
+        money = self.planner.money(_usd(budget.unspent_micro), hints.queries_left or budget.queries_expected)
         most_tokens = request.most_tokens or max(expert.spec.max_tokens for expert in self.by_name.values())
         chat = ChatRequest(messages, settings, most_tokens)
         asked_for = self._asked_for(request.model)
@@ -164,7 +166,7 @@ class Gateway:
             chat=chat,
             plan=Plan(Query(job_id, text, hints.domain), earlier_text(messages), hints.embedding),
             money=money,
-            left_micro=budget.left_micro,
+            left_micro=budget.unspent_micro,
             able=[] if asked_for else self._able(needs, prompt_tokens(messages, settings)),
             max_calls=1 if needs or request.stream else self.planner.max_calls,
             deadline=time.monotonic() + self.deadline_s,
@@ -333,19 +335,26 @@ class Gateway:
         return micro_of(min(expert.worst_usd(chat) * self._overrun[expert.name], MOST_USD))
 
     async def _reserve(self, job: Job, expert: LiveExpert, chat: ChatRequest) -> Reserved | None:
-        """Reserves an attempt. None where other requests took the money meanwhile. Raises ApiError."""
+        """Reserves an attempt; waits for calls in flight whose reservations hold what it needs. None where what is left
+        does not pay for it any more, or for too long. Raises ApiError."""
         worst_micro = self._worst_micro(job, expert, chat.max_tokens)
-        ttl_s = max(job.left_s, 0.0) + self.deadline_s
-        try:
-            first = not job.reservations
-            name = await self.ledger.reserve(job.key.key_id, job.id, expert.name, worst_micro, ttl_s, first)
-            job.reservations += 1
-            return Reserved(name, worst_micro)
-        except Refused as refused:
-            if refused.revoked:
-                raise ApiError(401, "this key is revoked", "invalid_api_key") from None
-            job.left_micro = min(refused.left_micro, worst_micro - 1)
-            return None
+        gives_up = time.monotonic() + min(LONGEST_WAIT_S, max(0.0, job.left_s - LEAST_LEFT_S))
+        while True:
+            try:
+                ttl_s, first = max(job.left_s, 0.0) + self.deadline_s, not job.reservations
+                name = await self.ledger.reserve(job.key.key_id, job.id, expert.name, worst_micro, ttl_s, first)
+                job.reservations += 1
+                return Reserved(name, worst_micro)
+            except Refused as refused:
+                if refused.revoked:
+                    raise ApiError(401, "this key is revoked", "invalid_api_key") from None
+                unspent_micro = (await self.ledger.budget(job.key.key_id)).unspent_micro
+                is_spent = unspent_micro is not None and unspent_micro < worst_micro
+                if is_spent or time.monotonic() >= gives_up:
+                    left_micro = unspent_micro if is_spent and unspent_micro is not None else refused.left_micro
+                    job.left_micro = min(left_micro, worst_micro - 1)
+                    return None
+            await asyncio.sleep(WAIT_S)
 
     async def _settle(self, job: Job, expert: LiveExpert, reserved: Reserved, answer: Completion, outcome: str) -> None:
         """Charges the key what an answer costs."""

@@ -54,9 +54,13 @@ class Counter:
     @property
     def left_micro(self) -> int | None:
         """What is neither spent nor reserved; never negative, though a call may have cost more than its worst case."""
-        if self.limit_micro is None:
-            return None
-        return max(self.limit_micro + self.extra_micro - self.spent_micro - self.reserved_micro, 0)
+        unspent_micro = self.unspent_micro
+        return None if unspent_micro is None else max(unspent_micro - self.reserved_micro, 0)
+
+    @property
+    def unspent_micro(self) -> int | None:
+        """What is not spent, reserved or not; never negative."""
+        return None if self.whole_micro is None else max(self.whole_micro - self.spent_micro, 0)
 
     @property
     def refills_at(self) -> int | None:
@@ -77,7 +81,7 @@ def budget_of(counters: list[Counter], now: float) -> Budget:
     """What is left of the counters that a key spends from, to be spent at the pace of the one that allows the least."""
     limited = [(counter.left_micro, counter) for counter in counters if counter.left_micro is not None]
     if not limited:
-        return Budget(None, None, counters[0].queries_expected(now))
+        return Budget(None, None, None, counters[0].queries_expected(now))
     left, binding = min(limited, key=lambda pair: pair[0])
     queries = float(binding.queries_expected(now))
     if left > 0:
@@ -85,4 +89,5 @@ def budget_of(counters: list[Counter], now: float) -> Budget:
             expected = counter.queries_expected(now) * left / others_left
             if expected > queries:
                 queries, binding = expected, counter
-    return Budget(left, binding.refills_at, max(1, math.ceil(queries)))
+    unspent = min(counter.unspent_micro for _, counter in limited if counter.unspent_micro is not None)
+    return Budget(left, unspent, binding.refills_at, max(1, math.ceil(queries)))

@@ -58,6 +58,8 @@ class Budget:
 
     left_micro: int | None
     """the least that is left of key, team and server, reservations taken off; None: there is no limit"""
+    unspent_micro: int | None
+    """the same with what is reserved for calls in flight, most of which will be released; None: there is no limit"""
     refills_at: float | None
     """when the limit that binds most begins anew; None: never"""
     queries_expected: int

@@ -50,7 +50,7 @@ def test_500_requests_at_once_on_a_key_with_one_dollar(server: Running, texts: l
     assert all(r.json()["error"]["code"] == "insufficient_quota" for r in responses if r.status_code == 429)
     billed = sum(server.billed().values()) - before
     assert server.spent("dollar") == billed <= 1_000_000
-    assert sum(r.status_code == 200 for r in responses) >= 20
+    assert billed > 900_000, "what calls in flight hold is waited for"
 
 
 def test_teams_and_the_server_have_limits_too(server: Running, texts: list[str]):
