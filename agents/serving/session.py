@@ -15,7 +15,7 @@ from agents.serving.breaker import NOT_ASKED, CircuitBreaker
 from agents.serving.decider import Decider, Preference, QueryState
 from agents.serving.purse import Purse
 from agents.serving.reply import Reply
-from experts.types import Expert, Query
+from experts.types import Chat, Expert, Query
 from leeroo_env.dynamics import vote_weight
 
 ROUNDING = 1 + 1e-9
@@ -177,7 +177,8 @@ class Session:
                 if answer.billed_usd > limit_usd * ROUNDING > 0:
                     self.overrun[expert] = max(self.overrun[expert], answer.billed_usd / limit_usd)
                 self.decider.add(state, expert, answer)
-                if len(state.counted) == self.max_calls:
+                needs = isinstance(state.query, Chat) and state.query.needs  # images and tools: as at the server
+                if len(state.counted) == (1 if needs else self.max_calls):
                     state.stop_reason = "max calls" if state.succeeded else "money"
 
     def _names(self, expert: int) -> tuple[str, str]:

@@ -26,6 +26,11 @@ def tokens(text: str) -> int:
     return len(text.split())
 
 
+def text_of(content: str | list[dict]) -> str:
+    """The text of a message's content."""
+    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+
+
 class OpenAIServer:
     """Use as a context manager; `url` is its address.
 
@@ -88,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = json.loads(data)
-        prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        prompt = text_of(body["messages"][-1]["content"]) if "messages" in body else body["prompt"]
         owner = self.owner
         with owner.lock:
             owner.requests[prompt] += 1

@@ -155,6 +155,19 @@ def test_what_only_one_expert_can_do_goes_to_it(served: Orchestrator):
     assert served.route(mixed, 10**9)[0].expert == "large"
 
 
+def test_several_are_asked_about_texts_and_one_about_images(
+    tiny: ExpertTable, served_pool: Path, server: OpenAIServer, tmp_path: Path
+):
+    server.reply = lambda prompt: f"{len(server.bodies)}"  # no two answers agree
+    orchestrator_of(tiny, max_calls=3, planned=False).save(tmp_path)
+    served_pool.write_text(served_pool.read_text().replace("model: small", "model: small\n  can: [vision]"))
+    served = Orchestrator.load(tmp_path, pool=served_pool, max_usd=1.0)
+    picture = [user([{"type": "text", "text": QUESTIONS[0]}, IMAGE])]
+    mixed: list[Any] = [QUESTIONS[0], picture]
+    replies = served.answer(mixed, at_once=1)
+    assert [[call.error for call in reply.calls] for reply in replies] == [[None] * 3, [None]]
+
+
 def test_a_busy_server_is_asked_again_and_a_broken_one_is_not(served: Orchestrator, server: OpenAIServer):
     server.behaviour = lambda prompt, time: 429 if time == 1 else "ok"
     (reply,) = served.answer("What is 12 + 30?")
