@@ -209,7 +209,7 @@ async def page(request: Request) -> HTMLResponse:
     """Money and decisions, for people."""
     _check_admin(request)
     gateway = _gateway(request)
-    is_open = {name: gateway.breaker.is_open(name) for name in gateway.by_name}
+    is_open = {name: gateway.is_open(name) for name in gateway.by_name}
     shown: HTMLResponse = await request.app.state.page.show(is_open, request.query_params.get("hours", "24"))
     return shown
 

@@ -203,7 +203,7 @@ class Gateway:
 
     async def route(self, job: Job) -> LiveExpert:
         """The expert that would be asked first; none is. Raises ApiError."""
-        expert = await self._next(job)
+        expert = await self._next(job, asks=False)
         if expert is None:
             raise self._failed(job)
         job.expert = expert.name
@@ -223,8 +223,9 @@ class Gateway:
 
     # ------------------------------------------------------------------------------------------------- who is asked
 
-    async def _next(self, job: Job) -> LiveExpert | None:
-        """The expert to ask next; None: deliver what there is, or nothing can be asked any more."""
+    async def _next(self, job: Job, asks: bool = True) -> LiveExpert | None:
+        """The expert to ask next; None: deliver what there is, or nothing can be asked any more. It `asks`: an expert
+        that failed lately may be tried by one request."""
         if len(job.failures) >= MOST_ATTEMPTS or (job.failures and job.left_s < LEAST_LEFT_S):
             return None
         if job.asked_for is not None:
@@ -246,7 +247,7 @@ class Gateway:
             return None
         choice = self._stay(job, choice, candidates)
         expert = self.experts[choice]
-        if not (self.breaker.admit(expert.name, self._entries[expert.name]) or job.last_resort):
+        if asks and not (self.breaker.admit(expert.name, self._entries[expert.name]) or job.last_resort):
             return await self._next(job)
         return expert
 
