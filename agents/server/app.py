@@ -20,7 +20,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from agents.server import logs, metrics
+from agents.server import logs, metrics, tracing
 from agents.server.config import ADMIN_KEY, ServerConfig
 from agents.server.gateway import MICRO, Gateway, Hints, Job, OpenStream
 from agents.server.journal import Decision, Journal
@@ -49,7 +49,13 @@ State = Any
 def create_app(config: ServerConfig) -> FastAPI:
     """The application; it loads policy and pool when it starts."""
     app = FastAPI(
-        title="Leeroo", version="1", lifespan=_lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+        title="Leeroo",
+        version="1",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        telemetry={"tracing": False},  # the server has spans of its own, whatever the version of FastAPI
     )
     app.state.config = config
     app.add_exception_handler(ApiError, _error_response)  # type: ignore[arg-type]
@@ -87,6 +93,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await state.gateway.close(GRACE_S)
     await state.journal.close()
     state.page.close()
+    await asyncio.to_thread(tracing.flush)
     state.ledger.close()
 
 
@@ -122,9 +129,11 @@ async def _recover(ledger: Ledger) -> None:
 async def chat_completions(request: Request) -> Response:
     """Answers a conversation with the expert that pays, or with the one named by `model`."""
     started = time.monotonic()
+    request.state.span = tracing.begin_request(request.headers)
     job: Job | None = None
     try:
         job = await _begin(request)
+        job.span = request.state.span
         if job.request.stream:
             opened = await _gateway(request).open_stream(job)
             return EventStream(request, opened, started)
@@ -318,6 +327,7 @@ def _record(request: Request, job: Job | None, status: int, started: float) -> N
     seconds = time.monotonic() - started
     logs.request(job, status, seconds)
     metrics.request(job, status, seconds)
+    tracing.end_request(request.state.span, job, status)
     if job is None:
         return
     gateway = _gateway(request)

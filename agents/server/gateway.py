@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agents.server import tracing
 from agents.server.journal import Journal
 from agents.server.money import Charge, KeyInfo, Ledger, Refused, micro_of
 from agents.server.routing import Money, Plan, Planner
@@ -68,6 +69,7 @@ class Job:
         why: for people, how the expert was chosen.
         last_resort: whether experts that should be left alone are asked, since there are no others.
         expert: the name of the one whose answer is delivered.
+        span: of the request, for OpenTelemetry; None: nobody collects spans.
     """
 
     id: str
@@ -89,6 +91,7 @@ class Job:
     why: str = ""
     last_resort: bool = False
     expert: str = ""
+    span: Any = None
 
     @property
     def cut_off(self) -> Completion | None:
@@ -240,7 +243,8 @@ class Gateway:
             return None
         own_usd = job.cost_micro / MICRO
         money = dataclasses.replace(job.money, usd=max(0.0, job.money.usd - own_usd))
-        ranking = await self.planner.rank(job.plan, money, candidates)
+        with tracing.child(job.span, "decide", candidates=len(candidates)):
+            ranking = await self.planner.rank(job.plan, money, candidates)
         deliver = [len(self.experts)] if succeeded else []
         choice = max([*candidates, *deliver], key=ranking.__getitem__)
         if choice == len(self.experts):
@@ -371,7 +375,7 @@ class Gateway:
         self._spent(job, cost_micro)
         if cost_micro > reserved.worst_micro > 0:
             self._overrun[expert.name] *= cost_micro / reserved.worst_micro
-        await self.ledger.settle(reserved.id, charge)
+        await self._charge(job, reserved, charge)
 
     async def _lose(self, job: Job, expert: LiveExpert, reserved: Reserved, error: UpstreamError) -> None:
         """Settles an attempt that failed: the key pays for what the client has read of it, the operator for the rest
@@ -386,7 +390,12 @@ class Gateway:
             price_version=price_version(expert),
         )
         self._spent(job, delivered_micro)
-        await self.ledger.settle(reserved.id, charge)
+        await self._charge(job, reserved, charge)
+
+    async def _charge(self, job: Job, reserved: Reserved, charge: Charge) -> None:
+        usd, lost_usd = charge.micro_usd / MICRO, charge.lost_micro_usd / MICRO
+        with tracing.child(job.span, "settle", cost_usd=usd, lost_usd=lost_usd, outcome=charge.outcome):
+            await self.ledger.settle(reserved.id, charge)
 
     def _spent(self, job: Job, micro: int) -> None:
         job.cost_micro += micro
@@ -397,33 +406,41 @@ class Gateway:
 
     async def _plain_attempt(self, job: Job, expert: LiveExpert, chat: ChatRequest) -> None:
         """One attempt, settled whatever happens; the job has what came of it."""
-        reserved = await self._reserve(job, expert, chat)
+        with tracing.child(job.span, "reserve", expert=expert.name):  # with the wait for calls in flight
+            reserved = await self._reserve(job, expert, chat)
         if reserved is None:
             return
         started = time.monotonic()
+        span = tracing.begin_call(job.span, expert.name, job.reservations)
         try:
             completion = await expert.complete(chat, self._timeout_s(job, expert))
         except UpstreamError as error:
+            tracing.end_call(span, error)
             await self._lose(job, expert, reserved, error)
             self._add_failure(job, expert, error, time.monotonic() - started)
             return
+        tracing.end_call(span, completion)
         await self._settle(job, expert, reserved, completion, "answered")
         await self._add(job, expert, chat, completion)
 
     async def _open(self, job: Job, expert: LiveExpert, chat: ChatRequest) -> OpenStream | None:
         """A stream that has brought its first chunk; None where it failed before, settled."""
-        reserved = await self._reserve(job, expert, chat)
+        with tracing.child(job.span, "reserve", expert=expert.name):  # with the wait for calls in flight
+            reserved = await self._reserve(job, expert, chat)
         if reserved is None:
             return None
         started = time.monotonic()
+        span = tracing.begin_call(job.span, expert.name, job.reservations)
         stream = expert.stream(chat, self._timeout_s(job, expert), _first_token_s(expert))
         try:
             first = await anext(stream, None)
         except UpstreamError as error:
+            tracing.end_call(span, error)
             await self._lose(job, expert, reserved, error)
             self._add_failure(job, expert, error, time.monotonic() - started)
             return None
-        return OpenStream(self, job, expert, reserved, stream, first)
+        tracing.event(span, "first token")
+        return OpenStream(self, job, expert, reserved, stream, first, span)
 
     async def settle_once(self, opened: OpenStream) -> Completion | UpstreamError:
         """Settles a stream by what the upstream billed, read to its end or drained; the same for all who call it."""
@@ -436,9 +453,11 @@ class Gateway:
         try:
             completion = await opened.stream.finish()
         except UpstreamError as error:
+            tracing.end_call(opened.span, error)
             await self._lose(job, expert, opened.reserved, error)
             self._note(expert, as_failure(error, 0.0))
             return error
+        tracing.end_call(opened.span, completion)
         outcome = "answered" if opened.is_read else "cancelled"
         await self._settle(job, expert, opened.reserved, completion, outcome)
         self._note(expert, as_answer(completion, cut_off=False))
@@ -513,6 +532,7 @@ class OpenStream:
     reserved: Reserved
     stream: Stream
     first: Chunk | None
+    span: Any = None
     is_read: bool = False  # whether the client has taken all of it
     settling: asyncio.Task[Completion | UpstreamError] | None = None
 
