@@ -33,6 +33,7 @@ from agents.serving.answer_match import by_normal_form
 from agents.serving.orchestrator import Orchestrator
 from experts.live import Completion, LiveExpert, UpstreamError, make_live_experts
 from experts.pool import load_pool
+from leeroo_env.cli import printable
 from leeroo_env.errors import InputError
 from leeroo_env.threads import set_threads
 
@@ -309,7 +310,7 @@ def headers_of(job: Job, cost_known: bool = True) -> dict[str, str]:
         headers["leeroo-cost-usd"] = f"{job.cost_micro / MICRO:.6f}"
     if job.left_micro is not None:
         headers["leeroo-left-usd"] = f"{job.left_micro / MICRO:.6f}"
-    return {name: value.encode("latin-1", "replace").decode("latin-1") for name, value in headers.items()}
+    return {name: printable(value).encode("latin-1", "replace").decode("latin-1") for name, value in headers.items()}
 
 
 def estimates_of(gateway: Gateway, job: Job) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Coroutine, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from agents.server import tracing
 from agents.server.journal import Journal
-from agents.server.money import Charge, KeyInfo, Ledger, Refused, micro_of
+from agents.server.money import Charge, KeyInfo, Ledger, Refused, StoreUnavailable, micro_of
 from agents.server.routing import Money, Plan, Planner
 from agents.server.wire import ApiError, ChatCompletionRequest, passed_on
 from agents.serving.asking import as_answer, as_failure
@@ -36,9 +37,11 @@ from experts.specs import OpenAISpec
 from experts.types import Answer, Query
 from leeroo_env.variants import entry_of
 
+log = logging.getLogger(__name__)
 MOST_ATTEMPTS = 5  # of a request, over all experts
 BUCKETS = ("input", "cached", "cache_write", "output", "reasoning")
 LEAST_LEFT_S = 1.0  # of the deadline, below which no further expert is asked
+READ_ON_S = 120.0  # after its deadline, in which a stream is read by a slow client or drained
 MICRO = 1_000_000
 WAIT_S = 0.05
 LONGEST_WAIT_S = 15.0  # for money that calls in flight hold
@@ -198,7 +201,12 @@ class Gateway:
         """A streaming request up to its first chunk, after which no other expert is asked. Raises ApiError."""
         while (expert := await self._next(job)) is not None:
             chat = self._chat(job, expert)
-            opened = await self._shielded(self._open(job, expert, chat))
+            opening = self.start(self._open(job, expert, chat))
+            try:
+                opened = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(self._abandon)
+                raise
             if opened is not None:
                 job.expert = expert.name
                 return opened
@@ -229,7 +237,8 @@ class Gateway:
     async def _next(self, job: Job, asks: bool = True) -> LiveExpert | None:
         """The expert to ask next; None: deliver what there is, or nothing can be asked any more. It `asks`: an expert
         that failed lately may be tried by one request."""
-        if len(job.failures) >= MOST_ATTEMPTS or (job.failures and job.left_s < LEAST_LEFT_S):
+        begun = bool(job.failures or job.completions)
+        if len(job.failures) >= MOST_ATTEMPTS or job.left_s < (LEAST_LEFT_S if begun else 0.0):
             return None
         if job.asked_for is not None:
             done = job.completions or job.failures
@@ -251,16 +260,21 @@ class Gateway:
             return None
         choice = self._stay(job, choice, candidates)
         expert = self.experts[choice]
-        if asks and not (self.breaker.admit(expert.name, self._entries[expert.name]) or job.last_resort):
-            return await self._next(job)
-        return expert
+        if not asks or job.last_resort or self.breaker.admit(*self._breaker_names(job.key, expert)):
+            return expert
+        return await self._next(job)
+
+    def _breaker_names(self, key: KeyInfo, expert: LiveExpert) -> tuple[str, str]:
+        """By what the breaker knows an expert: refused requests count by key, as they may be the fault of its client,
+        who must not keep the expert from others; all other failures by the server."""
+        return f"{key.key_id} {expert.name}", self._entries[expert.name]
 
     def _candidates(self, job: Job) -> list[int]:
         """The able experts that were not asked yet, can be paid, and did not fail lately; where all did and there is
         no answer yet, one of them is tried all the same."""
         asked = [] if job.plan.state is None else job.plan.state.asked
         affordable = [k for k in job.able if k not in asked and self._affordable(job, self.experts[k])]
-        candidates = [k for k in affordable if not self.is_open(self.experts[k].name)]
+        candidates = [k for k in affordable if not self.breaker.is_open(*self._breaker_names(job.key, self.experts[k]))]
         if job.current in candidates and in_tool_round(job.chat.messages):
             return [job.current]
         if candidates or job.completions or job.last_resort:
@@ -346,24 +360,33 @@ class Gateway:
         gives_up = time.monotonic() + min(LONGEST_WAIT_S, max(0.0, job.left_s - LEAST_LEFT_S))
         while True:
             try:
-                ttl_s, first = max(job.left_s, 0.0) + self.deadline_s, not job.reservations
+                ttl_s, first = max(job.left_s, 0.0) + self.deadline_s + READ_ON_S, not job.reservations
                 name = await self.ledger.reserve(job.key.key_id, job.id, expert.name, worst_micro, ttl_s, first)
                 job.reservations += 1
                 return Reserved(name, worst_micro)
             except Refused as refused:
                 if refused.revoked:
+                    self._not_asked(job, expert)
                     raise ApiError(401, "this key is revoked", "invalid_api_key") from None
                 unspent_micro = (await self.ledger.budget(job.key.key_id)).unspent_micro
                 is_spent = unspent_micro is not None and unspent_micro < worst_micro
                 if is_spent or time.monotonic() >= gives_up:
+                    self._not_asked(job, expert)
                     left_micro = unspent_micro if is_spent and unspent_micro is not None else refused.left_micro
                     job.left_micro = min(left_micro, worst_micro - 1)
                     return None
+            except StoreUnavailable:
+                self._not_asked(job, expert)
+                raise
             await asyncio.sleep(WAIT_S)
+
+    def _not_asked(self, job: Job, expert: LiveExpert) -> None:
+        """Another request may try an expert that failed lately."""
+        self.breaker.release(*self._breaker_names(job.key, expert))
 
     async def _settle(self, job: Job, expert: LiveExpert, reserved: Reserved, answer: Completion, outcome: str) -> None:
         """Charges the key what an answer costs."""
-        cost_micro = micro_of(answer.cost_usd)
+        cost_micro = micro_of(min(answer.cost_usd, MOST_USD))
         charge = Charge(
             micro_usd=cost_micro,
             **{name: getattr(answer.usage, name) for name in BUCKETS},
@@ -414,7 +437,8 @@ class Gateway:
         span = tracing.begin_call(job.span, expert.name, job.reservations)
         try:
             completion = await expert.complete(chat, self._timeout_s(job, expert))
-        except UpstreamError as error:
+        except Exception as unknown:
+            error = _as_upstream(unknown, reserved)
             tracing.end_call(span, error)
             await self._lose(job, expert, reserved, error)
             self._add_failure(job, expert, error, time.monotonic() - started)
@@ -431,16 +455,23 @@ class Gateway:
             return None
         started = time.monotonic()
         span = tracing.begin_call(job.span, expert.name, job.reservations)
-        stream = expert.stream(chat, self._timeout_s(job, expert), _first_token_s(expert))
         try:
+            stream = expert.stream(chat, self._timeout_s(job, expert), _first_token_s(expert))
             first = await anext(stream, None)
-        except UpstreamError as error:
+        except Exception as unknown:
+            error = _as_upstream(unknown, reserved)
             tracing.end_call(span, error)
             await self._lose(job, expert, reserved, error)
             self._add_failure(job, expert, error, time.monotonic() - started)
             return None
         tracing.event(span, "first token")
         return OpenStream(self, job, expert, reserved, stream, first, span)
+
+    def _abandon(self, opening: asyncio.Task[OpenStream | None]) -> None:
+        """Settles a stream that was opened for nobody."""
+        opened = None if opening.cancelled() or opening.exception() is not None else opening.result()
+        if opened is not None:
+            self.start(self.settle_once(opened))
 
     async def settle_once(self, opened: OpenStream) -> Completion | UpstreamError:
         """Settles a stream by what the upstream billed, read to its end or drained; the same for all who call it."""
@@ -452,22 +483,23 @@ class Gateway:
         job, expert = opened.job, opened.expert
         try:
             completion = await opened.stream.finish()
-        except UpstreamError as error:
+        except Exception as unknown:
+            error = _as_upstream(unknown, opened.reserved)
             tracing.end_call(opened.span, error)
             await self._lose(job, expert, opened.reserved, error)
-            self._note(expert, as_failure(error, 0.0))
+            self._note(job, expert, as_failure(error, 0.0))
             return error
         tracing.end_call(opened.span, completion)
         outcome = "answered" if opened.is_read else "cancelled"
         await self._settle(job, expert, opened.reserved, completion, outcome)
-        self._note(expert, as_answer(completion, cut_off=False))
+        self._note(job, expert, as_answer(completion, cut_off=False))
         self._remember(job, completion)
         return completion
 
     async def _add(self, job: Job, expert: LiveExpert, chat: ChatRequest, completion: Completion) -> None:
         limited = chat.max_tokens < min(job.chat.max_tokens, expert.spec.max_tokens)
         answer = as_answer(completion, cut_off=limited and completion.finish_reason == "length")
-        self._note(expert, answer)
+        self._note(job, expert, answer)
         if job.asked_for is not None:
             job.completions[0] = completion
             return
@@ -475,15 +507,15 @@ class Gateway:
         job.completions[len(job.plan.state.results)] = completion
         await asyncio.to_thread(self.planner.decider.add, job.plan.state, self.numbers[expert.name], answer)
 
-    def _note(self, expert: LiveExpert, answer: Answer) -> None:
-        self.breaker.record(expert.name, [answer], self._entries[expert.name])
+    def _note(self, job: Job, expert: LiveExpert, answer: Answer) -> None:
+        name, entry = self._breaker_names(job.key, expert)
+        self.breaker.record(name, [answer], entry)
 
     def _add_failure(self, job: Job, expert: LiveExpert, error: UpstreamError, seconds: float) -> None:
         job.failures.append(error)
-        answer = as_failure(error, seconds)
-        self._note(expert, answer)
+        self._note(job, expert, as_failure(error, 0.0))  # 0: one long answer is no reason for a long pause
         if job.plan.state is not None:
-            self.planner.decider.add(job.plan.state, self.numbers[expert.name], answer)
+            self.planner.decider.add(job.plan.state, self.numbers[expert.name], as_failure(error, seconds))
 
     def _timeout_s(self, job: Job, expert: LiveExpert) -> float:
         return max(LEAST_LEFT_S, min(expert.spec.timeout_s, job.left_s))
@@ -556,6 +588,15 @@ def price_version(expert: LiveExpert) -> str:
     """The prices of a charge, so that the ledger can be checked when pool.yaml has changed."""
     price = expert.spec.price
     return f"{price.usd_per_mtok_in:g}/{price.usd_per_mtok_out:g}/{price.usd_per_second:g}"
+
+
+def _as_upstream(error: Exception, reserved: Reserved) -> UpstreamError:
+    """What a call raised; a fault of ours may have been billed at its worst case."""
+    if isinstance(error, UpstreamError):
+        return error
+    log.exception("a call failed for a reason of its own", exc_info=error)
+    worst_usd = reserved.worst_micro / MICRO
+    return UpstreamError("unreadable", f"{type(error).__name__}", may_be_billed=True, cost_usd=worst_usd)
 
 
 def _first_token_s(expert: LiveExpert) -> float:

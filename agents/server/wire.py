@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -172,7 +173,7 @@ def read_json(body: bytes) -> dict[str, Any]:
         if sum(map(shape.count, (b",", b"[", b"{"))) > MOST_VALUES:
             raise ApiError(400, f"the body holds more than {MOST_VALUES:,} values", "too_large")
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        value = json.loads(body, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):  # text that is no UTF-8 is a ValueError, too
         raise ApiError(400, "the body is not valid JSON", "invalid_json") from None
     if not isinstance(value, dict):
@@ -199,6 +200,12 @@ def parse(model: type[pydantic.BaseModel], fields: dict[str, Any]) -> Any:
 def passed_on(fields: dict[str, Any]) -> dict[str, Any]:
     """Of a request's fields those that go to an expert, as they came."""
     return {name: fields[name] for name in PASSED_ON if fields.get(name) is not None}
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def _no_constant(name: str) -> None:

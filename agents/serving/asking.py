@@ -68,7 +68,8 @@ def as_failure(error: UpstreamError, seconds: float) -> Answer:
         message = error.message.removeprefix("an ")
         reason = message if message.startswith(EMPTY) else f"{EMPTY}: {message}"
     else:
-        status = f"Error code: {error.status} - " if error.status else ""
+        number = error.status or (400 if error.kind == "bad request" else None)  # also where it was not even sent
+        status = f"Error code: {number} - " if number else ""
         reason = f"{status}{error.kind}: {error.message}"
     return Answer("", 0, 0, 0.0, seconds, reason, lost_usd=error.cost_usd)
 

@@ -19,11 +19,12 @@ NOT_ASKED = "not asked"  # how errors of calls begin that were not made
 
 @dataclass
 class _Failures:
-    """The failures since the last success, the pause that they led to, and when it is over."""
+    """The failures since the last success, the pause that they led to, when it is over, and whether one call tries."""
 
     bad_requests: int = 0
     pause_s: float = 0.0
     until: float = 0.0
+    is_tried: bool = False
 
 
 class CircuitBreaker:
@@ -56,9 +57,17 @@ class CircuitBreaker:
                 return False
             for failures in known:
                 if failures.pause_s > 0:
+                    failures.is_tried = True
                     failures.pause_s = min(2 * failures.pause_s, LONGEST_PAUSE_S)
                     failures.until = now + failures.pause_s
             return True
+
+    def release(self, name: str, entry: str | None = None) -> None:
+        """Takes back that the expert was admitted, since it is not asked: the next caller may try it."""
+        with self._lock:
+            for failures in self._known(name, entry):
+                if failures.is_tried:
+                    failures.until, failures.is_tried = self._clock(), False
 
     def _known(self, name: str, entry: str | None) -> list[_Failures]:
         return [self._failures[key] for key in _keys(name, entry) if key in self._failures]
