@@ -25,6 +25,7 @@ from experts.live.deadline import Deadline
 from experts.live.events import Event, EventReader
 from experts.live.reading import Assembly, chat_logprobs, read_value, usage_body
 from experts.live.refusals import error_in, error_inside, refused, refused_setting
+from experts.live.shape import reason_of
 from experts.live.stream import DRAIN_S, Stream
 from experts.live.types import ChatRequest, Chunk, Completion, Kind, UpstreamError
 from experts.specs import OpenAISpec
@@ -286,11 +287,12 @@ class LiveOpenAI:
             text, confidence = split_confidence(text)
             choice["message"]["content"] = split_confidence(choice["message"]["content"] or "")[0]
         choice["logprobs"] = chat_logprobs(choice["logprobs"]) if call.assembly.keeps_logprobs else None
+        choice["finish_reason"] = reason_of(finish_reason := choice["finish_reason"])
         return Completion(
             body=body | {"usage": usage_body(usage)},
             text=text,
             reasoning=reply.reasoning,
-            finish_reason=choice["finish_reason"],
+            finish_reason=finish_reason,
             tool_calls=has_calls,
             usage=usage,
             cost_usd=cost_usd,

@@ -8,11 +8,11 @@ import time
 import uuid
 from typing import Any
 
-from experts.backends.reply import clean_text, finish_reason_of, read_json, text_and_reasoning
+from experts.backends.reply import clean_text, finish_reason_of, read_json
+from experts.live.shape import MESSAGE_TEXTS, delta_of, logprobs_of, reason_of
 from experts.usage import Usage, reported_usage
 
 _HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of surrogate pairs, which may be without the other half
-MESSAGE_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
 
 class Assembly:
@@ -54,6 +54,7 @@ class Assembly:
         delta = next((choice[name] for name in ("delta", "message") if isinstance(choice.get(name), dict)), None)
         if delta is None:  # of /completions
             delta = {"content": choice["text"]} if isinstance(choice.get("text"), str) else {}
+        delta = delta_of(delta)
         if logprobs and isinstance(logprobs, dict):
             self._add_logprobs(logprobs)
         if self._add_delta(delta):
@@ -61,48 +62,38 @@ class Assembly:
             self.written += 1
         if reason and isinstance(reason, str):
             self.finish_reason = reason = finish_reason_of(reason)
-        out = {"index": 0, "delta": delta, "finish_reason": reason or None}
+        shown = reason_of(reason) if reason and isinstance(reason, str) else None
+        out = {"index": 0, "delta": delta, "finish_reason": shown}
         return out | {"logprobs": chat_logprobs(logprobs)} if self.keeps_logprobs else out
 
     def _add_delta(self, delta: dict[str, Any]) -> bool:
         """Whether it has any content."""
         has_content = False
         for name in MESSAGE_TEXTS:
-            text = delta.get(name)
-            if text and not isinstance(text, str):  # parts, as Mistral sends them
-                text, reasoning = text_and_reasoning(text)
-                delta[name] = text
-                if reasoning:
-                    delta["reasoning_content"] = str(delta.get("reasoning_content") or "") + reasoning
-            if text:
+            if text := delta.get(name):
                 self._texts.setdefault(name, []).append(text)
                 has_content = True
-        calls = delta.get("tool_calls")
-        for position, call in enumerate(calls if isinstance(calls, list) else ()):
-            if isinstance(call, dict):
-                self._add_call(call, position)
-                has_content = True
-        if isinstance(delta.get("function_call"), dict):
+        for position, call in enumerate(delta.get("tool_calls", ())):
+            self._add_call(call, position)
+            has_content = True
+        if "function_call" in delta:
             self._add_call({"function": delta["function_call"], "type": "function_call"}, 0)
             has_content = True
         return has_content
 
     def _add_call(self, call: dict[str, Any], position: int) -> None:
         """Adds a part of a tool's call, and its index if the server gives none, or one for all."""
-        given = call.get("index")
-        index = given if isinstance(given, int) else position
+        index = call.get("index", position)
         known = self._calls.get(index, {}).get("id")
         if known and call.get("id") and call["id"] != known:
             index = len(self._calls)
         call["index"] = index
         whole = self._calls.setdefault(index, {"arguments": []})
         whole.update({name: call[name] for name in ("id", "type") if call.get(name)})
-        function = call.get("function")
-        if isinstance(function, dict):
-            if isinstance(function.get("name"), str) and function["name"]:
-                whole["name"] = function["name"]
-            if isinstance(function.get("arguments"), str):
-                whole["arguments"].append(function["arguments"])
+        function = call.get("function", {})
+        if function.get("name"):
+            whole["name"] = function["name"]
+        whole["arguments"].append(function.get("arguments", ""))
 
     def _add_logprobs(self, logprobs: dict[str, Any]) -> None:
         for name in ("content", "token_logprobs", "tokens"):
@@ -151,20 +142,21 @@ def head(value: dict[str, Any], name: str) -> dict[str, Any]:
     created, own_id = value.get("created"), value.get("id")
     known = {
         "id": own_id if isinstance(own_id, str) and own_id else f"chatcmpl-{uuid.uuid4().hex}",
-        "created": created if isinstance(created, int) else int(time.time()),
+        "created": created if isinstance(created, int) and not isinstance(created, bool) else int(time.time()),
         "model": name,
     }
     fingerprint = value.get("system_fingerprint")
     return known | {"system_fingerprint": fingerprint} if isinstance(fingerprint, str) else known
 
 
-def chat_logprobs(logprobs: Any) -> Any:
+def chat_logprobs(logprobs: Any) -> dict[str, Any] | None:
     """The log-probabilities of a chat, also from those of /completions."""
-    if not isinstance(logprobs, dict) or "token_logprobs" not in logprobs:
-        return logprobs
-    pairs = zip(logprobs.get("tokens") or (), logprobs.get("token_logprobs") or (), strict=False)
-    content = [{"token": token, "logprob": value, "bytes": None, "top_logprobs": []} for token, value in pairs]
-    return {"content": content, "refusal": None}
+    if isinstance(logprobs, dict) and "token_logprobs" in logprobs:
+        tokens, values = (logprobs.get(name) for name in ("tokens", "token_logprobs"))
+        if isinstance(tokens, list) and isinstance(values, list):
+            pairs = zip(tokens, values, strict=False)
+            logprobs = {"content": [{"token": token, "logprob": value} for token, value in pairs]}
+    return logprobs_of(logprobs)
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from experts.live import Completion, UpstreamError
 from experts.live.openai import LiveOpenAI
@@ -65,7 +66,7 @@ def calls():
                     return await expert.complete(asked, 5)
                 reply = expert.stream(asked, 5, 5)
                 async for chunk in reply:
-                    assert sendable(chunk.data)
+                    assert sendable(chunk.data) and ChatCompletionChunk.model_validate(chunk.data)
                 return await reply.finish()
             except UpstreamError as error:
                 return error
@@ -83,7 +84,8 @@ def calls():
                 "timeout",
             )
             assert found.cost_usd >= 0 and (isinstance(found, Completion) or found.may_be_billed or found.cost_usd == 0)
-            assert not isinstance(found, Completion) or sendable(found.body)
+            if isinstance(found, Completion):
+                assert sendable(found.body) and ChatCompletion.model_validate(found.body)
             return found
 
         yield outcome
@@ -142,3 +144,25 @@ def test_bytes_of_any_kind(calls, data, stream):
 def test_bytes_that_are_no_http(calls, data):
     found = calls(lambda sock, body: (sock.sendall(data), sock.shutdown(2)), stream=False)
     assert isinstance(found, UpstreamError)
+
+
+SHAPES = [
+    {"delta": {"role": 5, "content": {"a": 1}}},
+    {"delta": {"tool_calls": [{"index": "x", "id": 7, "function": {"name": None, "arguments": {"a": 1}}}, 3]}},
+    {"delta": {"content": "x", "function_call": "f", "tool_calls": "g"}, "finish_reason": "eos!"},
+    {"delta": {"content": "x"}, "logprobs": {"content": [{"token": 1}, {"token": "a", "logprob": "b"}, 5]}},
+    {"text": "x", "logprobs": {"tokens": 5, "token_logprobs": [1]}},
+]
+
+
+@pytest.mark.parametrize("choice", SHAPES)
+def test_what_is_passed_on_has_the_shape_of_openais_api(calls, choice):
+    def behave(sock, body):
+        begin(sock)
+        part(sock, event({"id": 5, "created": True, "choices": [{"delta": {"content": "a"}}]}))
+        part(sock, event({"choices": [choice]}))
+        part(sock, event(b"[DONE]"))
+        end(sock)
+
+    assert isinstance(calls(behave, stream=True), Completion)
+    calls(lambda sock, _: send(sock, {"choices": [choice]}), stream=False)
