@@ -25,7 +25,7 @@ from agents.server.config import ADMIN_KEY, ServerConfig
 from agents.server.gateway import MICRO, Gateway, Hints, Job, OpenStream
 from agents.server.journal import Decision, Journal
 from agents.server.money import KeyInfo, Ledger, StoreUnavailable
-from agents.server.openapi import CHAT, FEEDBACK, ROUTE
+from agents.server.openapi import ADMIN, CHAT, FEEDBACK, MODEL, MODELS, READY, ROUTE, tell_how_to_log_in
 from agents.server.page import Page
 from agents.server.routing import Planner
 from agents.server.wire import ApiError, ChatCompletionRequest, FeedbackRequest, parse, read_json
@@ -59,6 +59,7 @@ def create_app(config: ServerConfig) -> FastAPI:
         telemetry={"tracing": False},  # the server has spans of its own, whatever the version of FastAPI
     )
     app.state.config = config
+    tell_how_to_log_in(app)
     app.add_exception_handler(ApiError, _error_response)  # type: ignore[arg-type]
     app.add_exception_handler(StoreUnavailable, _store_response)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _fault)
@@ -67,12 +68,12 @@ def create_app(config: ServerConfig) -> FastAPI:
     app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], **CHAT)
     app.add_api_route("/v1/route", route, methods=["POST"], **ROUTE)
     app.add_api_route("/v1/feedback", feedback, methods=["POST"], **FEEDBACK)
-    app.add_api_route("/v1/models", models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", one_model, methods=["GET"])
-    app.add_api_route("/", page, methods=["GET"], response_class=HTMLResponse)
+    app.add_api_route("/v1/models", models, methods=["GET"], **MODELS)
+    app.add_api_route("/v1/models/{name:path}", one_model, methods=["GET"], **MODEL)
+    app.add_api_route("/", page, methods=["GET"], response_class=HTMLResponse, **ADMIN)
     app.add_api_route("/health", health, methods=["GET"])
-    app.add_api_route("/ready", ready, methods=["GET"])
-    app.add_api_route("/metrics", prometheus, methods=["GET"], response_class=PlainTextResponse)
+    app.add_api_route("/ready", ready, methods=["GET"], **READY)
+    app.add_api_route("/metrics", prometheus, methods=["GET"], response_class=PlainTextResponse, **ADMIN)
     return app
 
 
@@ -183,7 +184,9 @@ async def models(request: Request) -> JSONResponse:
     return JSONResponse({"object": "list", "data": [_model(name) for name in ("leeroo", *_gateway(request).by_name)]})
 
 
-async def one_model(request: Request, name: str) -> JSONResponse:
+async def one_model(request: Request) -> JSONResponse:
+    """One of them."""
+    name = request.path_params["name"]
     await _key(request)
     if name != "leeroo" and name not in _gateway(request).by_name:
         raise ApiError(404, f"there is no model {name!r}", "model_not_found", "model")

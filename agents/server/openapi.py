@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pydantic
+from fastapi import FastAPI
 
 from agents.server.wire import ChatCompletionRequest, FeedbackRequest
 
@@ -37,20 +38,42 @@ STATUSES = {
 }
 
 
+SECURITY = {"key": {"type": "http", "scheme": "bearer"}, "admin": {"type": "http", "scheme": "basic"}}
+
+
+def tell_how_to_log_in(app: FastAPI) -> None:
+    """Adds the kinds of keys, to which routes refer, to the description."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        whole = described()
+        whole.setdefault("components", {})["securitySchemes"] = SECURITY
+        return whole
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _errors(*statuses: int) -> dict[int | str, Any]:
+    content = {"application/json": {"schema": ERROR}}
+    return {status: {"description": STATUSES[status], "content": content} for status in statuses}
+
+
+def _get(*statuses: int, security: str | None = None, **extra: Any) -> dict[str, Any]:
+    """What is said of a route without a body that may fail with these statuses."""
+    extra |= {} if security is None else {"security": [{security: []}]}
+    return {"openapi_extra": extra, "responses": _errors(*statuses)}
+
+
 def _route(body: type[pydantic.BaseModel], answers: dict[str, Any]) -> dict[str, Any]:
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     inlined = _inline(schema, definitions)
-    errors = {
-        status: {"description": text, "content": {"application/json": {"schema": ERROR}}}
-        for status, text in STATUSES.items()
-    }
     return {
         "openapi_extra": {
             "requestBody": {"required": True, "content": {"application/json": {"schema": inlined}}},
             "security": [{"key": []}],
         },
-        "responses": {200: {"description": "Successful response", "content": answers}, **errors},
+        "responses": {200: {"description": "Successful response", "content": answers}, **_errors(*STATUSES)},
         "response_model": None,
     }
 
@@ -70,3 +93,8 @@ _OBJECT = {"application/json": {"schema": {"type": "object"}}}
 CHAT = _route(ChatCompletionRequest, {**_OBJECT, "text/event-stream": {"schema": {"type": "string"}}})
 ROUTE = _route(ChatCompletionRequest, _OBJECT)
 FEEDBACK = _route(FeedbackRequest, _OBJECT)
+MODELS = _get(401, 503, security="key")
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+MODEL = _get(401, 404, 503, security="key", parameters=[_NAME])
+READY = {"responses": {503: {"description": "Requests cannot be answered now", "content": _OBJECT}}}
+ADMIN = _get(401, 503, security="admin")
