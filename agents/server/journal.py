@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from agents.server.money import Ledger, StoreUnavailable
+from agents.server.money.writer import is_own_fault
 
 FLUSH_S = 0.2
 REMEMBERED = 10_000  # conversations in memory
 KEPT_S = 14 * 86_400.0  # conversations and decisions in the database
+MOST_NAME = 200  # characters of an expert's name
 MOST_WAITING = 20_000  # rows, while the database is away
 
+log = logging.getLogger(__name__)
 metadata = sa.MetaData()
 decisions = sa.Table(
     "decisions",
@@ -30,7 +34,7 @@ decisions = sa.Table(
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("key_id", sa.Integer, nullable=False),
     sa.Column("at", sa.Float, nullable=False, index=True),
-    sa.Column("expert", sa.String(200), nullable=False),
+    sa.Column("expert", sa.String(MOST_NAME), nullable=False),
     sa.Column("calls", sa.Integer, nullable=False),
     sa.Column("micro_usd", sa.BigInteger, nullable=False),
     sa.Column("dearest_micro_usd", sa.BigInteger, nullable=False),
@@ -44,7 +48,7 @@ conversations = sa.Table(
     "conversations",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("expert", sa.String(200), nullable=False),
+    sa.Column("expert", sa.String(MOST_NAME), nullable=False),
     sa.Column("at", sa.Float, nullable=False, index=True),
 )
 
@@ -108,6 +112,8 @@ class Journal:
 
     def remember(self, conversation: str, expert: str) -> None:
         """Notes who gave the last answer of a conversation."""
+        if len(expert) > MOST_NAME:
+            return
         self._conversations[conversation] = expert
         self._conversations.move_to_end(conversation)
         if len(self._conversations) > REMEMBERED:
@@ -138,19 +144,44 @@ class Journal:
         while not self._ending.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), FLUSH_S)
-            with contextlib.suppress(StoreUnavailable):  # tried again with the next
+            try:
                 await self._flush()
+            except StoreUnavailable:
+                pass  # tried again with the next
+            except Exception as error:  # no reason to write nothing more
+                log.exception("decisions could not be written", exc_info=error)
 
     async def _flush(self) -> None:
         if not (self._new_decisions or self._new_conversations):
             return
         made, spoken = dict(self._new_decisions), dict(self._new_conversations)
-        await asyncio.to_thread(self._ledger.run, lambda connection: self._insert(connection, made, spoken))
+        try:
+            await self._put(made, spoken)
+        except Exception as error:
+            if isinstance(error, StoreUnavailable) and not is_own_fault(error):
+                raise
+            await self._put_one_by_one(made, spoken)
         for key in made:
             self._new_decisions.pop(key, None)
         for key, expert in spoken.items():
             if self._new_conversations.get(key) == expert:
                 del self._new_conversations[key]
+
+    async def _put(self, made: dict[str, Decision], spoken: dict[str, str]) -> None:
+        await asyncio.to_thread(self._ledger.run, lambda connection: self._insert(connection, made, spoken))
+
+    async def _put_one_by_one(self, made: dict[str, Decision], spoken: dict[str, str]) -> None:
+        """Writes what can be written; the fault of one row must not be the others' loss."""
+        for decisions_of, spoken_of in [
+            *(({k: v}, {}) for k, v in made.items()),
+            *(({}, {k: v}) for k, v in spoken.items()),
+        ]:
+            try:
+                await self._put(decisions_of, spoken_of)
+            except Exception as error:
+                if isinstance(error, StoreUnavailable) and not is_own_fault(error):
+                    raise
+                log.warning("a decision or conversation cannot be stored: %s", error)
 
     def _insert(self, connection: Connection, made: dict[str, Decision], spoken: dict[str, str]) -> None:
         now = time.time()
@@ -158,7 +189,10 @@ class Journal:
             known = set(connection.scalars(sa.select(decisions.c.id).where(decisions.c.id.in_(list(made)))))
             new = [one for one in made.values() if one.id not in known]
             if new:
-                rows = [{**vars(one), "estimates": json.dumps(one.estimates)} for one in new]
+                rows = [
+                    {**vars(one), "expert": one.expert[:MOST_NAME], "estimates": json.dumps(one.estimates)}
+                    for one in new
+                ]
                 connection.execute(decisions.insert(), rows)
         if spoken:
             connection.execute(conversations.delete().where(conversations.c.id.in_(list(spoken))))

@@ -38,7 +38,7 @@ STATUSES = {
 }
 
 
-SECURITY = {"key": {"type": "http", "scheme": "bearer"}, "admin": {"type": "http", "scheme": "basic"}}
+SECURITY: dict[str, Any] = {"key": {"type": "http", "scheme": "bearer"}, "admin": {"type": "http", "scheme": "basic"}}
 
 
 def tell_how_to_log_in(app: FastAPI) -> None:
@@ -89,12 +89,12 @@ def _inline(schema: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inline(one, definitions) for name, one in schema.items()}
 
 
-_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+_OBJECT: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
 CHAT = _route(ChatCompletionRequest, {**_OBJECT, "text/event-stream": {"schema": {"type": "string"}}})
 ROUTE = _route(ChatCompletionRequest, _OBJECT)
 FEEDBACK = _route(FeedbackRequest, _OBJECT)
 MODELS = _get(401, 503, security="key")
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 MODEL = _get(401, 404, 503, security="key", parameters=[_NAME])
-READY = {"responses": {503: {"description": "Requests cannot be answered now", "content": _OBJECT}}}
+READY: dict[str, Any] = {"responses": {503: {"description": "Requests cannot be answered now", "content": _OBJECT}}}
 ADMIN = _get(401, 503, security="admin")

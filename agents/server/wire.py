@@ -162,7 +162,7 @@ class FeedbackRequest(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    decision: Annotated[str, pydantic.Field(min_length=1, max_length=64)]
+    decision: Annotated[str, pydantic.Field(min_length=1, max_length=64, pattern="^[!-~]+$")]  # as databases take it
     score: Annotated[float, pydantic.Field(ge=0, le=1)]
 
 

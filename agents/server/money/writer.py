@@ -153,8 +153,13 @@ class Writer:
         return error
 
 
+def is_own_fault(error: StoreUnavailable) -> bool:
+    """Whether what was asked cannot be done, rather than nothing."""
+    return isinstance(error.__cause__, OWN_FAULT)
+
+
 def _is_outage(error: Exception) -> bool:
-    return isinstance(error, StoreUnavailable) and not isinstance(error.__cause__, OWN_FAULT)
+    return isinstance(error, StoreUnavailable) and not is_own_fault(error)
 
 
 def _deliver(results: list[tuple[_Task, Any]]) -> None:
