@@ -255,3 +255,18 @@ def test_at_the_deadline_the_answers_so_far_are_delivered(tell: Any, expert: Ups
 def test_the_name_of_an_expert_cannot_add_headers():
     job: Any = SimpleNamespace(id="1", expert="a\r\nset-cookie: b\0\u2028c", completions={}, cost_micro=1, left_micro=2)
     assert headers_of(job)["leeroo-expert"] == "a set-cookie: b c"
+
+
+def test_a_conversation_of_one_key_is_not_one_of_another(tell: Any):
+    """Nor is a round of tools: who answers another key's conversation decides nothing."""
+
+    async def story(desk: Desk) -> None:
+        own, other = await desk.key("mine"), await desk.key("theirs")
+        first = await desk.job(own)
+        answer = (await desk.gateway.complete(first)).body["choices"][0]["message"]["content"]
+        turn: list[Any] = [{"role": "user", "content": "How far is it?"}, {"role": "assistant", "content": answer}]
+        following = [*turn, {"role": "user", "content": "go on"}]
+        assert (await desk.job(own, messages=following)).current == desk.gateway.numbers[first.expert]
+        assert (await desk.job(other, messages=following)).current is None
+
+    tell(story)
