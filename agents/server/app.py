@@ -8,6 +8,7 @@ import binascii
 import contextlib
 import hmac
 import json
+import logging
 import os
 import time
 import uuid
@@ -45,6 +46,7 @@ GRACE_S = 30.0
 RECOVER_EVERY_S = 15.0
 
 State = Any
+log = logging.getLogger(__name__)
 
 
 def create_app(config: ServerConfig) -> FastAPI:
@@ -120,8 +122,12 @@ def experts_of(config: ServerConfig, names: Sequence[str]) -> tuple[list[LiveExp
 async def _recover(ledger: Ledger) -> None:
     """Settles what killed processes left behind, again and again."""
     while True:
-        with contextlib.suppress(StoreUnavailable):
+        try:
             await asyncio.to_thread(ledger.recover)
+        except StoreUnavailable:
+            pass
+        except Exception as error:  # no reason to recover nothing more
+            log.exception("expired reservations were not settled", exc_info=error)
         await asyncio.sleep(RECOVER_EVERY_S)
 
 

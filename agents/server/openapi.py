@@ -97,4 +97,4 @@ MODELS = _get(401, 503, security="key")
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 MODEL = _get(401, 404, 503, security="key", parameters=[_NAME])
 READY: dict[str, Any] = {"responses": {503: {"description": "Requests cannot be answered now", "content": _OBJECT}}}
-ADMIN = _get(401, 503, security="admin")
+ADMIN = _get(400, 401, 503, security="admin")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agents.server import app
 from agents.server.app import headers_of, make_gateway
 from agents.server.config import ServerConfig
 from agents.server.gateway import Gateway, Hints, Job
@@ -270,3 +271,25 @@ def test_a_conversation_of_one_key_is_not_one_of_another(tell: Any):
         assert (await desk.job(other, messages=following)).current is None
 
     tell(story)
+
+
+def test_expired_reservations_are_looked_for_again_whatever_happens(monkeypatch: Any):
+    monkeypatch.setattr(app, "RECOVER_EVERY_S", 0.01)
+    errors: list[Exception] = [RuntimeError("a bug"), StoreUnavailable("away")]
+
+    class Faulty:
+        calls = 0
+
+        def recover(self) -> None:
+            self.calls += 1
+            if errors:
+                raise errors.pop()
+
+    async def story() -> None:
+        ledger: Any = Faulty()
+        task = asyncio.create_task(app._recover(ledger))
+        await asyncio.sleep(0.3)
+        assert ledger.calls > 2 and not task.done()
+        task.cancel()
+
+    asyncio.run(story())
