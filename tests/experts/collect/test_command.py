@@ -74,7 +74,7 @@ def test_a_dry_run_measures_a_few_calls_and_keeps_their_answers(server, tmp_path
     pool = write_pool(tmp_path)
     prices = "usd_per_mtok_in: 1000, usd_per_mtok_out: 2000", "usd_per_second: 0.001"
     pool.write_text(pool.read_text().replace(*prices).replace("max_retries: 0", "max_retries: 5"))
-    server.delay_s = 0.05
+    server.delay_s = 0.2
     encoder = str(make_tiny_llama(tmp_path / "encoder"))
     assert main(arguments(tmp_path, "--dry-run", "--encoder", encoder)) == 0
     lines = capsys.readouterr().out.splitlines()
