@@ -245,7 +245,9 @@ async def _begin(request: Request) -> Job:
     fields = await _json(request)
     parsed: ChatCompletionRequest = parse(ChatCompletionRequest, fields)
     job_id = f"chatcmpl-{uuid.uuid4().hex}"
-    return await _gateway(request).begin(job_id, key, fields, parsed, _hints(request))
+    job = await _gateway(request).begin(job_id, key, fields, parsed, _hints(request))
+    job.is_gone = request.is_disconnected
+    return job
 
 
 def _gateway(request: Request) -> Gateway:

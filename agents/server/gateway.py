@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,7 @@ class Job:
         why: for people, how the expert was chosen.
         last_resort: whether experts that should be left alone are asked, since there are no others.
         expert: the name of the one whose answer is delivered.
+        is_gone: tells whether the client has gone away, so that no further expert is asked.
         span: of the request, for OpenTelemetry; None: nobody collects spans.
     """
 
@@ -94,6 +95,7 @@ class Job:
     why: str = ""
     last_resort: bool = False
     expert: str = ""
+    is_gone: Callable[[], Awaitable[bool]] | None = None
     span: Any = None
 
     @property
@@ -239,6 +241,8 @@ class Gateway:
         that failed lately may be tried by one request."""
         begun = bool(job.failures or job.completions)
         if len(job.failures) >= MOST_ATTEMPTS or job.left_s < (LEAST_LEFT_S if begun else 0.0):
+            return None
+        if begun and job.is_gone is not None and await job.is_gone():
             return None
         if job.asked_for is not None:
             done = job.completions or job.failures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -24,7 +25,7 @@ from agents.serving.asking import as_failure
 from agents.serving.breaker import CircuitBreaker
 from experts.live import UpstreamError
 from leeroo_env import ExpertTable
-from tests.agents.server.running import write_pool
+from tests.agents.server.running import serving, write_pool
 from tests.experts.live.upstream import WORDS, Upstream, chunk, completion, send, streamed, upstream
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
@@ -293,3 +294,28 @@ def test_expired_reservations_are_looked_for_again_whatever_happens(monkeypatch:
         task.cancel()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_for_a_client_that_went_away_no_further_expert_is_asked(
+    run_dir: Path, dear_tiny: Path, expert: Upstream, tmp_path: Path, stream: bool
+):
+    def fails_late(sock: socket.socket, body: dict[str, Any]) -> None:
+        time.sleep(0.4)
+        send(sock, b"oops", 500)
+
+    expert.behave = fails_late
+    expert.bodies.clear()
+    pool = write_pool(tmp_path / "pool.yaml", list(ExpertTable.load(dear_tiny).experts), expert.url[:-3])
+    with serving(run_dir, pool, f"sqlite:///{tmp_path}/leeroo.db", tmp_path) as running:
+        body = json.dumps(
+            {"model": "leeroo", "messages": [{"role": "user", "content": "x"}], "stream": stream}
+        ).encode()
+        host, port = running.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as sock:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {running.key('gone')}\r\n"
+            sock.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            while not expert.bodies:
+                time.sleep(0.01)
+        time.sleep(1.2)
+        assert len(expert.bodies) == 1
