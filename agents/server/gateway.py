@@ -31,7 +31,7 @@ from agents.serving.conversation import (
     query_text,
 )
 from agents.serving.decider import delivered_call
-from agents.serving.outlook import cache_discount_usd
+from agents.serving.outlook import cache_discount_usd, reason
 from experts.live import ChatRequest, Chunk, Completion, LiveExpert, Stream, UpstreamError
 from experts.specs import OpenAISpec
 from experts.types import Answer, Query
@@ -290,7 +290,7 @@ class Gateway:
         """The current expert of the conversation where a switch does not pay, else the policy's choice."""
         first = job.plan.state is None or not job.plan.state.asked
         if job.current is None or job.current not in candidates or not first:
-            job.why = job.why or "the policy's choice"
+            job.why = job.why or reason(self.planner.decider.names, choice, job.plan.score, job.plan.cost_usd)
             return choice
         tokens = prompt_tokens(job.chat.messages, job.chat.settings)
         lost_usd = cache_discount_usd(self.experts[job.current].spec.price, tokens)
