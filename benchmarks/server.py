@@ -33,6 +33,7 @@ import httpx2
 import numpy as np
 import tyro
 import yaml
+from sections import add_section
 
 from agents.policies.description import read_description
 from agents.server.money import Ledger
@@ -216,14 +217,22 @@ class Report:
         self.rows.append(row)  # type: ignore[arg-type]
         print(" | ".join(row), flush=True)
 
-    def write(self) -> None:
-        lines = ["# What the live server adds", "", f"`python benchmarks/server.py`, {platform.machine()}, "]
-        lines[-1] += f"{os.cpu_count()} cores, shared by server, fake expert and load generator; Python "
-        lines[-1] += f"{platform.python_version()}. Latency at {RATE} requests a second (open loop, this program); "
-        lines[-1] += "throughput by wrk with 64 connections; milliseconds."
-        lines += ["", "| what | p50, or a second | p99 | added to the expert alone, p50 / p99 |", "|---|---|---|---|"]
+    def write(self, max_calls: int) -> None:
+        """Replaces the section of a policy with so many calls a query."""
+        text = f"{platform.machine()}, {os.cpu_count()} cores, shared by server, fake expert and load generator; "
+        text += (
+            f"Python {platform.python_version()}. Latency in milliseconds at {RATE} requests a second (open loop, by "
+        )
+        text += "this program); answers a second by wrk with 64 connections that never pause."
+        lines = [
+            text,
+            "",
+            "| what | p50, or a second | p99 | added to the expert alone, p50 / p99 |",
+            "|---|---|---|---|",
+        ]
         lines += [f"| {' | '.join(row)} |" for row in self.rows]
-        OUT.write_text("\n".join(lines) + "\n")
+        title = "# What the live server adds\n\n`python benchmarks/server.py --run-dir RUN`"
+        add_section(OUT, title, f"A policy of up to {max_calls} calls a query", "\n".join(lines))
 
 
 def measure(options: Options) -> None:
@@ -268,7 +277,7 @@ def measure(options: Options) -> None:
                 parts = asyncio.run(streamed(url, key, "large", s))
                 report.latency("litellm proxy, one part of a stream", parts, stream_alone)
                 report.add("litellm proxy, pass-through, 1 worker", f"{throughput(url, key, 'large', s):.0f}/s", "", "")
-    report.write()
+    report.write(read_description(options.run_dir / "policy" / "policy.json").max_calls)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import socket
@@ -98,9 +99,11 @@ def episode(server: Running, name: str, total_usd: float, table: ExpertTable, ro
     columns = [table.answers[column].to_pylist() for column in ("query_id", "expert", "score")]
     scores = {(query, expert): one for query, expert, one in zip(*columns, strict=True)}
     for place, row in enumerate(rows):
-        left = {"leeroo-queries-left": str(len(rows) - place)}
+        x = table.embeddings[row].float().numpy().astype("<f4")  # the table's, which has them in half precision
+        told = {"leeroo-embedding": base64.b64encode(x.tobytes()).decode()}
+        told["leeroo-queries-left"] = str(len(rows) - place)
         try:
-            reply = client.chat.completions.create(**body_of(texts[row]), extra_headers=left)
+            reply = client.chat.completions.create(**body_of(texts[row]), extra_headers=told)
         except openai.RateLimitError:
             continue
         is_cut = reply.choices[0].finish_reason == "length"
