@@ -45,7 +45,6 @@ CLIENT_GONE = 499  # the status, which only the log sees
 GRACE_S = 30.0
 RECOVER_EVERY_S = 15.0
 
-State = Any
 log = logging.getLogger(__name__)
 
 
@@ -145,8 +144,8 @@ async def chat_completions(request: Request) -> Response:
         if job.request.stream:
             opened = await _gateway(request).open_stream(job)
             return EventStream(request, opened, started)
-        delivered = await _gateway(request).complete(job)
-        body = json.dumps(delivered.body, ensure_ascii=True, separators=(",", ":")).encode()
+        answer = await _gateway(request).complete(job)
+        body = json.dumps(answer, ensure_ascii=True, separators=(",", ":")).encode()
         _record(request, job, 200, started)
         return Response(body, media_type="application/json", headers=headers_of(job))
     except Exception as error:

@@ -116,14 +116,6 @@ class Reserved:
     worst_micro: int
 
 
-@dataclass(frozen=True)
-class Delivered:
-    """An answer and what there is to say of it."""
-
-    job: Job
-    body: dict[str, Any]
-
-
 class Gateway:
     """Everything between a checked request and its answer.
 
@@ -182,8 +174,8 @@ class Gateway:
             asked_for=asked_for,
         )
 
-    async def complete(self, job: Job) -> Delivered:
-        """The answer to a plain request. Raises ApiError."""
+    async def complete(self, job: Job) -> dict[str, Any]:
+        """The answer to a plain request, an OpenAI chat completion. Raises ApiError."""
         while (expert := await self._next(job)) is not None:
             attempt = self._plain_attempt(job, expert, self._chat(job, expert))
             await self._shielded(attempt)
@@ -192,7 +184,7 @@ class Gateway:
             raise self._failed(job)
         job.expert = completion.body["model"]
         self._remember(job, completion)
-        return Delivered(job, {**completion.body, "id": job.id})
+        return {**completion.body, "id": job.id}
 
     def _delivered(self, job: Job) -> Completion | None:
         """The best supported answer; where the money ended first, what was written until then."""
@@ -538,7 +530,7 @@ class Gateway:
     def _failed(self, job: Job) -> ApiError:
         """Why there is no answer, in the client's terms."""
         if not job.failures:
-            unpaid = [e for e in ([job.asked_for] if job.asked_for else []) or self._experts(job)]
+            unpaid = [job.asked_for] if job.asked_for else [self.experts[k] for k in job.able]
             if job.left_micro is not None and not any(self._affordable(job, expert) for expert in unpaid):
                 left = job.left_micro / MICRO
                 message = f"what is left (${left:.6f}) does not pay for this request with any expert"
@@ -553,9 +545,6 @@ class Gateway:
         slow = all(error.kind == "timeout" for error in job.failures)
         reasons = "; ".join(dict.fromkeys(error.message for error in job.failures))[:500]
         return ApiError(504 if slow else 502, f"no expert answered: {reasons}", "upstream_failed")
-
-    def _experts(self, job: Job) -> list[LiveExpert]:
-        return [self.experts[k] for k in job.able]
 
 
 @dataclass

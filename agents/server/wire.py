@@ -105,10 +105,6 @@ class _Tool(_Loose):
     type: Literal["function", "custom"]
 
 
-class _Function(_Loose):
-    name: str
-
-
 class _ResponseFormat(_Loose):
     type: Literal["text", "json_object", "json_schema"]
 

@@ -265,7 +265,7 @@ def test_a_conversation_of_one_key_is_not_one_of_another(tell: Any):
     async def story(desk: Desk) -> None:
         own, other = await desk.key("mine"), await desk.key("theirs")
         first = await desk.job(own)
-        answer = (await desk.gateway.complete(first)).body["choices"][0]["message"]["content"]
+        answer = (await desk.gateway.complete(first))["choices"][0]["message"]["content"]
         turn: list[Any] = [{"role": "user", "content": "How far is it?"}, {"role": "assistant", "content": answer}]
         following = [*turn, {"role": "user", "content": "go on"}]
         assert (await desk.job(own, messages=following)).current == desk.gateway.numbers[first.expert]
