@@ -18,6 +18,10 @@ COMMANDS = {  # name: module whose main(arguments, prog) runs it, and what it do
     "ask": ("agents.serving.ask_command", "ask a question or talk: the answer, who gave it, why and at what cost"),
     "keys": ("agents.server.keys_command", "make, list and limit the API keys of the live server"),
     "serve": ("agents.server.command", "answer OpenAI's API with a trained orchestrator in front of your models"),
+    "traffic": (
+        "experts.collect.traffic_command",
+        "take in what a live server has kept, for collect and selfplay",
+    ),
     "verify": ("agents.verify", "check the files of a table or a run against their manifests"),
 }
 

@@ -29,6 +29,7 @@ from agents.server.money import KeyInfo, Ledger, StoreUnavailable
 from agents.server.openapi import ADMIN, CHAT, FEEDBACK, MODEL, MODELS, READY, ROUTE, tell_how_to_log_in
 from agents.server.page import Page
 from agents.server.routing import Planner
+from agents.server.texts import Texts
 from agents.server.wire import ApiError, ChatCompletionRequest, FeedbackRequest, parse, read_json
 from agents.serving.answer_match import by_normal_form
 from agents.serving.orchestrator import Orchestrator
@@ -84,7 +85,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     set_threads(config.threads)
     state = app.state
     state.ledger = Ledger.open(config.database)
-    state.journal = Journal(state.ledger)
+    state.journal = Journal(state.ledger, Texts(config.keep_texts) if config.keep_texts else None)
     await state.journal.begin()
     state.gateway = make_gateway(config, state.ledger, state.journal)
     state.page = Page(config.database)

@@ -59,6 +59,8 @@ class Options:
     """how long a request may take, all attempts together"""
     threads: int = 1
     """torch threads of each process"""
+    keep_texts: Path | None = None
+    """directory to which questions and answers are appended, for `leeroo traffic`; by default no text is stored"""
 
 
 def run(options: Options) -> int:
@@ -115,17 +117,21 @@ def config_of(options: Options) -> ServerConfig:
         usd_per_query=budget_of(options.run_dir) if options.usd_per_query is None else options.usd_per_query,
         deadline_s=options.deadline_s,
         threads=options.threads,
+        keep_texts=None if options.keep_texts is None else options.keep_texts.absolute(),
     )
 
 
 def check(config: ServerConfig, options: Options) -> None:
     """Finds now what every worker would find when it starts. Raises InputError."""
     from agents.server.app import experts_of
+    from agents.server.texts import check_texts
     from agents.serving.answer_match import by_normal_form
     from agents.serving.orchestrator import Orchestrator
 
     experts_of(config, Orchestrator.load(config.run_dir).experts)
     by_normal_form(config.compare)
+    if config.keep_texts is not None:
+        check_texts(config.keep_texts)
     with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -22,6 +22,7 @@ class ServerConfig(pydantic.BaseModel):
         usd_per_query: the most that a query may cost in the mean; None: what is left may all be spent.
         deadline_s: of a request.
         threads: torch threads of a worker.
+        keep_texts: directory to which questions and answers are appended; None: no text is stored.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +34,7 @@ class ServerConfig(pydantic.BaseModel):
     usd_per_query: float | None = None
     deadline_s: float = 120.0
     threads: int = 1
+    keep_texts: Path | None = None
 
     def hand_on(self) -> None:
         """Lets worker processes that begin from now on have these settings."""

@@ -324,6 +324,12 @@ class Gateway:
         name = next_key(job.key.key_id, job.chat.messages, answer)
         self.journal.remember(name, completion.body["model"])
 
+    def _keep(self, job: Job, expert: LiveExpert, chat: ChatRequest, completion: Completion) -> None:
+        """Keeps an answer for later training, where the server is told to and the client does not object."""
+        texts = self.journal.texts
+        if texts is not None and job.request.store is not False:
+            texts.add(job.plan.query, expert, chat, completion, bool(job.request.stream))
+
     # ------------------------------------------------------------------------------------------------------- money
 
     def _chat(self, job: Job, expert: LiveExpert) -> ChatRequest:
@@ -441,6 +447,7 @@ class Gateway:
             return
         tracing.end_call(span, completion)
         await self._settle(job, expert, reserved, completion, "answered")
+        self._keep(job, expert, chat, completion)
         await self._add(job, expert, chat, completion)
 
     async def _open(self, job: Job, expert: LiveExpert, chat: ChatRequest) -> OpenStream | None:
@@ -461,7 +468,7 @@ class Gateway:
             self._add_failure(job, expert, error, time.monotonic() - started)
             return None
         tracing.event(span, "first token")
-        return OpenStream(self, job, expert, reserved, stream, first, span)
+        return OpenStream(self, job, expert, chat, reserved, stream, first, span)
 
     def _abandon(self, opening: asyncio.Task[OpenStream | None]) -> None:
         """Settles a stream that was opened for nobody."""
@@ -488,6 +495,7 @@ class Gateway:
         tracing.end_call(opened.span, completion)
         outcome = "answered" if opened.is_read else "cancelled"
         await self._settle(job, expert, opened.reserved, completion, outcome)
+        self._keep(job, expert, opened.chat, completion)
         self._note(job, expert, as_answer(completion, cut_off=False))
         self._remember(job, completion)
         return completion
@@ -554,6 +562,7 @@ class OpenStream:
     gateway: Gateway
     job: Job
     expert: LiveExpert
+    chat: ChatRequest
     reserved: Reserved
     stream: Stream
     first: Chunk | None

@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from agents.server.money import Ledger, StoreUnavailable
 from agents.server.money.writer import is_own_fault
+from agents.server.texts import Texts
 
 FLUSH_S = 0.2
 REMEMBERED = 10_000  # conversations in memory
@@ -87,8 +88,9 @@ class Decision:
 class Journal:
     """For one event loop; `begin` and `close` start and end its task."""
 
-    def __init__(self, ledger: Ledger):
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, texts: Texts | None = None):
+        """Args: where it writes, and what keeps texts; None: no text is kept."""
+        self._ledger, self.texts = ledger, texts
         self._conversations: OrderedDict[str, str] = OrderedDict()
         self._new_conversations: dict[str, str] = {}
         self._new_decisions: dict[str, Decision] = {}
@@ -105,6 +107,8 @@ class Journal:
         self._ending.set()
         if self._task is not None:
             await self._task
+        if self.texts is not None:
+            await asyncio.to_thread(self.texts.close)
 
     def add(self, decision: Decision) -> None:
         if len(self._new_decisions) < MOST_WAITING:
@@ -133,9 +137,16 @@ class Journal:
     async def rate(self, decision: str, key_id: int, score: float) -> bool:
         """Stores what a user thinks of an answer. False if the key has no such decision."""
         await self._flush()
-        change = decisions.update().where(decisions.c.id == decision, decisions.c.key_id == key_id)
-        change = change.values(feedback=score)
-        return await asyncio.to_thread(self._ledger.run, lambda connection: connection.execute(change).rowcount > 0)
+        own = decisions.c.id == decision, decisions.c.key_id == key_id
+
+        def change(connection: Connection) -> str | None:
+            connection.execute(decisions.update().where(*own).values(feedback=score))
+            return connection.scalar(sa.select(decisions.c.expert).where(*own))
+
+        expert = await asyncio.to_thread(self._ledger.run, change)
+        if expert and self.texts is not None:
+            self.texts.rate(decision, expert, score)
+        return expert is not None
 
     async def _read(self, function: Any) -> Any:
         return await asyncio.to_thread(self._ledger.run, function, False)

@@ -31,6 +31,7 @@ seconds = Histogram(
 dollars = Counter("leeroo_dollars", "Dollars charged to keys, by expert", ["expert"])
 attempts = Counter("leeroo_attempts", "Calls to experts")
 failures = Counter("leeroo_failures", "Calls that failed, by kind", ["kind"])
+texts = Counter("leeroo_texts", "With --keep-texts: answers kept, lost, or left out, by the reason", ["outcome"])
 breaker = Gauge("leeroo_breaker_open", "Whether an expert is left alone", ["expert"], multiprocess_mode="max")
 
 

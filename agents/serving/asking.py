@@ -59,6 +59,10 @@ def as_answer(completion: Completion, cut_off: bool) -> Answer:
         reasoning=completion.reasoning,
         logprob=completion.logprob,
         confidence=completion.confidence,
+        cached_tokens=completion.usage.cached,
+        cache_write_tokens=completion.usage.cache_write,
+        reasoning_tokens=completion.usage.reasoning,
+        usage=completion.usage.source,
     )
 
 

@@ -7,15 +7,16 @@ disk, a local model one batch, a judge 32; a kill can lose no more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experts.collect.feedback import read_feedback
 from experts.collect.scheduler import ExpertQueue, ask_all, queue_for
 from experts.collect.store import StoredExpert, open_store, parts_directory
 from experts.collect.summary import Summary, summarize
 from experts.collect.table import GradedAnswer, write_answers
-from experts.grading import GRADERS, judge_batch
+from experts.grading import GRADERS, Grade, judge_batch
 from experts.pool import keys_for, make_experts
 from experts.specs import Pool
 from experts.spending import SpendCap
@@ -82,7 +83,9 @@ def collect(
         ask_all(queues, show_progress)
         answers = [(e.name, q, answer) for e in stored for q in queries if (answer := e.found(q)) is not None]
         judge_expert = StoredExpert(by_name[judge], keys_for(judges[0]), store) if judge else None
-        graded = _grade(answers, grader, judge_expert)
+        feedback = read_feedback(parts_directory(out))
+        rated = {(e.name, q.query_id): feedback[key] for e in stored for q in queries if (key := e.key(q)) in feedback}
+        graded = _grade_unrated(answers, grader, judge_expert, rated)
         table = write_answers(specs, queries, graded, encoder, out, grader)
     summaries = [summarize(e, queries, [row for row in graded if row.expert == e.name]) for e in stored]
     missing = len(specs) * len(queries) - len(graded)
@@ -121,6 +124,22 @@ def check_collection(queries: Sequence[Query], out: Path, grader: str, judge: st
         if grader not in ("judge", "math") or (grader == "math" and not ids):  # comparing a formula takes a while
             GRADERS[grader]("", query)  # raises InputError for a reference of the wrong kind
         ids.add(query.query_id)
+
+
+def _grade_unrated(
+    answers: Sequence[tuple[str, Query, Answer]],
+    grader: str,
+    judge_expert: Expert | None,
+    rated: Mapping[tuple[str, str], float],
+) -> list[GradedAnswer]:
+    """Grades answers; the score of one that users have rated, by expert and query_id, is what they said, and no judge
+    is asked about it."""
+    known = [one for one in answers if (one[0], one[1].query_id) in rated]
+    others = [one for one in answers if (one[0], one[1].query_id) not in rated]
+    unread = Grade(0.0, None)
+    read = [GradedAnswer(n, q, a, unread) for n, q, a in known] if judge_expert else _grade(known, grader, None)
+    scored = [replace(row, grade=replace(row.grade, score=rated[row.expert, row.query.query_id])) for row in read]
+    return _grade(others, grader, judge_expert) + scored
 
 
 def _grade(

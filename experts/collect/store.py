@@ -141,11 +141,12 @@ class StoredExpert:
 
     def __init__(self, expert: Expert, key: Callable[[Query], str], store: Store, accept_empty: bool = False) -> None:
         self.name = expert.name
-        self._expert, self._key, self._store, self._accept_empty = expert, key, store, accept_empty
+        self.key = key
+        self._expert, self._store, self._accept_empty = expert, store, accept_empty
 
     def found(self, query: Query) -> Answer | None:
         """The stored answer, if there is one."""
-        key = self._key(query)
+        key = self.key(query)
         if (answer := self._store.found.get(key)) is not None:
             return answer
         failed = self.failed(query)
@@ -153,15 +154,15 @@ class StoredExpert:
 
     def failed(self, query: Query) -> Answer | None:
         """The last failed call, if there is no answer."""
-        return self._store.failed.get(self._key(query))
+        return self._store.failed.get(self.key(query))
 
     def missing(self, queries: Sequence[Query]) -> list[Query]:
         """The queries without a stored answer; one of those with equal prompts."""
-        return list({self._key(query): query for query in queries if self.found(query) is None}.values())
+        return list({self.key(query): query for query in queries if self.found(query) is None}.values())
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """The stored or new answers; new ones are on disk when this returns."""
-        keys = [self._key(query) for query in queries]
+        keys = [self.key(query) for query in queries]
         known = {key: self.found(query) for key, query in zip(keys, queries, strict=True)}
         missing = {key: query for key, query in zip(keys, queries, strict=True) if known[key] is None}
         replies = self._expert.answer(list(missing.values())) if missing else []

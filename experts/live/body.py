@@ -106,7 +106,7 @@ def prepared(spec: ExpertSpec, messages: Messages, confidence: bool) -> Messages
     out = [message | {"role": "system"} if message.get("role") == "developer" else message for message in messages]
     if confidence or spec.prompt != "{text}":
         last = next((i for i in reversed(range(len(out))) if out[i].get("role") == "user"), None)
-        content = None if last is None else _plain_text(out[last].get("content"))
+        content = None if last is None else plain_text(out[last].get("content"))
         if last is not None and content is not None:
             text = spec.prompt.replace("{text}", content + (REQUEST if confidence else ""))
             out[last] = out[last] | {"content": text}
@@ -120,7 +120,7 @@ def turns_of(messages: Messages) -> list[Turn]:
     return [(str(message.get("role")), text_of(message.get("content"))) for message in messages]
 
 
-def _plain_text(content: Any) -> str | None:
+def plain_text(content: Any) -> str | None:
     """The text of a content that is one text; None where it is not."""
     if isinstance(content, str):
         return content

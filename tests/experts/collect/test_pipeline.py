@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from experts.collect import scheduler, store
+from experts.collect.feedback import add_feedback
 from experts.collect.store import parts_directory, read_parts
+from experts.pool import keys_for, load_pool
 from experts.types import Query
 from leeroo_env import ExpertTable
 from leeroo_env.errors import InputError
@@ -279,6 +281,21 @@ def test_a_judge_is_asked_once_and_pays_from_the_same_spend_cap(server, tmp_path
     assert set(server.requests.values()) == {1}
     capped = run(pool, tmp_path / "capped", queries, max_usd=sum(paid[:5]) + 0.3, **options)
     assert capped.missing == 5 and capped.table is None  # what a judge may cost did not fit any more
+
+
+def test_what_users_said_is_the_score_and_no_judge_is_asked(server, tmp_path):
+    pool, out, queries = write_pool(tmp_path, ["alpha", "referee"]), tmp_path / "table", make_queries(2)
+    keys = [keys_for(load_pool(pool).select(["alpha"])[0])(query) for query in queries]
+    parts_directory(out).mkdir()
+    add_feedback(parts_directory(out), {keys[0]: 0.5})
+    run(pool, out, queries, experts=["alpha"])
+    assert [(row["score"], row["answer"]) for row in answers_of(out)] == [(0.0, "1 noitseuq"), (0.5, "0 noitseuq")]
+    add_feedback(parts_directory(out), {keys[1]: 1.0})
+    run(pool, out, queries, grader="judge", judge="referee", experts=["alpha"])
+    assert [row["score"] for row in answers_of(out)] == [0.5, 1.0] and server.requests.total() == 2
+    (parts_directory(out) / "feedback.json").write_text('{"x": 2}')
+    with pytest.raises(InputError, match=r"feedback\.json"):
+        run(pool, out, queries, experts=["alpha"])
 
 
 def test_a_judge_without_verdicts_grades_nothing(server, tmp_path):
