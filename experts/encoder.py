@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experts.bert import Bert, bert_of
 from experts.embedding_cache import EmbeddingCache, default_cache_dir, digest
 from leeroo_env.errors import InputError
 from leeroo_env.files import read_json
@@ -91,6 +92,14 @@ class Encoder:
         """Unit embeddings [n, D] of texts given as `tokens`, on the encoder's device, with gradients, uncached."""
         return _forward(self.network, self._padded(tokens), self._pooling)
 
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """As `encode`, at once and without the cache; for texts that come one by one."""
+        batch = self._padded(self.tokens(texts))
+        if self._bert is None:
+            return _embed(self.network, batch, self._pooling)
+        states = self._bert.states(batch["input_ids"], batch["attention_mask"])
+        return _pooled(states, batch["attention_mask"], self._pooling).cpu().numpy()
+
     def save(self, directory: Path) -> None:
         """Writes tokenizer, weights (safetensors), pooling and token limit for `Encoder(directory)`."""
         tokenizer, network = self._loaded
@@ -121,6 +130,10 @@ class Encoder:
         return self._loaded[0].pad(batch, return_attention_mask=True, return_tensors="pt").to(self.device)
 
     @functools.cached_property
+    def _bert(self) -> Bert | None:
+        return bert_of(self.network)
+
+    @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Tokenizer and network, loaded at the first text that is not cached."""
         from transformers import AutoModel, AutoTokenizer
@@ -149,12 +162,16 @@ def _embed(network: Any, batch: Any, pooling: str) -> np.ndarray:
 
 def _forward(network: Any, batch: Any, pooling: str) -> Tensor:
     """As `_embed`, on the network's device and with gradients."""
-    states: Tensor = network(**batch).last_hidden_state
+    return _pooled(network(**batch).last_hidden_state, batch["attention_mask"], pooling)
+
+
+def _pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Unit embeddings [n, D] from states [n, T, D] and the attention mask [n, T]."""
     if pooling == "cls":
         pooled = states[:, 0]
     else:
-        mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
-        pooled = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        weight = mask.unsqueeze(-1).to(states.dtype)
+        pooled = (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
     return torch.nn.functional.normalize(pooled, dim=1)
 
 

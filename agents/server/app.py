@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import gc
 import hmac
 import json
 import logging
@@ -90,6 +91,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.gateway = make_gateway(config, state.ledger, state.journal)
     state.page = Page(config.database)
     state.draining = False
+    gc.freeze()  # what is loaded stays: the collector need not look through it again and again
     recovering = asyncio.create_task(_recover(state.ledger))
     yield
     state.draining = True

@@ -168,7 +168,7 @@ class Gateway:
             money=money,
             left_micro=budget.unspent_micro,
             able=[] if asked_for else self._able(needs, prompt_tokens(messages, settings)),
-            max_calls=1 if needs or request.stream else self.planner.max_calls,
+            max_calls=1 if needs or request.stream or asked_for else self.planner.max_calls,
             deadline=time.monotonic() + self.deadline_s,
             current=None if asked_for else await self._current(key, messages),
             asked_for=asked_for,
@@ -188,7 +188,9 @@ class Gateway:
 
     def _delivered(self, job: Job) -> Completion | None:
         """The best supported answer; where the money ended first, what was written until then."""
-        place = None if job.plan.state is None else delivered_call(job.plan.state, self.planner.decider.models)
+        if job.max_calls == 1 or job.plan.state is None:
+            return job.cut_off
+        place = delivered_call(job.plan.state, self.planner.decider.models)
         return job.cut_off if place is None else job.completions[place]
 
     async def open_stream(self, job: Job) -> OpenStream:
@@ -236,9 +238,10 @@ class Gateway:
             return None
         if begun and job.is_gone is not None and await job.is_gone():
             return None
+        if job.completions and job.max_calls == 1:
+            return None
         if job.asked_for is not None:
-            done = job.completions or job.failures
-            return None if done or not self._affordable(job, job.asked_for) else job.asked_for
+            return None if job.failures or not self._affordable(job, job.asked_for) else job.asked_for
         state = job.plan.state
         succeeded = 0 if state is None else len(state.counted)
         if succeeded >= job.max_calls:
@@ -386,8 +389,10 @@ class Gateway:
         """Another request may try an expert that failed lately."""
         self.breaker.release(*self._breaker_names(job.key, expert))
 
-    async def _settle(self, job: Job, expert: LiveExpert, reserved: Reserved, answer: Completion, outcome: str) -> None:
-        """Charges the key what an answer costs."""
+    def _settle(
+        self, job: Job, expert: LiveExpert, reserved: Reserved, answer: Completion, outcome: str
+    ) -> asyncio.Task[None]:
+        """Charges the key what an answer costs; returns the task that writes it to the ledger."""
         cost_micro = micro_of(min(answer.cost_usd, MOST_USD))
         charge = Charge(
             micro_usd=cost_micro,
@@ -400,7 +405,7 @@ class Gateway:
         self._spent(job, cost_micro)
         if cost_micro > reserved.worst_micro > 0:
             self._overrun[expert.name] *= cost_micro / reserved.worst_micro
-        await self._charge(job, reserved, charge)
+        return self.start(self._charge(job, reserved, charge))
 
     async def _lose(self, job: Job, expert: LiveExpert, reserved: Reserved, error: UpstreamError) -> None:
         """Settles an attempt that failed: the key pays for what the client has read of it, the operator for the rest
@@ -420,7 +425,10 @@ class Gateway:
     async def _charge(self, job: Job, reserved: Reserved, charge: Charge) -> None:
         usd, lost_usd = charge.micro_usd / MICRO, charge.lost_micro_usd / MICRO
         with tracing.child(job.span, "settle", cost_usd=usd, lost_usd=lost_usd, outcome=charge.outcome):
-            await self.ledger.settle(reserved.id, charge)
+            try:
+                await self.ledger.settle(reserved.id, charge)
+            except Exception as error:  # the answer is paid for all the same
+                log.exception("a call's cost was not settled: its reservation expires", exc_info=error)
 
     def _spent(self, job: Job, micro: int) -> None:
         job.cost_micro += micro
@@ -446,7 +454,7 @@ class Gateway:
             self._add_failure(job, expert, error, time.monotonic() - started)
             return
         tracing.end_call(span, completion)
-        await self._settle(job, expert, reserved, completion, "answered")
+        self._settle(job, expert, reserved, completion, "answered")  # which the client need not wait for
         self._keep(job, expert, chat, completion)
         await self._add(job, expert, chat, completion)
 
@@ -504,7 +512,7 @@ class Gateway:
         limited = chat.max_tokens < min(job.chat.max_tokens, expert.spec.max_tokens)
         answer = as_answer(completion, cut_off=limited and completion.finish_reason == "length")
         self._note(job, expert, answer)
-        if job.asked_for is not None:
+        if job.max_calls == 1:  # nothing to compare it with
             job.completions[0] = completion
             return
         assert job.plan.state is not None

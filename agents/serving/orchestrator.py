@@ -390,7 +390,7 @@ class Orchestrator:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The embeddings of B texts, [B, D], which are not written to the cache on disk."""
         with self._encoding:  # tokenizers are not made for several threads
-            return self._encoder.forward(self._encoder.tokens(texts)).cpu().numpy()  # type: ignore[no-any-return]
+            return self._encoder.embed(texts)  # type: ignore[no-any-return]
 
     @functools.cached_property
     def _encoder(self) -> Any:

@@ -71,6 +71,16 @@ def test_a_saved_encoder_embeds_alike(tiny: Path, tmp_path: Path):
     np.testing.assert_allclose(uncached, encoder.encode(TEXTS[:5]), atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_texts_that_come_one_by_one_are_embedded_alike(tiny: Path, tmp_path: Path, pooling: str):
+    path = with_pooling(tiny, tmp_path, pooling_mode=pooling)
+    encoder = Encoder(str(path), cache_dir=tmp_path / "cache")
+    assert encoder._bert is not None, "transformers' own forward pass would be compared with itself"
+    np.testing.assert_allclose(encoder.embed(TEXTS), encoder.encode(TEXTS), atol=1e-6)
+    for texts in ([one] for one in TEXTS[:5]):
+        np.testing.assert_allclose(encoder.embed(texts), encoder.encode(texts), atol=1e-6)
+
+
 def test_empty_texts_and_no_texts(tiny: Path, tmp_path: Path):
     encoder = Encoder(str(tiny), cache_dir=tmp_path)
     assert encoder.encode([]).shape == (0, 16)
