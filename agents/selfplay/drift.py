@@ -5,20 +5,14 @@ n new answers of one expert.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from statistics import NormalDist
 
 import numpy as np
 
 from agents.selfplay.context import SelfPlay
 from agents.selfplay.records import Drift
+from agents.shifts import LEAST, ratio_to_prediction, score_against_prediction
 from experts.collect.table import GradedAnswer
-
-LEVEL = 0.001  # chance of a false alarm in a whole run, apart from errors of the predictions
-LEAST_ANSWERS = 20
-SCORE_SHIFT = 0.1  # smaller shifts may be errors of the predictions
-COST_SHIFT = math.log(1.25)
 
 
 def measure_drift(selfplay: SelfPlay, number: int, graded: Iterable[GradedAnswer]) -> dict[str, Drift]:
@@ -55,19 +49,10 @@ def detect_drift(
         rises: whether a score above its prediction counts as a change.
     """
     n = len(observed[0])
-    if n < LEAST_ANSWERS:
+    if n < LEAST:
         return Drift(n, 0.0, 0.0, 0.0, 0.0, False)
-    probability = predicted[0].clip(0.02, 0.98)
-    score, score_z = _mean_z(observed[0] - probability, np.sqrt((probability * (1 - probability)).sum()) / n)
-    paid = (observed[1] > 0) & (predicted[1] > 0)
-    log_ratio = np.log(observed[1][paid] / predicted[1][paid]) if paid.any() else np.zeros(1)
-    cost, cost_z = _mean_z(log_ratio, max(float(log_ratio.std()), 1e-3) / math.sqrt(len(log_ratio)))
-    limit = NormalDist().inv_cdf(1 - LEVEL / (4 * max(tests, 1)))
-    score_changed = abs(score) > SCORE_SHIFT and abs(score_z) > limit and (rises or score < 0)
-    cost_changed = abs(cost) > COST_SHIFT and abs(cost_z) > limit
-    return Drift(n, score, score_z, cost, cost_z, score_changed or cost_changed)
-
-
-def _mean_z(residual: np.ndarray, stderr: float) -> tuple[float, float]:
-    mean = float(residual.mean())
-    return mean, mean / float(stderr)
+    score = score_against_prediction(predicted[0], observed[0])
+    cost = ratio_to_prediction(predicted[1], observed[1])
+    score_changed = score.is_sure(2 * tests) and (rises or score.mean < 0)
+    changed = score_changed or cost.is_sure(2 * tests)
+    return Drift(n, score.mean, score.z, cost.mean, cost.z, changed)

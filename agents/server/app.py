@@ -46,6 +46,7 @@ MOST_EMBEDDING = 1e4  # of its numbers; encoders give up to 1, and much larger o
 CLIENT_GONE = 499  # the status, which only the log sees
 GRACE_S = 30.0
 RECOVER_EVERY_S = 15.0
+MOST_DRIFT_S = 3.0  # of a scrape
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +224,10 @@ async def ready(request: Request) -> JSONResponse:
 async def prometheus(request: Request) -> Response:
     """Numbers for Prometheus."""
     _check_admin(request)
-    return PlainTextResponse(metrics.exposition(_gateway(request)), media_type=metrics.CONTENT_TYPE)
+    drifts = []
+    with contextlib.suppress(StoreUnavailable, asyncio.TimeoutError):  # the other numbers are wanted most then
+        drifts = await asyncio.wait_for(request.app.state.page.drifts(), MOST_DRIFT_S)
+    return PlainTextResponse(metrics.exposition(_gateway(request), drifts), media_type=metrics.CONTENT_TYPE)
 
 
 async def page(request: Request) -> HTMLResponse:

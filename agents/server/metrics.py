@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -15,8 +16,11 @@ from prometheus_client import (
     multiprocess,
 )
 from prometheus_client import REGISTRY as OWN
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from agents.server.drift import Drift
     from agents.server.gateway import Gateway, Job
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -49,12 +53,32 @@ def request(job: Job | None, status: int, took_s: float) -> None:
         dollars.labels(job.expert).inc(job.cost_micro / 1e6)
 
 
-def exposition(gateway: Gateway) -> bytes:
-    """All numbers in Prometheus' format."""
+def exposition(gateway: Gateway, drifts: Sequence[Drift]) -> bytes:
+    """All numbers in Prometheus' format; `drifts`: how experts have changed."""
     for name in gateway.by_name:
         breaker.labels(name).set(gateway.is_open(name))
-    if SHARED not in os.environ:
-        return generate_latest(OWN)
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
-    return generate_latest(registry)
+    registry = OWN
+    if SHARED in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+    drifting = CollectorRegistry()
+    drifting.register(_Drifts(drifts))
+    return generate_latest(registry) + generate_latest(drifting)
+
+
+class _Drifts(Collector):
+    """What is read from the database each time, the same in all workers."""
+
+    def __init__(self, drifts: Sequence[Drift]):
+        self._drifts = drifts
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        labels = ["expert", "what", "against"]
+        told = "Change in 2 days: a difference of feedback, else a ratio less 1"
+        change = GaugeMetricFamily("leeroo_drift", told, labels=labels)
+        changed = GaugeMetricFamily("leeroo_drift_changed", "Whether it is large and no chance", labels=labels)
+        for one in self._drifts:
+            change.add_metric([one.expert, one.what, one.against], one.change)
+            changed.add_metric([one.expert, one.what, one.against], one.verdict == "changed")
+        yield change
+        yield changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from agents.server import journal
 from agents.server.chart import Chart, chart_of
+from agents.server.drift import Drift
 from agents.server.journal import Recorded
 from agents.server.money import Account, KeyInfo, reports
 from agents.server.money import keys as key_rows
@@ -20,6 +21,7 @@ STEPS_S = {1: 300, 24: 3_600, 168: 3_600}  # of the bars of the chart
 DECISIONS = 50
 ESTIMATES = 20  # of a decision, from the best
 LIMITS = 60
+DRIFTS = 30
 SAMPLE = 5_000  # requests whose latencies are ranked
 COLORS = 8
 OTHERS = "other experts"
@@ -98,15 +100,21 @@ class Overview:
     colors: dict[str, int]
     experts: list[ExpertRow]
     decisions: list[Row]
+    drifts: list[Drift]
+    more_drifts: int
 
 
-def overview(connection: Connection, is_open: Mapping[str, bool], hours: int, now: float) -> Overview:
+def overview(
+    connection: Connection, is_open: Mapping[str, bool], hours: int, now: float, drifts: Sequence[Drift] = ()
+) -> Overview:
     """Reads everything in one transaction.
 
     Args:
         is_open: the experts of the pool, in its order, and whether they are left alone now.
         hours: one of HOURS.
+        drifts: how experts have changed.
     """
+    shown = [one for one in drifts if one.verdict != "no sign"][:DRIFTS]
     step_s = STEPS_S[hours]
     starts = [float(now // step_s * step_s - i * step_s) for i in reversed(range(hours * 3_600 // step_s))]
     since = starts[0]
@@ -143,6 +151,8 @@ def overview(connection: Connection, is_open: Mapping[str, bool], hours: int, no
         colors=colors,
         experts=_experts(colors, is_open, answered, outcomes),
         decisions=_decisions(connection, infos),
+        drifts=shown,
+        more_drifts=len(drifts) - len(shown),
     )
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy import Connection
 from starlette.responses import HTMLResponse
 
+from agents.server.drift import Drift, Watch
 from agents.server.money import Ledger
 from agents.server.overview import COLORS, HOURS, OTHERS, Overview, overview
 from agents.server.wire import ApiError
 
+T = TypeVar("T")
 REFRESH_S = 10
 NONE, MINUS = "\u2013", "\u2212"
 NAMES = {1: "1 hour", 24: "24 hours", 168: "7 days"}
@@ -37,6 +41,7 @@ class Page:
         self._database = database
         self._ledger: Ledger | None = None
         self._opening = asyncio.Lock()
+        self._watch = Watch()
 
     async def show(self, is_open: Mapping[str, bool], hours: str) -> HTMLResponse:
         """The page of the last hours. Raises ApiError, StoreUnavailable.
@@ -47,13 +52,24 @@ class Page:
         """
         if hours not in map(str, HOURS):
             raise ApiError(400, f"hours: must be {', '.join(map(str, HOURS))}", "invalid_value", "hours")
+        now = time.time()
+
+        def gather(connection: Connection) -> Overview:
+            return overview(connection, is_open, int(hours), now, self._watch.read(connection, now))
+
+        read = await self._read(gather)
+        nonce = secrets.token_urlsafe(16)
+        return HTMLResponse(await asyncio.to_thread(render, read, nonce), headers={**HEADERS, **_policy(nonce)})
+
+    async def drifts(self) -> list[Drift]:
+        """How experts have changed. Raises StoreUnavailable."""
+        return await self._read(lambda connection: self._watch.read(connection, time.time()))
+
+    async def _read(self, function: Callable[[Connection], T]) -> T:
         async with self._opening:
             if self._ledger is None:
                 self._ledger = await asyncio.to_thread(Ledger.open, self._database)
-        ledger, now = self._ledger, time.time()
-        read = await asyncio.to_thread(ledger.run, lambda one: overview(one, is_open, int(hours), now), False)
-        nonce = secrets.token_urlsafe(16)
-        return HTMLResponse(await asyncio.to_thread(render, read, nonce), headers={**HEADERS, **_policy(nonce)})
+        return await asyncio.to_thread(self._ledger.run, function, False)
 
     def close(self) -> None:
         if self._ledger is not None:
@@ -125,6 +141,25 @@ def number(value: float | None) -> str:
     return NONE if value is None else f"{value:,.3g}" if isinstance(value, float) else f"{value:,}"
 
 
+def amount(value: float, what: str) -> str:
+    """A mean of feedback, dollars, tokens or seconds."""
+    if what == "cost":
+        return usd(1e6 * value)
+    return seconds(value) if what == "latency" else f"{value:.2f}" if what == "feedback" else f"{value:,.0f}"
+
+
+def change(one: Drift) -> str:
+    """By how much a number differs."""
+    times = "" if one.what == "feedback" else "%"
+    shown = f"{one.change:+.2f}" if one.what == "feedback" else f"{100 * one.change:+,.0f}"
+    return shown.replace("-", MINUS) + times
+
+
+def sure(chance: float) -> str:
+    """How sure it is that something differs, from the probability of the same by chance."""
+    return "over 99.99%" if chance < 1e-4 else f"{100 * (1 - chance):.2f}%" if chance < 0.01 else percent(1 - chance)
+
+
 def iso(at: float) -> str:
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -136,4 +171,5 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_environment.filters.update(amount=amount, change=change, sure=sure)
 _environment.filters.update(usd=usd, seconds=seconds, percent=percent, clock=clock, wait=wait, number=number, iso=iso)
