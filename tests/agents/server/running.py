@@ -56,9 +56,12 @@ class Running:
             ledger.close()
 
     def spent(self, name: str) -> int:
-        """What a key was charged, in micro-dollars."""
+        """What a key was charged, in micro-dollars, when its calls in flight are settled: a moment after the answer."""
         ledger = Ledger.open(self.database)
         try:
+            deadline = time.monotonic() + 5
+            while any(a.reserved_micro for a in ledger.accounts() if a.name == name) and time.monotonic() < deadline:
+                time.sleep(0.01)
             return sum(row.charge.micro_usd for row in ledger.recent(100_000) if row.key == name)
         finally:
             ledger.close()
