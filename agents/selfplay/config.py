@@ -9,6 +9,7 @@ from typing import Literal
 
 import experts.tiny
 from agents.training.run_dir import CONFIG, begin_run, check_new_run, read_settings
+from experts.data.readers import reader_of
 from experts.grading import GRADERS
 from experts.specs import Pool
 from leeroo_env import InputError
@@ -45,7 +46,8 @@ class Config:
     epsilon: float = 0.1
     """exploration rate: chance of a random expert instead of the agent's choice"""
     writer: str = "tasks"
-    """writers of queries, separated by commas: tasks (programs for the tiny models), reasoning-gym, names of models"""
+    """writers of queries, separated by commas: tasks (programs for the tiny models), reasoning-gym, names of models, or
+    files of questions, as `leeroo traffic` writes them"""
     writer_pool: str = ""
     """pool.yaml of the writing models; that of the experts if empty"""
     teacher: str = ""
@@ -91,12 +93,17 @@ def check_pools(config: Config, pool: Pool, writer_pool: Pool) -> None:
     if config.teacher:
         pool.select([config.teacher])
     models = [name for name in config.writer.split(",") if name not in PROGRAMS]
-    writer_pool.select(models)
+    writer_pool.select([name for name in models if not is_file(name)])
     if models and not config.teacher and len(pool.experts) < VOTERS:
         raise InputError(
             f"writer {models[0]!r}: references by agreement need {VOTERS} experts and {pool.path} has "
             f"{len(pool.experts)}; name a --teacher"
         )
+
+
+def is_file(writer: str) -> bool:
+    """Whether a writer is a file of questions."""
+    return reader_of(Path(writer)) is not None
 
 
 def start_or_resume(config: Config) -> None:

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from agents.estimators.base import Estimates
-from agents.selfplay.config import Config
+from agents.selfplay.config import Config, is_file
 from agents.selfplay.labelling import Asker, Pair
 from agents.selfplay.records import PairId, Round, Voting
 from agents.serving.orchestrator import Orchestrator
-from experts.collect.store import StoredExpert
+from experts.collect.store import StoredExpert, parts_directory
 from experts.data.queries import load_queries
 from experts.generation.model_writer import ModelWriter, writing_expert
 from experts.generation.novelty import normal_question
-from experts.generation.writers import GymWriter, TaskWriter, Writer
+from experts.generation.writers import FileWriter, GymWriter, TaskWriter, Writer
 from experts.pool import keys_for
 from experts.specs import Pool
 from experts.types import Query, TextEncoder
@@ -164,6 +164,9 @@ def make_writer(name: str, config: Config, asker: Asker, writer_pool: Pool, star
         return TaskWriter()
     if name == "reasoning-gym":
         return GymWriter()
+    if is_file(name):
+        asker.store.take_from(parts_directory(Path(name).resolve().with_suffix("")))  # what was paid for these
+        return FileWriter(name)
     (spec,) = writer_pool.select([name])
     expert: Any = writing_expert(spec, asker.spend_cap, seed=config.seed)
     return ModelWriter(StoredExpert(expert, keys_for(expert.spec), asker.store), start)

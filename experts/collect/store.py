@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from experts.collect.parts import (
     Row,
@@ -69,6 +70,17 @@ class Store:
             write_part(table, self.directory / f"{next(self._numbers):06d}.parquet")
             for key, _, answer in made:
                 self.remember(key, answer, self.label)
+
+    def take_from(self, directory: Path) -> None:
+        """Stores the answers of another store that this one does not have."""
+        table = read_parts(directory)
+        is_new = [key not in self.found for key in table["key"].to_pylist()]
+        new = table.filter(pa.array(is_new, pa.bool_())).filter(pc.is_null(pc.field("error")))
+        if len(new):
+            with self._lock:
+                write_part(new, self.directory / f"{next(self._numbers):06d}.parquet")
+                for (key, answer), label in zip(stored_answers(new), new["label"].to_pylist(), strict=True):
+                    self.remember(key, answer, label)
 
     def remember(self, key: str, answer: Answer, label: str) -> None:
         """Takes in an answer that is on disk. The first answer of a key stays."""

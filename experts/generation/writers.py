@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experts.data.queries import text_id
+from experts.data.queries import load_queries, text_id
 from experts.generation.novelty import normal_question
 from experts.tiny.tasks import DIFFICULTIES, FAMILIES, draw
 from experts.types import Query
@@ -123,6 +123,24 @@ class GymWriter:
         for parameter, values in curriculum.attributes.items():
             curriculum.set_attr_level(parameter, min(level, len(values.levels) - 1))
         return self._datasets[name][0](curriculum.generate_configuration({"seed": seed, "size": 1}))[0]
+
+
+class FileWriter:
+    """Hands out questions of a file in a random order, with their references where it has them.
+
+    Raises InputError where the file cannot be read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._queries = load_queries(path)
+        self.domains = tuple(dict.fromkeys(query.domain for query in self._queries))
+
+    def write(self, n: int, domain: str | None, rng: np.random.Generator) -> Written:
+        """As `Writer.write`; the same question may come again in a later call."""
+        check_names(f"writer {self.name!r}: domain", [domain] if domain is not None else self.domains, self.domains)
+        suitable = [query for query in self._queries if domain in (None, query.domain)]
+        return Written([suitable[i] for i in rng.permutation(len(suitable))[:n]])
 
 
 def check_names(where: str, names: Sequence[Any], known: Any) -> None:

@@ -25,7 +25,9 @@ from agents.selfplay.context import seed_queries
 from agents.selfplay.drift import detect_drift
 from agents.selfplay.loop import main, run
 from agents.selfplay.voting import rank_voters
-from experts.collect.store import read_parts
+from experts.collect.store import open_store, read_parts
+from experts.pool import keys_for, load_pool
+from experts.types import Answer, Query
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.files import read_json, read_tensors
 from tests.experts.collecting import processes
@@ -137,6 +139,25 @@ def test_two_rounds(server, tmp_path):
     report = (config.run_dir / "report.md").read_text()
     assert "| west |" in report and "Held-out score by round" in report
     assert list(config.run_dir.glob("events.*")) and (config.run_dir / "learning.png").exists()
+
+
+def test_questions_of_users_are_not_asked_again_where_they_were_paid(server, tmp_path):
+    asked = [Query(f"u{i}", text_of("east", f"user {i}"), "east") for i in range(40)]
+    config = made(tmp_path, rounds=1, writer=str(tmp_path / "live.jsonl"), teacher="good")
+    rows = [{"query_id": query.query_id, "text": query.text, "domain": "east"} for query in asked]
+    (tmp_path / "live.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (spec,) = load_pool(config.pool).select(["good"])
+    with open_store(tmp_path / "live.parts") as store:
+        paid = [Answer(query.text[::-1], 32, 31, 63 * 100 / 1e6, 0.1) for query in asked]
+        store.append("good", [(keys_for(spec)(q), q, answer) for q, answer in zip(asked, paid, strict=True)])
+    (_, played) = run(config, Encoder())
+    assert played.written.kept > 20 and max(server.requests.values()) == 1
+    assert not any(f"good: {query.text}" in server.requests for query in asked)
+    voted = read_json(config.run_dir / "rounds" / "001" / "references.json")["references"]
+    assert set(voted) <= {query.query_id for query in asked}
+    assert {one["reference"] for one in voted.values()} <= {query.text[::-1] for query in asked} and len(voted) > 20
+    run(config, Encoder())  # takes nothing in twice
+    assert max(server.requests.values()) == 1
 
 
 def killed(config: Config, server: OpenAIServer, after: int) -> None:
@@ -290,6 +311,7 @@ def test_chance_is_no_drift():
         (["--seed-queries", "none.jsonl"], "none.jsonl: no such file"),
         (["--pool", "none.yaml"], "none.yaml: cannot be read"),
         (["--writer", "nobody"], "no expert named 'nobody'"),
+        (["--writer", "none.jsonl"], "none.jsonl: no such file"),
         (["--writer", "tasks,"], "no expert named ''"),
         (["--teacher", "nobody"], "no expert named 'nobody'"),
         (["--least-agreement", "2"], "least_agreement 2.0"),

@@ -112,7 +112,7 @@ def test_the_page_says_so_once_a_minute(drifted: Ledger):
     shown = drifted.run(lambda connection: overview(connection, {"steady": False}, 24, NOW, first), False)
     assert shown.more_drifts == sum(one.verdict == "no sign" for one in first)
     text = Text(render(shown, "n")).text
-    assert "cost of an answer 60" in text and "over 99.99% changed" in text and "estimated +" in text
+    assert "longer cost 60" in text and "over 99.99% changed" in text and "estimated +" in text
     assert f"Of {shown.more_drifts} more there is no sign of a change" in text
     assert "compared from 20 answers on" in Text(render(overview_of(drifted, []), "n")).text
     assert "No sign of a change in 1 comparisons" in Text(render(overview_of(drifted, [first[-1]]), "n")).text
