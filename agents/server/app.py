@@ -14,28 +14,27 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agents.server import logs, metrics, tracing
 from agents.server.config import ADMIN_KEY, ServerConfig
 from agents.server.gateway import MICRO, Gateway, Hints, Job, OpenStream
 from agents.server.journal import Decision, Journal
 from agents.server.money import KeyInfo, Ledger, StoreUnavailable
-from agents.server.openapi import ADMIN, CHAT, FEEDBACK, MODEL, MODELS, READY, ROUTE, tell_how_to_log_in
+from agents.server.openapi import ADMIN, CHAT, FEEDBACK, MODEL, MODELS, READY, RELOAD, ROUTE, tell_how_to_log_in
 from agents.server.page import Page
-from agents.server.routing import Planner
+from agents.server.reloader import Reloader
+from agents.server.service import Service, same_encoder
 from agents.server.texts import Texts
 from agents.server.wire import ApiError, ChatCompletionRequest, FeedbackRequest, parse, read_json
-from agents.serving.answer_match import by_normal_form
-from agents.serving.orchestrator import Orchestrator
-from experts.live import Completion, LiveExpert, UpstreamError, make_live_experts
-from experts.pool import load_pool
+from experts.live import Completion, UpstreamError
 from leeroo_env.cli import printable
 from leeroo_env.errors import InputError
 from leeroo_env.threads import set_threads
@@ -63,6 +62,7 @@ def create_app(config: ServerConfig) -> FastAPI:
         telemetry={"tracing": False},  # the server has spans of its own, whatever the version of FastAPI
     )
     app.state.config = config
+    app.add_middleware(PinService)
     tell_how_to_log_in(app)
     app.add_exception_handler(ApiError, _error_response)  # type: ignore[arg-type]
     app.add_exception_handler(StoreUnavailable, _store_response)  # type: ignore[arg-type]
@@ -77,6 +77,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     app.add_api_route("/", page, methods=["GET"], response_class=HTMLResponse, **ADMIN)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/ready", ready, methods=["GET"], **READY)
+    app.add_api_route("/admin/reload", reload, methods=["POST"], **RELOAD)
     app.add_api_route("/metrics", prometheus, methods=["GET"], response_class=PlainTextResponse, **ADMIN)
     return app
 
@@ -89,7 +90,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.ledger = Ledger.open(config.database)
     state.journal = Journal(state.ledger, Texts(config.keep_texts) if config.keep_texts else None)
     await state.journal.begin()
-    state.gateway = make_gateway(config, state.ledger, state.journal)
+    state.reloader = Reloader(config, state.ledger, state.journal)
+    await state.reloader.begin()
     state.page = Page(config.database)
     state.draining = False
     gc.freeze()  # what is loaded stays: the collector need not look through it again and again
@@ -97,29 +99,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     state.draining = True
     recovering.cancel()
-    await state.gateway.close(GRACE_S)
+    await state.reloader.close(GRACE_S)
     await state.journal.close()
     state.page.close()
     await asyncio.to_thread(tracing.flush)
     state.ledger.close()
-
-
-def make_gateway(config: ServerConfig, ledger: Ledger, journal: Journal) -> Gateway:
-    """Loads the policy and the pool. Raises InputError where they do not fit together."""
-    orchestrator = Orchestrator.load(config.run_dir)
-    planner = Planner(orchestrator, by_normal_form(config.compare), config.usd_per_query)
-    planner.warm_up()
-    experts, others = experts_of(config, orchestrator.experts)
-    return Gateway(planner, experts, others, ledger, journal, config.deadline_s)
-
-
-def experts_of(config: ServerConfig, names: Sequence[str]) -> tuple[list[LiveExpert], list[LiveExpert]]:
-    """The policy's experts in its order, and the others of the pool. Raises InputError where one is missing."""
-    live = {expert.name: expert for expert in make_live_experts(load_pool(config.pool), None)}
-    for name in names:
-        if name not in live:
-            raise InputError(f"{config.pool}: has no expert {name!r}, one of those of {config.run_dir}")
-    return [live.pop(name) for name in names], list(live.values())
 
 
 async def _recover(ledger: Ledger) -> None:
@@ -134,6 +118,24 @@ async def _recover(ledger: Ledger) -> None:
         await asyncio.sleep(RECOVER_EVERY_S)
 
 
+class PinService:
+    """Has each request end with the service with which it began, whatever is loaded meanwhile."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        service: Service = scope["app"].state.reloader.service
+        scope["service"] = service
+        service.begin()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            service.end()
+
+
 # ------------------------------------------------------------------------------------------------------------ routes
 
 
@@ -146,9 +148,9 @@ async def chat_completions(request: Request) -> Response:
         job = await _begin(request)
         job.span = request.state.span
         if job.request.stream:
-            opened = await _gateway(request).open_stream(job)
+            opened = await _gateway(request, job).open_stream(job)
             return EventStream(request, opened, started)
-        answer = await _gateway(request).complete(job)
+        answer = await _gateway(request, job).complete(job)
         body = json.dumps(answer, ensure_ascii=True, separators=(",", ":")).encode()
         _record(request, job, 200, started)
         return Response(body, media_type="application/json", headers=headers_of(job))
@@ -161,13 +163,14 @@ async def chat_completions(request: Request) -> Response:
 async def route(request: Request) -> JSONResponse:
     """The decision alone: which expert would be asked first, and why."""
     job = await _begin(request)
-    gateway = _gateway(request)
+    gateway = _gateway(request, job)
     expert = await gateway.route(job)
     return JSONResponse(
         {
             "decision": job.id,
             "expert": expert.name,
             "why": job.why,
+            "policy": job.policy,
             "max_calls": job.max_calls,
             "usd_price": gateway.planner.usd_price(job.money),
             "left_usd": None if job.left_micro is None else job.left_micro / MICRO,
@@ -218,7 +221,19 @@ async def ready(request: Request) -> JSONResponse:
         return JSONResponse({"status": f"the ledger is not reachable: {error}"}, 503)
     if all(gateway.is_open(name) for name in gateway.by_name):
         return JSONResponse({"status": "all experts failed lately"}, 503)
-    return JSONResponse({"status": "ok"})
+    version = {"version": _service(request).number}
+    refused = request.app.state.reloader.problem is not None
+    return JSONResponse({"status": "ok", **version, **({"reload": "the last one was refused"} if refused else {})})
+
+
+async def reload(request: Request) -> JSONResponse:
+    """Reads pool.yaml and the run again, in all workers; what is broken changes nothing."""
+    _check_admin(request)
+    try:
+        done = await request.app.state.reloader.reload()
+    except InputError as error:
+        raise ApiError(422, str(error), "reload_refused") from None
+    return JSONResponse({"status": "reloaded", **asdict(done)})
 
 
 async def prometheus(request: Request) -> Response:
@@ -235,7 +250,8 @@ async def page(request: Request) -> HTMLResponse:
     _check_admin(request)
     gateway = _gateway(request)
     is_open = {name: gateway.is_open(name) for name in gateway.by_name}
-    shown: HTMLResponse = await request.app.state.page.show(is_open, request.query_params.get("hours", "24"))
+    state, hours = request.app.state, request.query_params.get("hours", "24")
+    shown: HTMLResponse = await state.page.show(is_open, hours, state.reloader.problem)
     return shown
 
 
@@ -251,13 +267,19 @@ async def _begin(request: Request) -> Job:
     fields = await _json(request)
     parsed: ChatCompletionRequest = parse(ChatCompletionRequest, fields)
     job_id = f"chatcmpl-{uuid.uuid4().hex}"
-    job = await _gateway(request).begin(job_id, key, fields, parsed, _hints(request))
+    gateway = _service(request).for_conversation(key.key_id, fields["messages"])
+    job = await gateway.begin(job_id, key, fields, parsed, _hints(request, gateway))
     job.is_gone = request.is_disconnected
     return job
 
 
-def _gateway(request: Request) -> Gateway:
-    return request.app.state.gateway  # type: ignore[no-any-return]
+def _service(request: Request) -> Service:
+    return request.scope["service"]  # type: ignore[no-any-return]
+
+
+def _gateway(request: Request, job: Job | None = None) -> Gateway:
+    """What answers the request, or knows the experts where that is all that matters."""
+    return _service(request).of("" if job is None else job.policy)
 
 
 async def _key(request: Request) -> KeyInfo:
@@ -299,8 +321,8 @@ async def _json(request: Request) -> dict[str, Any]:
     return read_json(bytes(body))
 
 
-def _hints(request: Request) -> Hints:
-    """What the client tells in headers of ours. Raises ApiError."""
+def _hints(request: Request, gateway: Gateway) -> Hints:
+    """What the client tells in headers of ours; embeddings are those of the first policy. Raises ApiError."""
     left = request.headers.get("leeroo-queries-left")
     if left is not None and not (left.isdecimal() and len(left) <= 9 and int(left) >= 1):
         raise ApiError(400, "leeroo-queries-left: must be a whole number from 1", "invalid_value")
@@ -311,10 +333,12 @@ def _hints(request: Request) -> Hints:
             embedding = np.frombuffer(base64.b64decode(given, validate=True), dtype="<f4").copy()
         except (binascii.Error, ValueError):
             embedding = np.zeros(0, np.float32)
-        dim = _gateway(request).planner.orchestrator.embedding_dim
+        first = _gateway(request)
+        dim = first.planner.orchestrator.embedding_dim
         if embedding.shape != (dim,) or not (np.abs(embedding) <= MOST_EMBEDDING).all():
             what = f"must be {dim} float32 in base64, of no more than {MOST_EMBEDDING:g}"
             raise ApiError(400, f"leeroo-embedding: {what}", "invalid_value")
+        embedding = embedding if same_encoder(first, gateway) else None
     domain = request.headers.get("leeroo-domain", "")[:200]
     return Hints(domain, None if left is None else int(left), embedding)
 
@@ -323,6 +347,8 @@ def headers_of(job: Job, cost_known: bool = True) -> dict[str, str]:
     """What an answer says of how it came about."""
     calls = 1 if not cost_known else max(1, len(job.completions))
     headers = {"leeroo-decision": job.id, "leeroo-expert": job.expert, "leeroo-calls": str(calls)}
+    if job.policy:
+        headers["leeroo-policy"] = job.policy
     if cost_known:
         headers["leeroo-cost-usd"] = f"{job.cost_micro / MICRO:.6f}"
     if job.left_micro is not None:
@@ -348,7 +374,7 @@ def _record(request: Request, job: Job | None, status: int, started: float) -> N
     tracing.end_request(request.state.span, job, status)
     if job is None:
         return
-    gateway = _gateway(request)
+    gateway = _gateway(request, job)
     estimates = estimates_of(gateway, job)
     dearest = max((e["cost_usd"] for e in estimates.values()), default=job.cost_micro / MICRO)
     request.app.state.journal.add(

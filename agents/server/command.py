@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import secrets
+import signal
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ import tyro
 
 from agents.server.config import ADMIN_KEY, ServerConfig
 from agents.server.defaults import database
-from agents.serving.defaults import budget_of, compare_of, pool_of
+from agents.serving.defaults import budget_of, pool_of
 from leeroo_env.cli import exit_code
 from leeroo_env.errors import InputError
 
@@ -61,6 +63,10 @@ class Options:
     """torch threads of each process"""
     keep_texts: Path | None = None
     """directory to which questions and answers are appended, for `leeroo traffic`; by default no text is stored"""
+    shadow: Path | None = None
+    """the directory of a second run, whose policy decides beside the first; nothing is asked for it"""
+    split: str | None = None
+    """the share of conversations that the second policy answers, as 10%"""
 
 
 def run(options: Options) -> int:
@@ -72,15 +78,16 @@ def run(options: Options) -> int:
         from agents.server.connections import BoundedHttp
     except ImportError as error:
         raise InputError(f"{error.name} is missing, which the server needs: pip install 'leeroo[serve]'") from None
-    config = config_of(options)
-    check(config, options)
-    first_key = make_first_key(config.database)
-    admin_key = os.environ.setdefault(ADMIN_KEY, secrets.token_urlsafe(18))
-    config.hand_on()
-    print(welcome(options, config, first_key, admin_key), flush=True)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(prefix="leeroo-") as directory:
+        config = config_of(options, Path(directory, "versions"))
+        check(config, options)
+        first_key = make_first_key(config.database)
+        admin_key = os.environ.setdefault(ADMIN_KEY, secrets.token_urlsafe(18))
+        config.hand_on()
+        print(welcome(options, config, first_key, admin_key), flush=True)
         if options.workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        reload_on_hangup(config)
         uvicorn.run(
             "agents.server.main:app",
             factory=True,
@@ -100,8 +107,8 @@ def run(options: Options) -> int:
     return 0
 
 
-def config_of(options: Options) -> ServerConfig:
-    """The settings, with what the run recommends where nothing is given. Raises InputError."""
+def config_of(options: Options, versions: Path | None = None) -> ServerConfig:
+    """The settings; `versions` is where workers find what they load. Raises InputError."""
     if options.usd_per_query is not None and not 0 < options.usd_per_query < math.inf:
         raise InputError(f"--usd-per-query {options.usd_per_query}: must be above 0")
     if not 1 <= options.deadline_s <= 86_400:
@@ -113,23 +120,44 @@ def config_of(options: Options) -> ServerConfig:
         run_dir=options.run_dir,
         pool=pool_of(options.run_dir, options.pool),
         database=options.database or database(),
-        compare=options.compare or compare_of(options.run_dir),
-        usd_per_query=budget_of(options.run_dir) if options.usd_per_query is None else options.usd_per_query,
+        compare=options.compare,
+        usd_per_query=options.usd_per_query,
         deadline_s=options.deadline_s,
         threads=options.threads,
         keep_texts=None if options.keep_texts is None else options.keep_texts.absolute(),
+        shadow=options.shadow,
+        split=split_of(options),
+        versions=versions,
     )
 
 
-def check(config: ServerConfig, options: Options) -> None:
-    """Finds now what every worker would find when it starts. Raises InputError."""
-    from agents.server.app import experts_of
-    from agents.server.texts import check_texts
-    from agents.serving.answer_match import by_normal_form
-    from agents.serving.orchestrator import Orchestrator
+def split_of(options: Options) -> float:
+    """The share of the second policy. Raises InputError."""
+    if options.shadow is not None and options.shadow.resolve() == options.run_dir.resolve():
+        raise InputError(f"--shadow {options.shadow}: is the run whose policy answers; give another one")
+    if options.split is None:
+        return 0.0
+    if options.shadow is None:
+        raise InputError(f"--split {options.split}: goes with --shadow RUN_DIR, whose policy gets this share")
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)%", options.split)
+    if share is None or not 0 < float(share[1]) < 100:
+        raise InputError(f"--split {options.split}: must be a share of conversations above 0% and below 100%, as 10%")
+    return float(share[1]) / 100
 
-    experts_of(config, Orchestrator.load(config.run_dir).experts)
-    by_normal_form(config.compare)
+
+def check(config: ServerConfig, options: Options) -> None:
+    """Finds now what every worker would find when it starts, and has them start with the same. Raises InputError."""
+    from agents.server.service import experts_of, read
+    from agents.server.texts import check_texts
+    from agents.server.versions import Versions
+    from agents.serving.answer_match import by_normal_form
+
+    assert config.versions is not None
+    versions = Versions(config.versions)
+    number = versions.begin(config)
+    read(config, versions, number)
+    experts_of(versions.pool(number, config.pool), {})
+    by_normal_form(config.compare or "exact")
     if config.keep_texts is not None:
         check_texts(config.keep_texts)
     with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
@@ -138,6 +166,26 @@ def check(config: ServerConfig, options: Options) -> None:
             probe.bind((options.host, options.port))
         except (OSError, OverflowError) as error:
             raise InputError(f"--host {options.host} --port {options.port}: {error}") from None
+
+
+def reload_on_hangup(config: ServerConfig) -> None:
+    """Has SIGHUP read pool and run again, in place of uvicorn's restart of all workers, which breaks connections off.
+    Where the terminal is gone from which the server was started, it is stopped."""
+    from uvicorn.supervisors import Multiprocess
+
+    from agents.server.versions import Versions
+
+    assert config.versions is not None
+    versions, had_terminal = Versions(config.versions), os.isatty(0)
+
+    def hang_up(*_: object) -> None:
+        if had_terminal and not os.isatty(0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            versions.ask()
+
+    signal.signal(signal.SIGHUP, hang_up)
+    Multiprocess.handle_hup = hang_up  # type: ignore[method-assign, assignment]
 
 
 def make_first_key(database_url: str) -> str | None:
@@ -155,7 +203,8 @@ def welcome(options: Options, config: ServerConfig, first_key: str | None, admin
     """What is said at the start: where, with which key, and how to ask."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{options.port}"
-    pace = "all that a key has" if config.usd_per_query is None else f"${1000 * config.usd_per_query:.4g} per 1,000"
+    usd_per_query = budget_of(config.run_dir) if config.usd_per_query is None else config.usd_per_query
+    pace = "all that a key has" if usd_per_query is None else f"${1000 * usd_per_query:.4g} per 1,000"
     lines = [f"{url}/v1 answers OpenAI's API; queries may cost {pace} in the mean; keys: leeroo keys --help"]
     if first_key is not None:
         question = '{"model": "leeroo", "messages": [{"role": "user", "content": "What is 12 + 30?"}]}'

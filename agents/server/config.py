@@ -18,11 +18,14 @@ class ServerConfig(pydantic.BaseModel):
         run_dir: of the training run whose policy decides.
         pool: pool.yaml, with the experts that it knows.
         database: URL of the ledger.
-        compare: how answers are compared, where several experts are asked.
-        usd_per_query: the most that a query may cost in the mean; None: what is left may all be spent.
+        compare: how answers are compared, where several experts are asked; None: as the run's table was graded.
+        usd_per_query: the most that a query may cost in the mean; None: what the run's report recommends, if it does.
         deadline_s: of a request.
         threads: torch threads of a worker.
         keep_texts: directory to which questions and answers are appended; None: no text is stored.
+        shadow: a second run, whose policy decides beside the first.
+        split: the share of conversations that this one answers.
+        versions: the directory of what the workers have loaded; None: one of the worker's own.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -30,11 +33,19 @@ class ServerConfig(pydantic.BaseModel):
     run_dir: Path
     pool: Path
     database: str
-    compare: str = "exact"
+    compare: str | None = None
     usd_per_query: float | None = None
     deadline_s: float = 120.0
     threads: int = 1
     keep_texts: Path | None = None
+    shadow: Path | None = None
+    split: float = 0.0
+    versions: Path | None = None
+
+    @property
+    def runs(self) -> list[Path]:
+        """The one or two runs whose policies decide."""
+        return [self.run_dir] if self.shadow is None else [self.run_dir, self.shadow]
 
     def hand_on(self) -> None:
         """Lets worker processes that begin from now on have these settings."""

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,7 @@ class Job:
         why: for people, how the expert was chosen.
         last_resort: whether experts that should be left alone are asked, since there are no others.
         expert: the name of the one whose answer is delivered.
+        policy: the name of the one that decides; "" where an expert is asked for by name.
         is_gone: tells whether the client has gone away, so that no further expert is asked.
         span: of the request, for OpenTelemetry; None: nobody collects spans.
     """
@@ -95,6 +96,7 @@ class Job:
     why: str = ""
     last_resort: bool = False
     expert: str = ""
+    policy: str = ""
     is_gone: Callable[[], Awaitable[bool]] | None = None
     span: Any = None
 
@@ -125,6 +127,7 @@ class Gateway:
         by_name: these and the others of the pool.
         ledger: holds the money.
         breaker: knows which experts failed lately.
+        policy: the name of its policy.
     """
 
     def __init__(
@@ -135,17 +138,34 @@ class Gateway:
         ledger: Ledger,
         journal: Journal,
         deadline_s: float,
+        policy: str = "",
     ):
         """Args: what decides, the K experts of its policy in order, further ones that are asked by name only, the store
-        of the money, what remembers conversations, and how long a request may take."""
+        of the money, what remembers conversations, how long a request may take, and what the policy is called."""
         self.planner, self.experts, self.ledger, self.deadline_s = planner, list(experts), ledger, deadline_s
-        self.journal = journal
+        self.journal, self.policy = journal, policy
         self.by_name = {expert.name: expert for expert in [*experts, *others]}
         self.numbers = {expert.name: k for k, expert in enumerate(experts)}
         self.breaker = CircuitBreaker()
         self._entries = {name: entry_of(name, self.by_name) for name in self.by_name}
         self._overrun = dict.fromkeys(self.by_name, 1.0)  # by which a call has cost more than its worst case
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def learn_from(self, other: Gateway) -> None:
+        """Takes over what another gateway has learnt of experts that both have: who failed, and who costs more than its
+        worst case."""
+        same = {name for name, expert in self.by_name.items() if other.by_name.get(name) is expert}
+        entries = {self._entries[name] for name in same}
+
+        def keeps(kind: str, name: str) -> bool:
+            return name in entries if kind == "model" else name.partition(" ")[2] in same  # after the key's number
+
+        self.breaker = other.breaker.copy(keeps)
+        self._overrun |= {name: other._overrun[name] for name in same}
+
+    def learn_with(self, other: Gateway) -> None:
+        """Shares with a gateway to the same experts what both learn of them."""
+        self.breaker, self._overrun = other.breaker, other._overrun
 
     async def begin(
         self, job_id: str, key: KeyInfo, fields: dict[str, Any], request: ChatCompletionRequest, hints: Hints
@@ -167,11 +187,12 @@ class Gateway:
             plan=Plan(Query(job_id, text, hints.domain), earlier_text(messages), hints.embedding),
             money=money,
             left_micro=budget.unspent_micro,
-            able=[] if asked_for else self._able(needs, prompt_tokens(messages, settings)),
+            able=[] if asked_for else self.able(needs, prompt_tokens(messages, settings)),
             max_calls=1 if needs or request.stream or asked_for else self.planner.max_calls,
             deadline=time.monotonic() + self.deadline_s,
             current=None if asked_for else await self._current(key, messages),
             asked_for=asked_for,
+            policy="" if asked_for else self.policy,
         )
 
     async def complete(self, job: Job) -> dict[str, Any]:
@@ -220,12 +241,14 @@ class Gateway:
         """Whether an expert is left alone now, since it or the server of its model failed lately."""
         return self.breaker.is_open(name, self._entries[name])
 
-    async def close(self, grace_s: float) -> None:
-        """Waits for calls in flight, so that they are settled, and closes connections."""
+    async def close(self, grace_s: float, in_use: Collection[LiveExpert] = ()) -> None:
+        """Waits for calls in flight, so that they are settled, and closes connections, except to experts that are still
+        in use."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for expert in self.by_name.values():
-            await expert.close()
+            if expert not in in_use:
+                await expert.close()
         self.planner.close()
 
     # ------------------------------------------------------------------------------------------------- who is asked
@@ -295,7 +318,7 @@ class Gateway:
         job.why = "the policy's choice, worth leaving the expert of the conversation for"
         return choice
 
-    def _able(self, needs: list[str], tokens: int) -> list[int]:
+    def able(self, needs: list[str], tokens: int) -> list[int]:
         """The experts that can do what is needed. Raises ApiError, which names what none can."""
         able = list(range(len(self.experts)))
         for need in needs:

@@ -37,3 +37,8 @@ def request(job: Job | None, status: int, seconds: float) -> None:
             "failures": [f"{error.kind}: {error.message}"[:200] for error in job.failures],
         }
     log.info(json.dumps(line))
+
+
+def event(name: str, **fields: Any) -> None:
+    """Writes a line about the server itself."""
+    log.info(json.dumps({"at": round(time.time(), 3), "event": name, **fields}))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+
 from fastapi import FastAPI
 
 from agents.server import logs, tracing
@@ -10,6 +13,8 @@ from agents.server.config import ServerConfig
 
 
 def app() -> FastAPI:
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the command's process tells its workers
     logs.set_up()
     tracing.set_up()
     return create_app(ServerConfig.handed_on())

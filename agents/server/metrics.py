@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -64,6 +64,12 @@ def exposition(gateway: Gateway, drifts: Sequence[Drift]) -> bytes:
     drifting = CollectorRegistry()
     drifting.register(_Drifts(drifts))
     return generate_latest(registry) + generate_latest(drifting)
+
+
+def forget(names: Iterable[str]) -> None:
+    """Reports of experts that are gone no more that they are left alone."""
+    for name in names:
+        breaker.labels(name).set(0)
 
 
 class _Drifts(Collector):

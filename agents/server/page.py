@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse
 from agents.server.drift import Drift, Watch
 from agents.server.money import Ledger
 from agents.server.overview import COLORS, HOURS, OTHERS, Overview, overview
+from agents.server.versions import Problem
 from agents.server.wire import ApiError
 
 T = TypeVar("T")
@@ -43,12 +44,13 @@ class Page:
         self._opening = asyncio.Lock()
         self._watch = Watch()
 
-    async def show(self, is_open: Mapping[str, bool], hours: str) -> HTMLResponse:
+    async def show(self, is_open: Mapping[str, bool], hours: str, problem: Problem | None) -> HTMLResponse:
         """The page of the last hours. Raises ApiError, StoreUnavailable.
 
         Args:
             is_open: the experts, and whether they are left alone now.
             hours: as the address has it.
+            problem: of the last reload, if it was refused.
         """
         if hours not in map(str, HOURS):
             raise ApiError(400, f"hours: must be {', '.join(map(str, HOURS))}", "invalid_value", "hours")
@@ -59,7 +61,8 @@ class Page:
 
         read = await self._read(gather)
         nonce = secrets.token_urlsafe(16)
-        return HTMLResponse(await asyncio.to_thread(render, read, nonce), headers={**HEADERS, **_policy(nonce)})
+        html = await asyncio.to_thread(render, read, nonce, problem)
+        return HTMLResponse(html, headers={**HEADERS, **_policy(nonce)})
 
     async def drifts(self) -> list[Drift]:
         """How experts have changed. Raises StoreUnavailable."""
@@ -76,10 +79,10 @@ class Page:
             self._ledger.close()
 
 
-def render(read: Overview, nonce: str) -> str:
+def render(read: Overview, nonce: str, problem: Problem | None = None) -> str:
     """The HTML; `nonce` lets the page's own script and style run, and no others."""
     return _environment.get_template("page.html").render(
-        read=read, nonce=nonce, windows=NAMES, others=OTHERS, n_colors=COLORS, refresh_s=REFRESH_S
+        read=read, problem=problem, nonce=nonce, windows=NAMES, others=OTHERS, n_colors=COLORS, refresh_s=REFRESH_S
     )
 
 

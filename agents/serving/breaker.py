@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experts.collect.scheduler import UNANSWERABLE
 from experts.types import Answer
@@ -42,6 +42,16 @@ class CircuitBreaker:
         self._clock = clock
         self._failures: defaultdict[tuple[str, str], _Failures] = defaultdict(_Failures)
         self._lock = threading.Lock()
+
+    def copy(self, keeps: Callable[[str, str], bool]) -> CircuitBreaker:
+        """Another one, which knows of what `keeps` the same: it gets "model" and the name of an entry, or "expert" and
+        the name of an expert."""
+        other = CircuitBreaker(self._clock)
+        with self._lock:
+            for key, failures in self._failures.items():
+                if keeps(*key):
+                    other._failures[key] = replace(failures)
+        return other
 
     def is_open(self, name: str, entry: str | None = None) -> bool:
         """Whether the expert is to be left alone now."""

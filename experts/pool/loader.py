@@ -36,14 +36,18 @@ SECRET_VALUES = re.compile(
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def load_pool(path: str | os.PathLike) -> Pool:
+def load_pool(path: str | os.PathLike, copy: Path | None = None) -> Pool:
     """Reads and checks a pool.yaml.
+
+    Args:
+        path: of the file, from which relative paths in it begin.
+        copy: of an earlier state of the file, which is read in its place.
 
     Raises:
         InputError: one line that names file, field and value; the value of a secret is never shown.
     """
     path = Path(path)
-    data = read_yaml(path)
+    data = read_yaml(copy or path)
     for field, problem in _secrets(data):
         raise InputError(f"{path}: {field}: {problem}; name an environment variable with api_key_env instead")
     try:

@@ -27,7 +27,11 @@ from agents.server import logs
 from agents.server.app import create_app
 from agents.server.config import ADMIN_KEY, ServerConfig
 from agents.server.connections import BoundedHttp
+from agents.server.gateway import Gateway
+from agents.server.journal import Journal
 from agents.server.money import Ledger
+from agents.server.service import load
+from agents.server.versions import Versions
 
 ROOT = Path(__file__).parents[3]
 ADMIN = "admin-key-of-a-test"
@@ -166,6 +170,12 @@ def serving_process(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
         running.kill()
+
+
+def gateway_of(config: ServerConfig, ledger: Ledger, journal: Journal, directory: Path) -> Gateway:
+    """What answers requests, without a server."""
+    versions = Versions(directory / "versions")
+    return load(config, versions, versions.begin(config), ledger, journal).first
 
 
 def free_port() -> int:

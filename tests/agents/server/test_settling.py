@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agents.server import app
-from agents.server.app import headers_of, make_gateway
+from agents.server.app import headers_of
 from agents.server.config import ServerConfig
 from agents.server.gateway import Gateway, Hints, Job
 from agents.server.journal import Journal
@@ -25,7 +25,7 @@ from agents.serving.asking import as_failure
 from agents.serving.breaker import CircuitBreaker
 from experts.live import UpstreamError
 from leeroo_env import ExpertTable
-from tests.agents.server.running import serving, write_pool
+from tests.agents.server.running import gateway_of, serving, write_pool
 from tests.experts.live.upstream import WORDS, Upstream, chunk, completion, send, streamed, upstream
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
@@ -83,7 +83,7 @@ def tell(
         await journal.begin()
         directory = several_run_dir if several else run_dir
         config = ServerConfig(run_dir=directory, pool=pool, database="", deadline_s=10.0)
-        gateway = make_gateway(config, ledger, journal)
+        gateway = gateway_of(config, ledger, journal, tmp_path)
         yield Desk(gateway, ledger)
         await gateway.close(5)
         await journal.close()
@@ -255,8 +255,9 @@ def test_at_the_deadline_the_answers_so_far_are_delivered(tell: Any, expert: Ups
 
 
 def test_the_name_of_an_expert_cannot_add_headers():
-    job: Any = SimpleNamespace(id="1", expert="a\r\nset-cookie: b\0\u2028c", completions={}, cost_micro=1, left_micro=2)
-    assert headers_of(job)["leeroo-expert"] == "a set-cookie: b c"
+    name = "a\r\nset-cookie: b\0\u2028c"
+    job: Any = SimpleNamespace(id="1", expert=name, completions={}, cost_micro=1, left_micro=2, policy=name)
+    assert headers_of(job)["leeroo-expert"] == headers_of(job)["leeroo-policy"] == "a set-cookie: b c"
 
 
 def test_a_conversation_of_one_key_is_not_one_of_another(tell: Any):

@@ -30,6 +30,7 @@ class Upstream:
         self.bodies: list[dict] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
+        self.connections: set[int] = set()  # that are open
         self.behave: Callable[[socket.socket, dict], None] = lambda sock, body: send(sock, completion())
         self.closing = threading.Event()
 
@@ -43,6 +44,13 @@ def upstream() -> Iterator[Upstream]:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
+            server.connections.add(id(self))
+            try:
+                self.serve()
+            finally:
+                server.connections.discard(id(self))
+
+        def serve(self) -> None:
             with contextlib.suppress(OSError, ValueError):
                 while line := self.rfile.readline():
                     pairs = (field.decode().split(":", 1) for field in iter(self.rfile.readline, b"\r\n"))
