@@ -29,8 +29,8 @@ from agents.shifts import (
 )
 
 RECENT_S = 2 * 86_400.0  # these against the others of the days that decisions are kept
-CALLS, DECISIONS = 20_000, 5_000  # the last of a time, which are compared
-KNOWN_S = 60.0
+CALLS, DECISIONS = 10_000, 2_000  # the last of a time, which are compared
+KNOWN_S = 300.0  # as reading takes time from the requests
 UNSURE, SURE = 0.05, 0.001
 
 What = Literal["feedback", "cost", "length", "latency"]
@@ -82,7 +82,7 @@ class Drift:
 
 
 class Watch:
-    """Reads how experts drift, once a minute at most."""
+    """Reads how experts drift, once in five minutes at most."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

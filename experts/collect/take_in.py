@@ -59,14 +59,15 @@ def take_in(directory: Path, out: Path) -> TakenIn:
     """
     taken = TakenIn()
     answers: list[KeptAnswer] = []
-    ratings: dict[tuple[str, str], float] = {}  # by decision and expert; the last one counts
+    said: list[Rating] = []
     for line in read_traffic(directory):
         if isinstance(line, Rating):
-            ratings[line.decision, line.expert] = line.score
+            said.append(line)
         elif line is not None:
             answers.append(line)
         else:
             taken.unreadable += 1
+    ratings = {(one.decision, one.expert): one.score for one in sorted(said, key=lambda one: one.at)}  # the last counts
     answers.sort(key=lambda one: ((one.decision, one.expert) not in ratings, one.at))
     parts = parts_directory(out)
     with open_store(parts) as store:

@@ -105,7 +105,7 @@ def test_what_has_changed_is_told_first(drifted: Ledger):
     assert all(one.verdict == "no sign" for one in found if one.expert == "steady")
 
 
-def test_the_page_says_so_once_a_minute(drifted: Ledger):
+def test_the_page_says_so_and_reads_it_rarely(drifted: Ledger):
     watch = Watch()
     first = drifted.run(lambda connection: watch.read(connection, NOW), False)
     assert drifted.run(lambda connection: watch.read(connection, NOW + 30 * DAY), False) is first
