@@ -32,6 +32,7 @@ from agents.server.openapi import ADMIN, CHAT, FEEDBACK, MODEL, MODELS, READY, R
 from agents.server.page import Page
 from agents.server.reloader import Reloader
 from agents.server.service import Service, same_encoder
+from agents.server.shadow import Shadow
 from agents.server.texts import Texts
 from agents.server.wire import ApiError, ChatCompletionRequest, FeedbackRequest, parse, read_json
 from experts.live import Completion, UpstreamError
@@ -92,6 +93,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await state.journal.begin()
     state.reloader = Reloader(config, state.ledger, state.journal)
     await state.reloader.begin()
+    state.shadow = Shadow(state.ledger)
+    await state.shadow.begin()
     state.page = Page(config.database)
     state.draining = False
     gc.freeze()  # what is loaded stays: the collector need not look through it again and again
@@ -100,6 +103,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.draining = True
     recovering.cancel()
     await state.reloader.close(GRACE_S)
+    await state.shadow.close()
     await state.journal.close()
     state.page.close()
     await asyncio.to_thread(tracing.flush)
@@ -390,8 +394,11 @@ def _record(request: Request, job: Job | None, status: int, started: float) -> N
             why=job.why,
             estimates={name: [one["score"], one["cost_usd"]] for name, one in estimates.items()},
             status=status,
+            policy=job.policy,
         )
     )
+    if status == 200:
+        request.app.state.shadow.decide(_service(request), job)
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ decisions = sa.Table(
     sa.Column("estimates", sa.Text, nullable=False),
     sa.Column("status", sa.Integer, nullable=False),
     sa.Column("feedback", sa.Float),
+    sa.Column("policy", sa.String(MOST_NAME)),
 )
 conversations = sa.Table(
     "conversations",
@@ -70,6 +71,7 @@ class Decision:
         why: for people.
         estimates: score and cost_usd by expert.
         status: of the HTTP response.
+        policy: the name of the one that decided; "" where none did.
     """
 
     id: str
@@ -83,6 +85,7 @@ class Decision:
     why: str
     estimates: dict[str, list[float | None]]
     status: int
+    policy: str = ""
 
 
 class Journal:
@@ -99,8 +102,8 @@ class Journal:
         self._pruned_at = time.time()
 
     async def begin(self) -> None:
-        """Makes the tables if there are none, and begins to write."""
-        await asyncio.to_thread(self._ledger.run, metadata.create_all)
+        """Makes tables and columns that are missing, and begins to write."""
+        await asyncio.to_thread(self._ledger.run, make_tables)
         self._task = asyncio.create_task(self._write())
 
     async def close(self) -> None:
@@ -201,7 +204,12 @@ class Journal:
             new = [one for one in made.values() if one.id not in known]
             if new:
                 rows = [
-                    {**vars(one), "expert": one.expert[:MOST_NAME], "estimates": json.dumps(one.estimates)}
+                    {
+                        **vars(one),
+                        "expert": one.expert[:MOST_NAME],
+                        "policy": one.policy[:MOST_NAME],
+                        "estimates": json.dumps(one.estimates),
+                    }
                     for one in new
                 ]
                 connection.execute(decisions.insert(), rows)
@@ -213,6 +221,17 @@ class Journal:
             self._pruned_at = now
             for table in (decisions, conversations):
                 connection.execute(table.delete().where(table.c.at < now - KEPT_S))
+
+
+def make_tables(connection: Connection) -> None:
+    """Makes the tables of this version, and the columns that those of an earlier version lack."""
+    metadata.create_all(connection)
+    for table in metadata.sorted_tables:
+        known = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                told = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {told}"))
 
 
 @dataclass(frozen=True)
@@ -240,7 +259,7 @@ def recent(connection: Connection, n: int) -> list[Recorded]:
     query = sa.select(decisions).order_by(decisions.c.at.desc(), decisions.c.id).limit(n)
     found = []
     for row in connection.execute(query).mappings():
-        fields = {**row, "estimates": json.loads(row["estimates"])}
+        fields = {**row, "estimates": json.loads(row["estimates"]), "policy": row["policy"] or ""}
         feedback = fields.pop("feedback")
         found.append(Recorded(Decision(**fields), feedback))
     return found
@@ -259,3 +278,27 @@ def latencies(connection: Connection, since: float, most: int) -> list[float]:
     """Seconds of the last answered requests from `since` on, `most` at most."""
     query = sa.select(decisions.c.latency_s).where(decisions.c.at >= since, decisions.c.status == 200)
     return list(connection.scalars(query.order_by(decisions.c.at.desc()).limit(most)))
+
+
+@dataclass(frozen=True)
+class PolicyTotals:
+    """Sums over the answered requests about which one policy decided; `squared` is of feedback."""
+
+    policy: str
+    requests: int
+    micro_usd: int
+    latency_s: float
+    rated: int
+    feedback: float
+    squared: float
+
+
+def by_policy(connection: Connection, since: float) -> list[PolicyTotals]:
+    """By policy, of what was decided from `since` on, the one with most requests first."""
+    row = decisions.c
+    count, rated = sa.func.count(), sa.func.count(row.feedback)
+    sums = [sa.func.coalesce(sa.func.sum(one), 0) for one in (row.feedback, row.feedback * row.feedback)]
+    query = sa.select(row.policy, count, sa.func.sum(row.micro_usd), sa.func.sum(row.latency_s), rated, *sums)
+    query = query.where(row.at >= since, row.status == 200, row.policy != "").group_by(row.policy)
+    rows = connection.execute(query.order_by(count.desc(), row.policy))
+    return [PolicyTotals(policy, n, int(micro), *rest) for policy, n, micro, *rest in rows]

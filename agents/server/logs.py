@@ -29,6 +29,7 @@ def request(job: Job | None, status: int, seconds: float) -> None:
         line |= {
             "decision": job.id,
             "key": job.key.name,
+            "policy": job.policy,
             "expert": job.expert,
             "attempts": job.reservations,
             "micro_usd": job.cost_micro,

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from agents.server.drift import Drift
     from agents.server.gateway import Gateway, Job
+    from agents.server.shadow import Choice
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -36,6 +37,13 @@ dollars = Counter("leeroo_dollars", "Dollars charged to keys, by expert", ["expe
 attempts = Counter("leeroo_attempts", "Calls to experts")
 failures = Counter("leeroo_failures", "Calls that failed, by kind", ["kind"])
 texts = Counter("leeroo_texts", "With --keep-texts: answers kept, lost, or left out, by the reason", ["outcome"])
+policy_requests = Counter("leeroo_policy_requests", "Answered requests by the policy that decided", ["policy"])
+policy_dollars = Counter("leeroo_policy_dollars", "Dollars charged to keys, by the policy that decided", ["policy"])
+policy_seconds = Counter("leeroo_policy_seconds", "Time of answered requests, by the policy that decided", ["policy"])
+both_decided = Counter("leeroo_both_decided", "Requests about which both policies decided", ["first", "second"])
+both_agreed = Counter("leeroo_both_agreed", "Of them, those with the same expert", ["first", "second"])
+first_score = Counter("leeroo_first_score", "Of them, the sum of estimated scores, by policy", ["policy"])
+first_dollars = Counter("leeroo_first_dollars", "Of them, the sum of estimated dollars, by policy", ["policy"])
 breaker = Gauge("leeroo_breaker_open", "Whether an expert is left alone", ["expert"], multiprocess_mode="max")
 
 
@@ -51,6 +59,19 @@ def request(job: Job | None, status: int, took_s: float) -> None:
         failures.labels(error.kind).inc()
     if job.cost_micro:
         dollars.labels(job.expert).inc(job.cost_micro / 1e6)
+    if job.policy and status == 200:
+        policy_requests.labels(job.policy).inc()
+        policy_dollars.labels(job.policy).inc(job.cost_micro / 1e6)
+        policy_seconds.labels(job.policy).inc(took_s)
+
+
+def compared(first: Choice, second: Choice) -> None:
+    """Counts what two policies decided about one request."""
+    both_decided.labels(first.policy, second.policy).inc()
+    both_agreed.labels(first.policy, second.policy).inc(first.expert == second.expert)
+    for one in (first, second):
+        first_score.labels(one.policy).inc(max(one.score or 0.0, 0.0))
+        first_dollars.labels(one.policy).inc(max(one.usd, 0.0))
 
 
 def exposition(gateway: Gateway, drifts: Sequence[Drift]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from agents.server.drift import Drift
 from agents.server.journal import Recorded
 from agents.server.money import Account, KeyInfo, reports
 from agents.server.money import keys as key_rows
+from agents.server.shadow import Comparison, Pair, comparisons, pairs_of
 
 HOURS = (1, 24, 168)
 STEPS_S = {1: 300, 24: 3_600, 168: 3_600}  # of the bars of the chart
@@ -66,11 +68,35 @@ class ExpertRow:
 
 
 @dataclass(frozen=True)
+class PolicyRow:
+    """What one policy brought.
+
+    Attributes:
+        name: of its run.
+        requests: answered ones about which it decided.
+        mean_micro: of them.
+        mean_s: of them.
+        rated: the number of them that users rated.
+        feedback: their mean rating.
+        error: the standard error of that; None for fewer than two.
+    """
+
+    name: str
+    requests: int
+    mean_micro: float
+    mean_s: float
+    rated: int
+    feedback: float | None
+    error: float | None
+
+
+@dataclass(frozen=True)
 class Row:
-    """A decision, for people."""
+    """A decision, for people; `pair` is what two policies decided, where there were two."""
 
     recorded: Recorded
     key: str
+    pair: Pair | None
     estimates: list[tuple[str, float | None, float | None]]
     more_estimates: int
 
@@ -102,6 +128,8 @@ class Overview:
     decisions: list[Row]
     drifts: list[Drift]
     more_drifts: int
+    policies: list[PolicyRow]
+    comparisons: list[Comparison]
 
 
 def overview(
@@ -153,6 +181,8 @@ def overview(
         decisions=_decisions(connection, infos),
         drifts=shown,
         more_drifts=len(drifts) - len(shown),
+        policies=[_policy_row(one) for one in journal.by_policy(connection, since)],
+        comparisons=comparisons(connection, since),
     )
 
 
@@ -222,11 +252,21 @@ def _experts(
 
 def _decisions(connection: Connection, infos: list[KeyInfo]) -> list[Row]:
     names = {info.key_id: info.name for info in infos}
-    rows = []
-    for recorded in journal.recent(connection, DECISIONS):
+    rows, last = [], journal.recent(connection, DECISIONS)
+    pairs = pairs_of(connection, [recorded.decision.id for recorded in last])
+    for recorded in last:
         one = recorded.decision
         estimates = [(name, score, cost_usd) for name, (score, cost_usd) in one.estimates.items()]
         estimates.sort(key=lambda estimate: (estimate[0] != one.expert, -(estimate[1] or 0.0)))
         shown = estimates[:ESTIMATES]
-        rows.append(Row(recorded, names.get(one.key_id, ""), shown, len(estimates) - len(shown)))
+        rows.append(Row(recorded, names.get(one.key_id, ""), pairs.get(one.id), shown, len(estimates) - len(shown)))
     return rows
+
+
+def _policy_row(one: journal.PolicyTotals) -> PolicyRow:
+    n = one.rated
+    mean = one.feedback / n if n else None
+    error = None if n < 2 else math.sqrt(max(one.squared - one.feedback**2 / n, 0.0) / (n - 1) / n)
+    return PolicyRow(
+        one.policy, one.requests, one.micro_usd / one.requests, one.latency_s / one.requests, n, mean, error
+    )
