@@ -69,12 +69,32 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings [N, D] float32, each row of length 1; cached texts are not computed again."""
+        for shard in self.missing(texts):
+            self.remember(shard, self.embed_shard(shard))
         keys = [digest(text) for text in texts]
-        self._cache.refresh()
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._cache.rows}
-        if missing:
-            self._compute(list(missing), list(missing.values()))
         return np.stack([self._cache.rows[key] for key in keys]) if keys else np.zeros((0, self._dim), np.float32)
+
+    def missing(self, texts: Sequence[str]) -> list[list[str]]:
+        """The texts that are not cached, sorted by length, in shards that are to be embedded one by one: what a text is
+        embedded with may change the last bit of its embedding."""
+        self._cache.refresh()
+        new = {key: text for text in texts if (key := digest(text)) not in self._cache.rows}
+        ordered = sorted(new.values(), key=len)
+        return [ordered[start : start + TEXTS_PER_SHARD] for start in range(0, len(ordered), TEXTS_PER_SHARD)]
+
+    def embed_shard(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings [n, D] float32 of a shard, in batches of similar length so that they need little padding."""
+        tokens = self.tokens(texts)
+        by_length = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
+        vectors = np.empty((len(texts), self._dim), np.float32)
+        for first in range(0, len(texts), self.batch_size):
+            batch = by_length[first : first + self.batch_size]
+            vectors[batch] = _embed(self.network, self._padded([tokens[i] for i in batch]), self._pooling)
+        return vectors
+
+    def remember(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        """Caches the embeddings [n, D] of a shard."""
+        self._cache.add([digest(text) for text in texts], vectors)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of texts, truncated to `max_tokens`."""
@@ -110,19 +130,6 @@ class Encoder:
         (directory / "1_Pooling").mkdir(exist_ok=True)
         (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling) + "\n")
         (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": self.max_tokens}) + "\n")
-
-    def _compute(self, keys: list[bytes], texts: list[str]) -> None:
-        """Computes and caches embeddings, sorted by length so that batches need little padding."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(order), TEXTS_PER_SHARD):
-            rows = order[start : start + TEXTS_PER_SHARD]
-            tokens = self.tokens([texts[i] for i in rows])
-            by_length = sorted(range(len(rows)), key=lambda i: len(tokens[i]))
-            vectors = np.empty((len(rows), self._dim), np.float32)
-            for first in range(0, len(rows), self.batch_size):
-                batch = by_length[first : first + self.batch_size]
-                vectors[batch] = _embed(self.network, self._padded([tokens[i] for i in batch]), self._pooling)
-            self._cache.add([keys[i] for i in rows], vectors)
 
     def _padded(self, tokens: Sequence[list[int]]) -> Any:
         """Token ids and attention mask, each [n, T], on the encoder's device."""

@@ -223,6 +223,7 @@ class OpenAISpec(ExpertSpec):
     chat: bool = True  # false: /completions instead of /chat/completions
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     concurrency: int = pydantic.Field(default=8, gt=0, le=100_000)
+    requests_per_minute: float | None = pydantic.Field(default=None, gt=0, le=1e9)  # of collect and selfplay
     max_retries: int = pydantic.Field(default=5, ge=0, le=1000)
     logprobs: bool = False  # asks for the tokens' log-probabilities, which tell how sure the model was
     tokenizer: str | None = None  # name or directory; counts tokens where the server reports none

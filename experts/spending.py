@@ -12,6 +12,7 @@ from typing import Literal
 from experts.types import Answer
 
 NOT_ASKED = "not asked: the spend cap is reached"
+CAP_REACHED = "SpendCapReached"  # how the error of a call begins that the spend cap refused another attempt
 NOT_PAID = "not asked: what is left does not pay for the prompt"
 WAIT_S = 0.02
 CHARS_PER_TOKEN = 4  # of English text, for estimates

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -107,6 +107,15 @@ class Expert(Protocol):
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """The answers to a batch, in the same order. A failed call gives an answer with `error`."""
+        ...
+
+
+@runtime_checkable
+class PartwiseExpert(Expert, Protocol):
+    """An expert whose answers can be stored before all of a batch are there."""
+
+    def answer_in_parts(self, queries: Sequence[Query]) -> Iterator[Sequence[tuple[int, Answer]]]:
+        """The answers as they come, each with the place of its query. The next is asked for when this is stored."""
         ...
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def entry_of(name: str, names: Collection[str]) -> str:
@@ -16,6 +18,8 @@ def entry_of(name: str, names: Collection[str]) -> str:
 
 def shared_models(names: Sequence[str], device: torch.device | str = "cpu") -> Tensor | None:
     """For each of K experts the place of its `entry_of`, [K] int64: equal where the model is; None where all differ."""
+    import torch
+
     places = {name: place for place, name in enumerate(names)}
     models = [places[entry_of(name, places)] for name in names]
     return None if len(set(models)) == len(models) else torch.tensor(models, device=device)

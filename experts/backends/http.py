@@ -24,6 +24,20 @@ CONNECT_S = 10.0
 ENCODINGS = ("gzip", "deflate")
 
 
+class Pace:
+    """Starts requests at even distances, so that no minute has more than `per_minute` of them. On one event loop."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._gap_s, self._next_s = 60.0 / per_minute, 0.0
+
+    async def wait(self) -> None:
+        """Returns when the next request may start."""
+        now_s = asyncio.get_running_loop().time()
+        start_s = max(now_s, self._next_s)
+        self._next_s = start_s + self._gap_s
+        await asyncio.sleep(start_s - now_s)
+
+
 @dataclass
 class Call:
     """The attempts of one call: what each may cost, and what the failed ones may have been billed.
@@ -34,6 +48,7 @@ class Call:
         limit_usd: the most that all of them may cost.
         timeout_s: of one attempt, from its first byte to its last.
         most_bytes: of a reply.
+        pace: each attempt waits for its turn.
         sent: attempts so far.
         lost_usd: the cost of attempts that failed and may be billed nevertheless.
         is_reserved: whether there is an attempt that is not settled.
@@ -44,6 +59,7 @@ class Call:
     limit_usd: float
     timeout_s: float
     most_bytes: int
+    pace: Pace | None = None
     sent: int = 0
     lost_usd: float = 0.0
     is_reserved: bool = False
@@ -54,7 +70,9 @@ class Call:
         return self.lost_usd + self.worst_usd <= self.limit_usd
 
     async def reserve(self) -> bool:
-        """Reserves the next attempt; False if the spend cap refuses."""
+        """Reserves the next attempt, when its turn has come; False if the spend cap refuses."""
+        if self.pace is not None:
+            await self.pace.wait()
         self.is_reserved = await self.spend_cap.reserve_async(self.worst_usd)
         self.sent += self.is_reserved
         return self.is_reserved

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from experts.backends.event_loop import event_loop
-from experts.backends.http import FAILOVER_ATTEMPTS, Call, current_call, failover, make_client, reply_bytes
+from experts.backends.http import FAILOVER_ATTEMPTS, Call, Pace, current_call, failover, make_client, reply_bytes
 from experts.backends.reply import Reply, read_reply
 from experts.backends.secrets import LEAST_CHARS, redact, secret_forms, secrets_of_url, shown_url
 from experts.backends.server import key_and_address, limit_field, sampling_settings
 from experts.confidence import logprob_without, split_confidence
 from experts.specs import OpenAISpec
-from experts.spending import NOT_PAID, SpendCap, not_asked
+from experts.spending import CAP_REACHED, NOT_PAID, SpendCap, not_asked
 from experts.types import EMPTY, OUT_OF_MONEY, Answer, Query
 from experts.usage import Usage, count_tokens, normalise_usage
 from leeroo_env.cli import printable
@@ -42,6 +42,7 @@ class OpenAIExpert:
         self._secrets = secret_forms([*([key] if key else []), *secrets_of_url(url)])
         self._client = make_client(key or "unused", url, spec.timeout_s, spec.max_retries)
         self._slots = asyncio.Semaphore(spec.concurrency)
+        self._pace = Pace(spec.requests_per_minute) if spec.requests_per_minute else None
         self._overrun = 1.0  # the largest factor by which a call has cost more than its worst case
 
     def answer(self, queries: Sequence[Query], limits_usd: Sequence[float] | None = None) -> list[Answer]:
@@ -53,16 +54,17 @@ class OpenAIExpert:
         return asyncio.run_coroutine_threadsafe(self._answer(queries, limits), event_loop()).result()
 
     async def _answer(self, queries: Sequence[Query], limits_usd: Sequence[float]) -> list[Answer]:
-        return await asyncio.gather(*(self._ask(*pair) for pair in zip(queries, limits_usd, strict=True)))
+        return await asyncio.gather(*(self.ask(*pair) for pair in zip(queries, limits_usd, strict=True)))
 
-    async def _ask(self, query: Query, limit_usd: float) -> Answer:
-        """One call. A reply without a text is asked for once more."""
+    async def ask(self, query: Query, limit_usd: float) -> Answer:
+        """One call, on one event loop for all. A reply without a text is asked for once more."""
         max_tokens = self.spec.affordable_tokens(query, limit_usd)
         if not max_tokens:
             return not_asked(NOT_PAID)
         async with self._slots:
             worst_usd = self.spec.worst_usd(query, max_tokens) * self._overrun
-            call = Call(self._spend_cap, worst_usd, limit_usd, self.spec.timeout_s, reply_bytes(self.spec.max_tokens))
+            most_bytes = reply_bytes(self.spec.max_tokens)
+            call = Call(self._spend_cap, worst_usd, limit_usd, self.spec.timeout_s, most_bytes, self._pace)
             current_call.set(call)
             started = time.perf_counter()
             try:
@@ -83,7 +85,7 @@ class OpenAIExpert:
         except Exception as error:  # of any kind: the other calls of the batch must get their answers
             if call.is_reserved:  # a reply came, but it cannot be read
                 call.lose(may_be_billed=True)
-            if call.sent == 0 and type(error).__name__ == "SpendCapReached":
+            if call.sent == 0 and type(error).__name__ == CAP_REACHED:
                 return not_asked()
             return Answer("", 0, 0, 0.0, time.perf_counter() - started, error=self._describe(error))
         if reply.finish_reason == "length" and max_tokens < self.spec.max_tokens:

@@ -13,9 +13,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
+from experts.cluster.connect import Cluster, connect
+from experts.cluster.data import read_rows
 from experts.collect.estimate import Estimate, estimate, probe
 from experts.collect.pipeline import Collected, check_collection, collect
 from experts.collect.scheduler import ExpertQueue
@@ -65,6 +68,10 @@ class Config:
     """where the encoder runs"""
     threads: int = 1
     """torch threads of the encoder and of local models on the CPU"""
+    engine: Literal["local", "ray"] = "local"
+    """ray: a cluster asks, grades and embeds; queries may be a directory or an address that fsspec knows"""
+    address: str | None = None
+    """the Ray cluster, HOST:PORT or auto; by default that of RAY_ADDRESS, else one is started on this machine"""
 
 
 def run(config: Config) -> int:
@@ -73,11 +80,20 @@ def run(config: Config) -> int:
         raise InputError(f"--max-usd: {config.max_usd} is not an amount >= 0")
     if config.probe < 0:
         raise InputError(f"--probe: {config.probe} is not a number of calls >= 0")
+    if config.engine == "local" and config.address is not None:
+        raise InputError("--address goes with --engine ray")
     set_threads(max(1, config.threads))
     pool = load_pool(config.pool)
+    if config.engine == "ray":
+        with connect(config.address, max(1, config.threads)) as cluster:
+            return _run(config, pool, cluster)
+    return _run(config, pool, None)
+
+
+def _run(config: Config, pool: Pool, cluster: Cluster | None) -> int:
     names = config.experts.split(",") if config.experts is not None else None
     pool.select(names)
-    queries = load_queries(config.queries, limit=config.limit, split=config.split)
+    queries = load_queries(config.queries, config.limit, config.split, read_rows if cluster else None)
     out = config.out.resolve()
     check_collection(queries, out, config.grader, config.judge)
     if config.dry_run:
@@ -93,6 +109,7 @@ def run(config: Config) -> int:
         max_usd=config.max_usd,
         grade_empty=config.grade_empty,
         show_progress=True,
+        cluster=cluster,
     )
     return _report(collected, config, pool, len(queries))
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experts.cluster.connect import Cluster
 from experts.collect.feedback import read_feedback
 from experts.collect.scheduler import ExpertQueue, ask_all, queue_for
 from experts.collect.store import StoredExpert, open_store, parts_directory
@@ -55,6 +56,7 @@ def collect(
     max_usd: float | None = None,
     grade_empty: bool = False,
     show_progress: bool = False,
+    cluster: Cluster | None = None,
 ) -> Collected:
     """Asks for the answers that are not stored yet, grades and embeds everything, and writes the table.
 
@@ -64,6 +66,7 @@ def collect(
         max_usd: the most that this run may spend, in dollars.
         grade_empty: whether replies without a text are wrong answers, at their cost, instead of failed calls.
         show_progress: whether to say what the run may cost, and how far it is.
+        cluster: asks, grades and embeds; None: this program does.
 
     Raises:
         InputError: an argument cannot be used, or another process collects into `out`.
@@ -73,8 +76,9 @@ def collect(
     check_collection(queries, out, grader, judge)
     spend_cap = SpendCap(max_usd)
     judges = pool.select([judge]) if judge else []
-    made = make_experts(pool, [spec.name for spec in [*specs, *judges]], spend_cap)
-    by_name = {expert.name: expert for expert in made}
+    make = cluster.experts if cluster else make_experts
+    made = make(pool, [spec.name for spec in [*specs, *judges]], spend_cap)
+    by_name: dict[str, Expert] = {expert.name: expert for expert in made}
     with open_store(parts_directory(out)) as store:
         stored = [StoredExpert(by_name[spec.name], keys_for(spec), store, grade_empty) for spec in specs]
         queues = [queue_for(e, spec, e.missing(queries)) for e, spec in zip(stored, specs, strict=True)]
@@ -85,7 +89,10 @@ def collect(
         judge_expert = StoredExpert(by_name[judge], keys_for(judges[0]), store) if judge else None
         feedback = read_feedback(parts_directory(out))
         rated = {(e.name, q.query_id): feedback[key] for e in stored for q in queries if (key := e.key(q)) in feedback}
-        graded = _grade_unrated(answers, grader, judge_expert, rated)
+        graded = _grade_unrated(answers, grader, judge_expert, rated, cluster)
+        if cluster:
+            cluster.stop_workers()  # what they hold is needed for embedding
+            encoder = cluster.encoder(encoder)
         table = write_answers(specs, queries, graded, encoder, out, grader)
     summaries = [summarize(e, queries, [row for row in graded if row.expert == e.name]) for e in stored]
     missing = len(specs) * len(queries) - len(graded)
@@ -131,25 +138,33 @@ def _grade_unrated(
     grader: str,
     judge_expert: Expert | None,
     rated: Mapping[tuple[str, str], float],
+    cluster: Cluster | None,
 ) -> list[GradedAnswer]:
     """Grades answers; the score of one that users have rated, by expert and query_id, is what they said, and no judge
     is asked about it."""
     known = [one for one in answers if (one[0], one[1].query_id) in rated]
     others = [one for one in answers if (one[0], one[1].query_id) not in rated]
     unread = Grade(0.0, None)
-    read = [GradedAnswer(n, q, a, unread) for n, q, a in known] if judge_expert else _grade(known, grader, None)
+    read = (
+        [GradedAnswer(n, q, a, unread) for n, q, a in known] if judge_expert else _grade(known, grader, None, cluster)
+    )
     scored = [replace(row, grade=replace(row.grade, score=rated[row.expert, row.query.query_id])) for row in read]
-    return _grade(others, grader, judge_expert) + scored
+    return _grade(others, grader, judge_expert, cluster) + scored
 
 
 def _grade(
-    answers: Sequence[tuple[str, Query, Answer]], grader: str, judge_expert: Expert | None
+    answers: Sequence[tuple[str, Query, Answer]], grader: str, judge_expert: Expert | None, cluster: Cluster | None
 ) -> list[GradedAnswer]:
     """Grades answers, given with the names of their experts. Those that the judge cannot grade are left out; it is
     given up after a batch of only these."""
     if judge_expert is None:
-        grade = GRADERS[grader]
-        return [GradedAnswer(name, query, answer, grade(answer.text, query)) for name, query, answer in answers]
+        texts, queries = [answer.text for _, _, answer in answers], [query for _, query, _ in answers]
+        if cluster:
+            cluster.stop_workers()
+            grades = cluster.grade(grader, texts, queries)
+        else:
+            grades = [GRADERS[grader](text, query) for text, query in zip(texts, queries, strict=True)]
+        return [GradedAnswer(*one, grade) for one, grade in zip(answers, grades, strict=True)]
     graded: list[GradedAnswer] = []
     for start in range(0, len(answers), JUDGE_BATCH):
         batch = answers[start : start + JUDGE_BATCH]

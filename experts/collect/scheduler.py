@@ -37,6 +37,7 @@ class ExpertQueue:
     batches: SimpleQueue[list[Query]]
     total: int
     remote: bool
+    lanes: int = 1  # batches at the same time
     least_usd: float = 0.0  # the most that one attempt of the cheapest of these calls can cost
     worst_usd: float = 0.0  # the most that all of them can cost, with every attempt
     done: int = 0
@@ -101,7 +102,7 @@ def make_queue(
         batches.put([ordered[i] for i in sorted(first)])
     for start in range(0, len(rest), batch_size):
         batches.put(rest[start : start + batch_size])
-    return ExpertQueue(expert, batches, len(ordered), remote)
+    return ExpertQueue(expert, batches, len(ordered), remote, BATCHES_IN_FLIGHT if remote else 1)
 
 
 def spread(n: int, most: int) -> list[int]:
@@ -114,17 +115,20 @@ def queue_for(expert: StoredExpert, spec: ExpertSpec, queries: Sequence[Query]) 
     """The queue of an expert with batches as its spec allows."""
     remote = isinstance(spec, OpenAISpec)
     batch_size = spec.concurrency if isinstance(spec, OpenAISpec) else getattr(spec, "batch_size", 1)
+    batch_size = getattr(expert.expert, "batch_size", batch_size)  # on a cluster
     queue = make_queue(expert, queries, batch_size, remote, lambda query: expert.failed(query) is not None)
+    queue.lanes = getattr(expert.expert, "lanes", queue.lanes)
     worst_usd = [spec.worst_usd(query) for query in queries]
     queue.least_usd, queue.worst_usd = min(worst_usd, default=0.0), spec.attempts * sum(worst_usd)
     return queue
 
 
 def ask_all(queues: Sequence[ExpertQueue], show_progress: bool) -> None:
-    """Empties all queues: servers concurrently, local models one after the other on a thread of their own."""
+    """Empties all queues: servers concurrently, local models one after the other on threads of their own."""
     stop = threading.Event()
-    jobs = [[queue] for queue in queues if queue.remote for _ in range(BATCHES_IN_FLIGHT)]
-    jobs.append([queue for queue in queues if not queue.remote])
+    jobs = [[queue] for queue in queues if queue.remote for _ in range(queue.lanes)]
+    local = [queue for queue in queues if not queue.remote]
+    jobs += [local] * max((queue.lanes for queue in local), default=0)
     errors: list[BaseException] = []
     ends = [threading.Event() for _ in jobs]
     with _progress(queues, show_progress) as show:
@@ -146,7 +150,7 @@ def _work(
 ) -> None:
     try:
         for queue in queues:
-            queue.started = min(queue.started, time.monotonic()) if queue.remote else time.monotonic()
+            queue.started = queue.started if queue.remote or queue.begun else time.monotonic()
             while not stop.is_set() and (batch := _next_batch(queue, stop)):
                 queue.count(queue.expert.answer(batch))
     except BaseException as error:  # the main thread raises it again

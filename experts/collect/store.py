@@ -10,8 +10,8 @@ import fcntl
 import itertools
 import shutil
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,12 +30,23 @@ from experts.collect.parts import (
     write_part,
 )
 from experts.spending import NOT_ASKED
-from experts.types import Answer, Expert, Query
+from experts.types import Answer, Expert, PartwiseExpert, Query
 from leeroo_env.errors import InputError
 
 __all__ = ["Store", "StoredExpert", "missing_queries", "open_store", "parts_directory", "read_parts", "successes"]
 
 MERGE_ABOVE = 256  # parts
+
+
+@dataclass
+class _Waiting:
+    """Answers that a thread wants to store, and the error if that failed."""
+
+    expert: str
+    rows: Sequence[Row]
+    label: str
+    tried: bool = False
+    error: BaseException | None = None
 
 
 @dataclass
@@ -59,17 +70,38 @@ class Store:
     def __post_init__(self) -> None:
         self._numbers = itertools.count(self.next_part)
         self._lock = threading.Lock()
+        self._waiting = deque[_Waiting]()
 
     def append(self, expert: str, rows: Sequence[Row]) -> None:
-        """Stores storable answers, on disk when this returns. Calls that were not made are left out."""
+        """Stores storable answers, on disk when this returns. Calls that were not made are left out.
+
+        What other threads want to store meanwhile goes into one part, as the disk takes its time for each.
+        """
         made = [row for row in rows if row[2].error != NOT_ASKED]
         if not made:
             return
+        mine = _Waiting(expert, made, self.label)
+        self._waiting.append(mine)
         with self._lock:
-            table = part_of(expert, made, self.label)
+            if not mine.tried:
+                self._write([self._waiting.popleft() for _ in range(len(self._waiting))])
+        if mine.error is not None:
+            raise mine.error
+
+    def _write(self, group: Sequence[_Waiting]) -> None:
+        """Writes one part."""
+        try:
+            table = pa.concat_tables([part_of(one.expert, one.rows, one.label) for one in group])
             write_part(table, self.directory / f"{next(self._numbers):06d}.parquet")
-            for key, _, answer in made:
-                self.remember(key, answer, self.label)
+            for one in group:
+                for key, _, answer in one.rows:
+                    self.remember(key, answer, one.label)
+        except BaseException as error:  # raised again by each thread
+            for one in group:
+                one.error = error
+        finally:
+            for one in group:
+                one.tried = True
 
     def take_from(self, directory: Path) -> None:
         """Stores the answers of another store that this one does not have."""
@@ -153,8 +185,8 @@ class StoredExpert:
 
     def __init__(self, expert: Expert, key: Callable[[Query], str], store: Store, accept_empty: bool = False) -> None:
         self.name = expert.name
-        self.key = key
-        self._expert, self._store, self._accept_empty = expert, store, accept_empty
+        self.expert, self.key = expert, key
+        self._store, self._accept_empty = store, accept_empty
 
     def found(self, query: Query) -> Answer | None:
         """The stored answer, if there is one."""
@@ -177,10 +209,18 @@ class StoredExpert:
         keys = [self.key(query) for query in queries]
         known = {key: self.found(query) for key, query in zip(keys, queries, strict=True)}
         missing = {key: query for key, query in zip(keys, queries, strict=True) if known[key] is None}
-        replies = self._expert.answer(list(missing.values())) if missing else []
-        new = dict(zip(missing, map(storable, replies), strict=True))
-        self._store.append(self.name, [(key, missing[key], answer) for key, answer in new.items()])
+        asked, new = list(missing), dict[str, Answer]()
+        for part in self._in_parts(list(missing.values())) if missing else ():
+            rows = [(asked[i], missing[asked[i]], storable(answer)) for i, answer in part]
+            self._store.append(self.name, rows)
+            new |= {key: answer for key, _, answer in rows}
         return [known[key] or self._accepted(new[key]) for key in keys]
+
+    def _in_parts(self, queries: Sequence[Query]) -> Iterable[Sequence[tuple[int, Answer]]]:
+        """The answers, each with the place of its query, in parts that can be stored before the others are there."""
+        if isinstance(self.expert, PartwiseExpert):
+            return self.expert.answer_in_parts(queries)
+        return [list(enumerate(self.expert.answer(queries)))]
 
     def _accepted(self, answer: Answer) -> Answer:
         if not (self._accept_empty and answer.is_empty):

@@ -39,7 +39,15 @@ DATASETS = {  # name on the hub: configuration, split, prefix of the query ids
 DATASET_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 
 
-def load_queries(source: str | Path, limit: int | None = None, split: str | None = None) -> list[Query]:
+Rows = Iterable[dict[str, Any]]
+
+
+def load_queries(
+    source: str | Path,
+    limit: int | None = None,
+    split: str | None = None,
+    read_many: Callable[[str], Rows] | None = None,
+) -> list[Query]:
     """Reads queries from a file (.jsonl, .ndjson, .csv, .tsv, also with .gz, .parquet) or a data set on the hub.
 
     Args:
@@ -47,6 +55,7 @@ def load_queries(source: str | Path, limit: int | None = None, split: str | None
         limit: the maximum number of queries, from the beginning.
         split: of a file, the rows with this split; of a data set, the split to load (default "test"). The queries of a
             data set have no split of their own, so that a table made of them is split by its query ids.
+        read_many: reads the rows of a directory of files, or of an address with "://".
 
     Raises:
         InputError: names file, row (counted from 0) and field. A file must not repeat a query id; the repeated
@@ -56,7 +65,9 @@ def load_queries(source: str | Path, limit: int | None = None, split: str | None
         raise InputError(f"{source}: limit {limit} must be at least 1")
     path = Path(source)
     reader = reader_of(path)
-    if reader is not None:
+    if read_many is not None and ("://" in str(source) or os.path.isdir(path)):
+        queries = [q for q in _from_rows(read_many(str(source)), str(source)) if split in (None, q.split)][:limit]
+    elif reader is not None:
         queries = [query for query in _load_file(path, reader) if split in (None, query.split)][:limit]
     elif os.path.isfile(path) or DATASET_NAME.fullmatch(str(source)) is None:
         raise InputError(f"{path}: the ending {path.suffix!r} is not known; a file of questions ends in {ENDINGS}")
@@ -67,18 +78,22 @@ def load_queries(source: str | Path, limit: int | None = None, split: str | None
     return queries
 
 
-def _load_file(path: Path, read: Callable[[Path], Iterable[dict[str, Any]]]) -> list[Query]:
+def _load_file(path: Path, read: Callable[[Path], Rows]) -> list[Query]:
     if not os.path.isfile(path):
         raise InputError(f"{path}: " + ("is a directory" if os.path.isdir(path) else "no such file"))
+    return _from_rows(read(path), str(path))
+
+
+def _from_rows(rows: Rows, source: str) -> list[Query]:
     queries: list[Query] = []
     ids: set[str] = set()
-    for number, row in enumerate(read(path)):
-        query = _query(row, f"{path}: row {number}")
+    for number, row in enumerate(rows):
+        query = _query(row, f"{source}: row {number}")
         if query.query_id in ids:
-            raise InputError(f"{path}: row {number}: field query_id: {shown(query.query_id)} appears twice")
+            raise InputError(f"{source}: row {number}: field query_id: {shown(query.query_id)} appears twice")
         ids.add(query.query_id)
         queries.append(query)
-    _check_references(queries, path)
+    _check_references(queries, source)
     return queries
 
 
@@ -107,11 +122,11 @@ def _query(row: dict[str, Any], where: str, prefix: str = "") -> Query:
     )
 
 
-def _check_references(queries: Sequence[Query], path: Path) -> None:
+def _check_references(queries: Sequence[Query], source: str) -> None:
     """All or none: a single missing reference would only be noticed after the answers to it are paid for."""
     missing = [number for number, query in enumerate(queries) if query.reference is None]
     if missing and len(missing) < len(queries):
-        raise InputError(f"{path}: row {missing[0]}: field reference: is empty, but other rows have one")
+        raise InputError(f"{source}: row {missing[0]}: field reference: is empty, but other rows have one")
 
 
 def _load_dataset(source: str, limit: int | None, split: str | None) -> list[Query]:

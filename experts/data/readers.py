@@ -39,13 +39,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         with _open_text(path) as file:
             for line in file:
                 if line.strip():
-                    yield _json_object(line, f"{path}: row {number}")
+                    yield json_object(line, f"{path}: row {number}")
                     number += 1
     except UNREADABLE as error:
         raise InputError(f"{path}: row {number}: cannot be read: {error}") from error
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The object in a line of JSON."""
     _check_encoding([line], where)
     try:
         row = json.loads(line, object_pairs_hook=_distinct)

@@ -6,9 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from experts.backends.huggingface import HuggingFaceExpert
 from experts.backends.openai import OpenAIExpert
-from experts.backends.vllm import VllmExpert
 from experts.specs import ExpertSpec, HuggingFaceSpec, OpenAISpec, Pool, VllmSpec
 from experts.spending import SpendCap
 from experts.types import Expert
@@ -25,8 +23,12 @@ def make_expert(spec: ExpertSpec, spend_cap: SpendCap) -> Expert:
     if isinstance(spec, OpenAISpec):
         return OpenAIExpert(spec, spend_cap)
     if isinstance(spec, HuggingFaceSpec):
+        from experts.backends.huggingface import HuggingFaceExpert  # imports torch
+
         return HuggingFaceExpert(spec, spend_cap)
     if isinstance(spec, VllmSpec):
+        from experts.backends.vllm import VllmExpert
+
         return VllmExpert(spec, spend_cap)
     raise TypeError(f"no backend for {type(spec).__name__}")
 
@@ -54,4 +56,11 @@ def with_spec(expert: Expert, spec: ExpertSpec) -> Expert:
     """An expert with other settings: a shallow copy, so that what is loaded or open is shared."""
     sibling: Any = copy.copy(expert)
     sibling.name, sibling.spec = spec.name, spec
+    return sibling  # type: ignore[no-any-return]
+
+
+def with_cap(expert: Expert, spend_cap: SpendCap) -> Expert:
+    """The same expert under another spend cap."""
+    sibling: Any = copy.copy(expert)
+    sibling._spend_cap = spend_cap
     return sibling  # type: ignore[no-any-return]

@@ -1,6 +1,8 @@
 """The OpenAI backend against a real server on loopback."""
 
+import itertools
 import threading
+import time
 
 import pytest
 
@@ -88,6 +90,17 @@ def test_concurrency_holds_across_threads_and_is_used(server):
         thread.join()
     assert server.requests.total() == 30
     assert server.most_at_once == 4
+
+
+def test_requests_start_at_even_distances_and_retries_are_requests_too(server):
+    server.behaviour = lambda prompt, time: 500 if time == 1 else "ok"
+    started_s: list[float] = []
+    server.reply = lambda prompt: started_s.append(time.monotonic()) or "fine"
+    expert = OpenAIExpert(make_spec(concurrency=8, requests_per_minute=1200), SpendCap())
+    began_s = time.monotonic()
+    assert all(answer.text == "fine" for answer in expert.answer(queries(4)))
+    assert server.requests.total() == 8 and time.monotonic() - began_s > 7 * 0.05
+    assert max(b - a for a, b in itertools.pairwise(started_s)) > 0.03
 
 
 def test_no_usage_is_charged_at_the_worst_case(server, caplog):

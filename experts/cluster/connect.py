@@ -1,0 +1,204 @@
+"""Connects to a Ray cluster, and hands out its workers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import LifoQueue
+from typing import Any
+
+from experts.cluster.asker import Asker
+from experts.cluster.data import ClusterEncoder, grade_answers
+from experts.cluster.expert import ClusterExpert, Worker
+from experts.encoder import Encoder
+from experts.grading import Grade
+from experts.pool import make_experts
+from experts.specs import AnySpec, ExpertSpec, HuggingFaceSpec, LocalSpec, OpenAISpec, Pool, VllmSpec
+from experts.spending import SpendCap
+from experts.types import Query, TextEncoder
+from leeroo_env.errors import InputError
+from leeroo_env.variants import entry_of
+
+CALLS_PER_ASKER = 64  # at the same time, on one server
+BATCHES_IN_FLIGHT = 2  # per worker and server: the next calls are ready while the last ones of a batch still run
+SHARED_VARIABLES = ("OPENAI_BASE_URL", "HF_TOKEN")  # what the libraries read, besides what pool.yaml names
+QUIET = {  # no reports to Ray's makers, and no messages of its daemons: what matters is said here
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+}
+
+
+@contextmanager
+def connect(address: str | None = None, threads: int = 1, cpus: int | None = None) -> Iterator[Cluster]:
+    """The cluster at an address ("host:port", or "auto" for one that runs on this machine), or at $RAY_ADDRESS; without
+    either, one that is started on this machine and ends with this block.
+
+    Args:
+        threads: torch threads of each local model.
+        cpus: of a cluster that is started here; all if None.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster answers at the address.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise InputError("--engine ray needs Ray: pip install -e '.[ray]'") from None
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if "://" in address:
+        raise InputError(f"--address {address}: start this on a machine of the cluster, and give HOST:PORT or auto")
+    was_connected = ray.is_initialized()
+    local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if address == "local" else {}
+    if not was_connected:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            except (ConnectionError, ValueError) as error:
+                raise InputError(f"--address {address}: {' '.join(str(error).split())}") from None
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().print_on_execution_start = False
+    cluster = Cluster(threads)
+    try:
+        yield cluster
+    finally:
+        cluster.stop_workers()
+        if not was_connected:
+            ray.shutdown()
+
+
+@dataclass
+class Cluster:
+    """The workers that this program has in a cluster.
+
+    Attributes:
+        threads: torch threads of each local model.
+    """
+
+    threads: int
+    _workers: list[Worker] = field(default_factory=list)
+    _local: dict[float, LifoQueue[Worker]] = field(default_factory=dict)  # by the GPUs of each
+
+    def experts(self, pool: Pool, names: Sequence[str] | None, spend_cap: SpendCap) -> list[ClusterExpert]:
+        """As `make_experts`: the experts with these names, asked by workers.
+
+        A server's `concurrency` and `requests_per_minute` are divided among the workers that ask it, so that they hold
+        for the whole cluster. Local models are loaded by as many workers as the cluster has CPUs or GPUs for, one model
+        at a time.
+        """
+        make_experts(pool, names, SpendCap())  # raises InputError for what is missing
+        specs, all_names = pool.select(names), {spec.name for spec in pool.experts}
+        entries: dict[str, list[AnySpec]] = {}
+        for spec in specs:
+            entries.setdefault(entry_of(spec.name, all_names), []).append(spec)
+        made = self._remote_experts(pool, [e for e in entries.values() if isinstance(e[0], OpenAISpec)], spend_cap)
+        for variants in entries.values():
+            if isinstance(variants[0], LocalSpec):
+                lanes, purpose = self._local_lanes(variants[0]), (pool, [spec.name for spec in variants])
+                for spec in variants:
+                    made[spec.name] = ClusterExpert(spec, spend_cap, lanes, purpose, variants[0].batch_size)
+        return [made[spec.name] for spec in specs]
+
+    def grade(self, grader: str, texts: Sequence[str], queries: Sequence[Query]) -> list[Grade]:
+        """The grades of answers to queries, by a grader of `GRADERS`."""
+        return grade_answers(grader, texts, queries)
+
+    def encoder(self, encoder: TextEncoder) -> TextEncoder:
+        """The encoder, asked through workers if it is a model."""
+        return ClusterEncoder(encoder) if isinstance(encoder, Encoder) else encoder
+
+    def stop_workers(self) -> None:
+        """Stops all workers, which frees what they hold; those that are needed again start again."""
+        for worker in self._workers:
+            worker.stop()
+
+    def _remote_experts(
+        self, pool: Pool, entries: Sequence[Sequence[AnySpec]], spend_cap: SpendCap
+    ) -> dict[str, ClusterExpert]:
+        """The experts on servers, given with their variants, by name: asked by no more workers than have something to
+        do, which are spread over the machines."""
+        import ray
+
+        calls = [spec.concurrency for spec, *_ in entries if isinstance(spec, OpenAISpec)]
+        wanted = [math.ceil(n / CALLS_PER_ASKER) for n in calls]
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        most = max(len(nodes), int(ray.cluster_resources().get("CPU", 1)))
+        shares: list[dict[str, AnySpec]] = [{} for _ in range(min(most, sum(wanted)))]
+        workers = [self._remote_worker(pool, share, nodes[i % len(nodes)]) for i, share in enumerate(shares)]
+        first, made = 0, {}
+        for variants, n in zip(entries, (min(n, len(workers)) for n in wanted), strict=True):
+            chosen = [(first + i) % len(workers) for i in range(n)]
+            first += n
+            for spec in variants:
+                lanes: LifoQueue[Worker] = LifoQueue()
+                for i, worker in enumerate(chosen):
+                    shares[worker][spec.name] = _share(spec, i, n)
+                for worker in chosen * BATCHES_IN_FLIGHT:
+                    lanes.put(workers[worker])
+                made[spec.name] = ClusterExpert(spec, spend_cap, lanes, None, _share(spec, 0, n).concurrency)
+        return made
+
+    def _remote_worker(self, pool: Pool, share: dict[str, AnySpec], node: str) -> Worker:
+        """A worker on a machine of the cluster, or another one after that was lost, for the experts in `share`."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+
+        def start(_: None) -> Any:
+            specs = tuple(share.get(spec.name, spec) for spec in pool.experts)
+            return self._start(options, pool.model_copy(update={"experts": specs}), tuple(share))
+
+        return self._worker(start)
+
+    def _local_lanes(self, spec: LocalSpec) -> LifoQueue[Worker]:
+        import ray
+
+        resources = ray.cluster_resources()
+        gpus = _gpus(spec) if resources.get("GPU") or not isinstance(spec, VllmSpec) else 0
+        if gpus > resources.get("GPU", 0):
+            raise InputError(f"{spec.name}: needs {gpus} GPUs, the cluster has {resources.get('GPU', 0):.0f}")
+        if gpus not in self._local:
+            n = resources["GPU"] // gpus if gpus else resources.get("CPU", 1) // self.threads
+            options = {"num_gpus": gpus} if gpus else {"num_cpus": self.threads}
+            self._local[gpus] = LifoQueue()
+            for _ in range(max(1, int(n))):
+                self._local[gpus].put(self._worker(lambda purpose: self._start(options, *purpose)))
+        return self._local[gpus]
+
+    def _worker(self, start: Callable[[Any], Any]) -> Worker:
+        self._workers.append(Worker(start))
+        return self._workers[-1]
+
+    def _start(self, options: dict[str, Any], pool: Pool, names: Sequence[str]) -> Any:
+        import ray
+
+        specs = [spec for spec in pool.select(names) if isinstance(spec, OpenAISpec)]
+        wanted = {*SHARED_VARIABLES, *(name for spec in specs for name in (spec.api_key_env, spec.base_url_env))}
+        environment = {name: value for name in wanted if name and (value := os.environ.get(name)) is not None}
+        actor = ray.remote(Asker).options(max_restarts=0, max_task_retries=0, **options)
+        return actor.remote(pool, names, environment, self.threads)
+
+
+def _share(spec: AnySpec, i: int, n: int) -> OpenAISpec:
+    """What the i-th of n workers may do."""
+    assert isinstance(spec, OpenAISpec)
+    calls, rate = spec.concurrency // n + (i < spec.concurrency % n), spec.requests_per_minute
+    share = rate and rate * calls / spec.concurrency
+    return spec.model_copy(update={"concurrency": calls, "requests_per_minute": share})
+
+
+def _gpus(spec: ExpertSpec) -> int:
+    """How many GPUs a copy of a local model takes."""
+    if isinstance(spec, VllmSpec):
+        return int(spec.engine.get("tensor_parallel_size", 1)) * int(spec.engine.get("pipeline_parallel_size", 1))
+    return int(isinstance(spec, HuggingFaceSpec) and spec.device.startswith("cuda"))
