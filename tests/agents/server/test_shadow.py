@@ -102,9 +102,8 @@ def test_a_shadow_decides_and_nothing_is_asked_for_it(
         agreed = sum(one.expert == two.expert for one, two in zip(first, second, strict=True))
         page, numbers = text_of(admin(running, "/")), admin(running, "/metrics")
         score, usd = (sum(getattr(one, name) for one in second) / 12 for name in ("score", "usd"))
-        assert (
-            f"cheap {score:.3f} ${1000 * usd:,.2f} {100 * agreed / 12:.0f}%" in page and "the same 12 requests" in page
-        )
+        assert f"cheap {score:.3f} ${1000 * usd:,.2f} " in page
+        assert f"the same expert first in {100 * agreed / 12:.0f}% of 12 requests" in page
         assert f"cheap would ask {second[0].expert} first" in page
         assert f'leeroo_both_decided_total{{first="{run_dir.name}",second="cheap"}} 12.0' in numbers
         assert f'leeroo_both_agreed_total{{first="{run_dir.name}",second="cheap"}} {float(agreed)}' in numbers
