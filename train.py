@@ -21,6 +21,7 @@ from agents.estimators.ensemble import Predictor, fit_predictors
 from agents.evaluation.report import show
 from agents.progress import shown
 from agents.routers import Router, one_call_routers
+from agents.training import cluster
 from agents.training.checkpoint import latest_checkpoint
 from agents.training.config import AGENT, TrainConfig
 from agents.training.run_dir import (
@@ -78,6 +79,10 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
     make_rules(table, "train", config.horizon, config.budget or None, config.cost_weight, config.most_calls(table))
     table.rows("val"), table.rows("test")
     config.policy_kind()
+    if config.tune:
+        from agents.training.search import libraries
+
+        libraries()
     new = run_dir is None
     if run_dir is None:
         run_dir = new_run_dir(config)
@@ -104,22 +109,47 @@ def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bo
         lambda: one_call_routers(table, config.horizon, config.seed, shown),
     )
     predictors, routers = run_in_parallel(*fits)
+    if config.tune and new:
+        config = replace(config, tuned=search_settings(config, table, predictors[0], run_dir))
     if config.seeds == 1:
         return train_agent(config, table, predictors[0], routers, run_dir, new)
     interrupt.raise_again()
     if new:
         begin_run(run_dir, config.as_settings(run_dir))
     with locked(run_dir):
-        for seed, predictor in zip(seeds, predictors, strict=True):
-            own = run_dir / f"seed-{seed}"
-            one = replace(config, seed=seed, seeds=1, run_dir=str(own))
-            begun = (own / "config.yaml").exists()
-            remove_leftovers(own)
-            if not is_finished(own) and (code := train_agent(one, table, predictor, routers, own, not begun)):
-                return code
+        left, each = list(zip(seeds, predictors, strict=True)), (config, table, routers)
+        if cluster.is_given():  # whose machines see the directory
+            codes = iter(cluster.map_on_cluster("RAY_ADDRESS", train_seed, left, *each, run_dir.resolve()))
+        else:
+            codes = (train_seed(one, *each, run_dir) for one in left)
+        if code := next(filter(None, codes), 0):
+            return code
         write_seeds_report(run_dir, [run_dir / f"seed-{seed}" for seed in seeds])
     print(f"report: {run_dir / 'report.md'}")
     return 0
+
+
+def train_seed(
+    seeded: tuple[int, Predictor], config: TrainConfig, table: ExpertTable, routers: dict[str, Router], run_dir: Path
+) -> int:
+    """The agent of one of several seeds, unless it has its report already; returns the exit code."""
+    seed, predictor = seeded
+    own = run_dir / f"seed-{seed}"
+    one = replace(config, seed=seed, seeds=1, run_dir=str(own))
+    begun = (own / "config.yaml").exists()
+    remove_leftovers(own)
+    return 0 if is_finished(own) else train_agent(one, table, predictor, routers, own, not begun)
+
+
+def search_settings(config: TrainConfig, table: ExpertTable, predictor: Predictor, run_dir: Path) -> dict[str, float]:
+    """The hyperparameters that a search on val finds."""
+    from agents.training.search import search
+
+    trainer = Trainer(config, table, predictor, bars=shown)
+    trainer.prepare()
+    interrupt.raise_again()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return search(trainer, config.tune, run_dir)
 
 
 def train_agent(

@@ -22,6 +22,7 @@ import tyro
 from sections import add_section
 
 from agents.evaluation.metrics import interval
+from agents.training import cluster
 
 ROOT = Path(__file__).parents[1]
 BAR = "paced kernel ridge"
@@ -45,7 +46,7 @@ def main(
         experts: names of the experts to use, separated by commas; all if empty.
         horizons: queries in an episode.
         seeds: how many, from 0.
-        parallel: runs at a time.
+        parallel: runs at a time; on a cluster, which $RAY_ADDRESS names, as many as it has processors.
         runs: where the runs are written; finished ones are not made again.
         arguments: more of train.py's, such as "--hide-budget".
     """
@@ -54,8 +55,12 @@ def main(
         directories = [runs / f"{name}{arguments.replace(' ', '')}-h{horizon}-s{seed}" for seed in range(seeds)]
         common = ["--table", table, "--experts", experts, "--horizon", str(horizon), *arguments.split()]
         commands = [[*common, "--seed", str(seed)] for seed in range(seeds)]
-        with ThreadPoolExecutor(parallel) as pool:
-            seconds = list(pool.map(_train, commands, directories))
+        work = list(zip(commands, directories, strict=True))
+        if cluster.is_given():  # whose machines see these directories
+            seconds = cluster.map_on_cluster("RAY_ADDRESS", _train, work)
+        else:
+            with ThreadPoolExecutor(parallel) as pool:
+                seconds = list(pool.map(_train, work))
         evaluations = [json.loads((directory / "evaluation.json").read_text()) for directory in directories]
         if experts and any(set(e["experts"]) != set(experts.split(",")) for e in evaluations):
             raise SystemExit(f"error: {runs}: holds runs named {name} of other experts; choose another --name")
@@ -63,8 +68,9 @@ def main(
         _add_section(heading, evaluations, [s for s in seconds if s])
 
 
-def _train(arguments: list[str], run_dir: Path) -> float:
-    """Seconds of the run; 0 where it was there."""
+def _train(work: tuple[list[str], Path]) -> float:
+    """Seconds of the run with these arguments in this directory; 0 where it was there."""
+    arguments, run_dir = work
     if (run_dir / "evaluation.json").exists():
         return 0.0
     start = time.perf_counter()
@@ -72,7 +78,7 @@ def _train(arguments: list[str], run_dir: Path) -> float:
     command = [sys.executable, str(ROOT / "train.py"), *arguments, *begun, "--run-dir", str(run_dir)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(done.stderr)
+        raise RuntimeError(done.stderr)
     return time.perf_counter() - start
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,6 +60,10 @@ class TrainConfig:
     """Where table and network are kept; auto takes the GPU if there is one."""
     seeds: int = 1
     """Agents to train, with --seed and the numbers after it; their mean and interval are reported."""
+    tune: int = 0
+    """Trials of a search for hyperparameters by Ray Tune and Optuna, decided on val; 0 takes the defaults."""
+    tuned: Annotated[dict[str, float], tyro.conf.Suppress] = field(default_factory=dict)
+    """Hyperparameters in place of the defaults, as a search has found them."""
     threads: int = 1
     """Threads of torch. The results' last bits depend on it; more than one pays on idle cores only."""
     run_dir: str = ""
@@ -81,6 +85,8 @@ class TrainConfig:
         if not 0 <= self.seed <= 2**32 - self.seeds:
             last = "2^32 - 1" if self.seeds == 1 else f"2^32 - {self.seeds}, for {self.seeds} seeds"
             raise InputError(f"seed {self.seed}: must be 0 to {last}")
+        if self.tune and not 2 <= self.tune <= 10_000:
+            raise InputError(f"tune {self.tune}: must be 2 to 10000 trials, or 0 for none")
         check_threads(self.threads)
         names = router_names(AUTO_CALLS if self.max_calls == "auto" else self.max_calls)
         if self.agent not in (AGENT, *names):
@@ -88,10 +94,9 @@ class TrainConfig:
             raise InputError(
                 f"agent {self.agent!r}: no such router; did you mean {close[0]!r}? There are {', '.join(names)}"
             )
-        if self.agent != AGENT and self.seeds > 1:
-            raise InputError(
-                f"agent {self.agent}: is not trained, so that there is nothing to vary by --seeds {self.seeds}"
-            )
+        if self.agent != AGENT and (self.seeds > 1 or self.tune):
+            option = f"--seeds {self.seeds}" if self.seeds > 1 else f"--tune {self.tune}"
+            raise InputError(f"agent {self.agent}: is not trained, so that there is nothing to vary by {option}")
 
     def policy_kind(self) -> PolicyKind:
         """The policy that `auto` stands for. Raises InputError where the algorithm cannot train it."""

@@ -27,6 +27,7 @@ def make_model(config: TrainConfig, policy: PolicyKind, rules: Rules) -> tuple[B
         settings |= {"ent_coef": 0.0, **(several if rules.max_calls > 1 else one)}
         n_envs = 256 if rules.max_calls > 1 else 1024
         settings["batch_size"] *= max(config.n_envs // n_envs, 1)  # more episodes do not make more minibatches
+    settings |= {name: type(settings[name])(value) for name, value in config.tuned.items()}
     vector_env = LeerooVectorEnv(
         num_envs=config.n_envs or n_envs,
         table=rules.table,

@@ -126,7 +126,8 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
 
 def config_of(run_dir: Path) -> TrainConfig:
     """The settings that the run in `run_dir` was begun with. Raises InputError."""
-    settings = {"agent": AGENT, **read_settings(run_dir)}  # runs of earlier versions always trained one
+    earlier = {"agent": AGENT, "tune": 0, "tuned": {}}  # what runs of earlier versions do not say
+    settings = {**earlier, **read_settings(run_dir)}
     try:
         known = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name != "verify"}
         return pydantic.TypeAdapter(TrainConfig).validate_python(known)

@@ -17,6 +17,7 @@ from agents.evaluation.decision import AGENT
 from agents.evaluation.headline import dollars
 from agents.evaluation.markdown import table_head, table_line
 from agents.evaluation.metrics import interval
+from agents.training.trials import search_section
 from leeroo_env.files import read_model, write_atomically, write_json, write_text
 from leeroo_env.manifest import check_files
 
@@ -118,6 +119,7 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
         "each report.",
         "\n".join([*head, *rows]),
         "![score over spend](curve.png)",
+        *search_section(run_dir),
     ]
     write_text(run_dir / "report.md", "\n\n".join(text) + "\n")
 

@@ -47,7 +47,7 @@ DESCRIPTIONS = {
     "train/approx_kl": "How far an update moved the policy (Kullback-Leibler divergence).",
     "train/clip_fraction": "Share of the steps whose update was clipped.",
 }
-NOT_COMPARED = ("agent", "device", "policy_kwargs", "resume", "run_dir", "seeds", "threads", "verify")
+NOT_COMPARED = ("agent", "device", "policy_kwargs", "resume", "run_dir", "seeds", "threads", "tune", "tuned", "verify")
 METRICS = ("val/kept_score", "test/score", "test/lead_over_start", "test/lead_over_best_router")
 
 

@@ -33,6 +33,7 @@ from agents.training.config import TrainConfig
 from agents.training.factory import make_model
 from agents.training.runtime import generators_restored
 from agents.training.tensorboard import tensorboard_logger, test_scalars
+from agents.training.trials import search_section
 from leeroo_env import ExpertTable
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
 
@@ -84,7 +85,7 @@ class Trainer:
         self.one_call: Trainer | None = None
         if config.max_calls == "auto" and config.agent == AGENT and self.max_calls > 1:
             self.one_call = copy(self)
-            self.one_call.config, self.one_call.max_calls = replace(config, max_calls=1), 1
+            self.one_call.config, self.one_call.max_calls = replace(config, max_calls=1, tuned={}), 1
             self.one_call.evidence_model = self.one_call.evidence = None
 
     def training_rules(self) -> Rules:
@@ -303,6 +304,7 @@ class Trainer:
                 f"{training.steps:,} steps; kept is the state at step {training.kept_step:,}, the best on "
                 "val. `config.yaml` has all settings."
             )
+        notes = "\n\n".join([*search_section(run_dir), notes])
         return write_report(
             run_dir,
             Report(
