@@ -21,10 +21,10 @@ from agents.evaluation.evaluate import episodes_for, evaluate
 from agents.policies.bid_price import BidPricePolicy
 from agents.routers.policy import PolicyRouter
 from agents.training.callbacks import VAL_QUERIES, WARM_UP
-from agents.training.cluster import connected
 from agents.training.factory import make_model
 from agents.training.trainer import Trainer
 from agents.training.trials import SEARCH, Search, Trial, words_of
+from experts.cluster.session import ray_session
 from leeroo_env import InputError
 from leeroo_env.files import write_json
 
@@ -58,7 +58,7 @@ def search(trainer: Trainer, n_trials: int, run_dir: Path) -> dict[str, float]:
     log = _log_of(tune, run_dir, defaults)
     shared.bars, shared.one_call = None, None  # type: ignore[assignment]
     gpu = 0.25 if trainer.table.device.type == "cuda" else 0
-    with connected("--tune"), tempfile.TemporaryDirectory() as directory:
+    with ray_session("--tune"), tempfile.TemporaryDirectory() as directory:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_run, trainer=shared, start=start), {"cpu": 1, "gpu": gpu}),
             param_space=space,
@@ -89,7 +89,7 @@ def libraries() -> tuple[Any, Any, Any]:
         from ray.tune import schedulers
         from ray.tune.search import optuna
     except ImportError as error:
-        raise InputError(f"--tune: {error.name or 'Ray'} is missing: pip install 'leeroo[ray]'") from None
+        raise InputError(f"--tune: {error.name or 'Ray'} is missing: pip install -e '.[ray]'") from None
     set_verbosity(WARNING)
     return tune, optuna, schedulers
 

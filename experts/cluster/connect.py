@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from typing import Any
 from experts.cluster.asker import Asker
 from experts.cluster.data import ClusterEncoder, grade_answers
 from experts.cluster.expert import ClusterExpert, Worker
+from experts.cluster.session import ray_session
 from experts.encoder import Encoder
 from experts.grading import Grade
 from experts.pool import make_experts
@@ -27,11 +26,6 @@ from leeroo_env.variants import entry_of
 CALLS_PER_ASKER = 64  # at the same time, on one server
 BATCHES_IN_FLIGHT = 2  # per worker and server: the next calls are ready while the last ones of a batch still run
 SHARED_VARIABLES = ("OPENAI_BASE_URL", "HF_TOKEN")  # what the libraries read, besides what pool.yaml names
-QUIET = {  # no reports to Ray's makers, and no messages of its daemons: what matters is said here
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
-}
 
 
 @contextmanager
@@ -46,35 +40,16 @@ def connect(address: str | None = None, threads: int = 1, cpus: int | None = Non
     Raises:
         InputError: Ray is not installed, or no cluster answers at the address.
     """
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise InputError("--engine ray needs Ray: pip install -e '.[ray]'") from None
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if "://" in address:
-        raise InputError(f"--address {address}: start this on a machine of the cluster, and give HOST:PORT or auto")
-    was_connected = ray.is_initialized()
-    local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if address == "local" else {}
-    if not was_connected:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
-            except (ConnectionError, ValueError) as error:
-                raise InputError(f"--address {address}: {' '.join(str(error).split())}") from None
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.data.DataContext.get_current().print_on_execution_start = False
-    cluster = Cluster(threads)
-    try:
-        yield cluster
-    finally:
-        cluster.stop_workers()
-        if not was_connected:
-            ray.shutdown()
+    with ray_session("--engine ray", address, cpus):
+        from ray.data import DataContext
+
+        DataContext.get_current().enable_progress_bars = False
+        DataContext.get_current().print_on_execution_start = False
+        cluster = Cluster(threads)
+        try:
+            yield cluster
+        finally:
+            cluster.stop_workers()
 
 
 @dataclass

@@ -14,7 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from agents.training.cluster import connected
+from experts.cluster.session import ray_session
 
 ROOT = Path(__file__).parents[3]
 SHORT = ("--timesteps", "4096", "--n-envs", "32", "--horizon", "16", "--max-calls", "1")
@@ -23,9 +23,9 @@ SHORT = ("--timesteps", "4096", "--n-envs", "32", "--horizon", "16", "--max-call
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A Ray of this machine that the tests share."""
-    pytest.importorskip("ray", reason="needs Ray: pip install 'leeroo[ray]'")
-    pytest.importorskip("optuna", reason="needs Optuna: pip install 'leeroo[ray]'")
-    with connected("--tune") as ray:
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+    pytest.importorskip("optuna", reason="needs Optuna: pip install -e '.[ray]'")
+    with ray_session("--tune") as ray:
         yield ray
 
 
@@ -86,4 +86,4 @@ def test_without_ray_it_says_what_to_install(small_synthetic: Path, tmp_path: Pa
     code = "import sys; sys.modules['ray'] = None; import train; sys.exit(train.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *begin(small_synthetic, tmp_path / "run", "--tune", "2")]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 2 and "pip install 'leeroo[ray]'" in ended.stderr and not (tmp_path / "run").exists()
+    assert ended.returncode == 2 and "pip install -e '.[ray]'" in ended.stderr and not (tmp_path / "run").exists()
