@@ -236,7 +236,7 @@ async def reload(request: Request) -> JSONResponse:
     try:
         done = await request.app.state.reloader.reload()
     except InputError as error:
-        raise ApiError(422, str(error), "reload_refused") from None
+        raise ApiError(409, str(error), "reload_refused") from None
     return JSONResponse({"status": "reloaded", **asdict(done)})
 
 

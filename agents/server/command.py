@@ -13,6 +13,7 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def run(options: Options) -> int:
         if options.workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         reload_on_hangup(config)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which uvicorn calls at its end: the directory goes
         uvicorn.run(
             "agents.server.main:app",
             factory=True,

@@ -31,7 +31,7 @@ STATUSES = {
     404: "No such model or decision",
     408: "The body did not come in time",
     413: "The body is too large",
-    422: "The files are broken, so that nothing has changed",
+    409: "The files are broken, so that nothing has changed",
     429: "Too many requests, or the key's money does not pay for this one (code insufficient_quota)",
     502: "No expert answered",
     503: "Nothing can be answered now",
@@ -76,7 +76,7 @@ def _route(body: type[pydantic.BaseModel], answers: dict[str, Any]) -> dict[str,
         },
         "responses": {
             200: {"description": "Successful response", "content": answers},
-            **_errors(*(status for status in STATUSES if status != 422)),
+            **_errors(*(status for status in STATUSES if status != 409)),
         },
         "response_model": None,
     }
@@ -101,5 +101,5 @@ MODELS = _get(401, 503, security="key")
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 MODEL = _get(401, 404, 503, security="key", parameters=[_NAME])
 READY: dict[str, Any] = {"responses": {503: {"description": "Requests cannot be answered now", "content": _OBJECT}}}
-RELOAD = _get(401, 422, 503, security="admin")
+RELOAD = _get(401, 409, 503, security="admin")
 ADMIN = _get(400, 401, 503, security="admin")

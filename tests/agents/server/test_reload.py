@@ -153,7 +153,7 @@ def test_what_is_broken_changes_nothing(run_dir: Path, names: list[str], tmp_pat
             def refused(*words: str) -> None:
                 answer = reload(running)
                 error = answer.json()["error"]
-                assert answer.status_code == 422 and error["code"] == "reload_refused", error
+                assert answer.status_code == 409 and error["code"] == "reload_refused", error
                 assert all(word in error["message"] for word in (*words, "the version before stays in force")), error
                 assert "\n" not in error["message"] and "/versions" not in error["message"]
                 assert events(running)[-1] == events(running)[-1] | {"status": "refused", "message": error["message"]}
