@@ -5,7 +5,7 @@ N queries, n of them for training, K experts. Inside an estimator scores and cos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from leeroo_env.table import ExpertTable
 
-MAX_TRAINING_QUERIES = 6_000  # that estimators and routers are fitted to; of more a sample is used
+MAX_EXACT = 6_000  # training queries up to which kernel matrices are whole; with more, estimators are approximate
+MAX_PANEL_QUERIES = 6_000  # that the routers of several calls are fitted to; of more a part is used
+CHUNK = 4_096  # queries estimated at a time
 MAX_CONSIDERED = 32  # experts for a query; of a larger pool those of the highest estimated net value
 
 
@@ -79,6 +81,38 @@ def sample_rows(rows: Tensor, n: int, seed: int) -> Tensor:
         return rows
     kept = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n].sort().values
     return rows[kept.to(rows.device)]
+
+
+def first_alike(table: ExpertTable, rows: Tensor) -> Tensor:
+    """For each of `rows` [n] the place among them of the first that is nearly the same query; [n] int64."""
+    _, group = table.first_alike[rows].unique(return_inverse=True)
+    places = torch.arange(len(rows), device=rows.device)
+    first = places.new_full((len(rows),), len(rows)).scatter_reduce(0, group, places, "amin")
+    return first[group]
+
+
+def draw_folds(alike: Tensor, n_folds: int, generator: torch.Generator) -> Tensor:
+    """Folds of equal size drawn for n queries, [n] int64; near duplicates, by `first_alike` [n], are in one."""
+    fold = torch.randperm(len(alike), generator=generator, device=generator.device) % n_folds
+    together = fold[alike.to(fold.device)]
+    return together if len(together.unique()) == len(fold.unique()) else fold
+
+
+def with_out_of_fold(
+    table: ExpertTable, rows: Tensor, out_of_fold: Tensor, predict: Callable[[Tensor], Tensor]
+) -> Estimates:
+    """Estimates of all N queries: those `out_of_fold` [n, 2K] of `rows` [n], and of the others what `predict` makes of
+    embeddings [B, D]."""
+    if len(rows) <= MAX_EXACT:
+        estimates = predict(table.embeddings)
+    else:
+        others = torch.ones(len(table), dtype=torch.bool, device=rows.device)
+        others[rows] = False
+        estimates = out_of_fold.new_empty(len(table), out_of_fold.shape[1])
+        for part in others.nonzero().squeeze(1).split(CHUNK):
+            estimates[part] = predict(table.embeddings[part])
+    estimates[rows] = out_of_fold
+    return Estimates.from_joint(estimates)
 
 
 def least_error(leave_one_out: Sequence[Tensor], targets: Tensor) -> tuple[int, int]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, sample_rows
+from agents.estimators.base import CHUNK, Estimates
 from agents.estimators.knn import Neighbours, fit_neighbours
 from agents.estimators.mlp import Networks, fit_networks
 from agents.estimators.models import Predicts
@@ -23,7 +24,6 @@ from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
 SHARES = (0.5, 0.25, 0.25)  # of ridge, neighbours, networks; by cross-validation on train and val of two tables
-CHUNK = 4_096
 ROWS = 128  # whose cosines with all training queries stay in the processor's cache
 
 
@@ -33,7 +33,8 @@ class Predictor:
 
     Attributes:
         ridge: has weight 1/2.
-        neighbours: has weight 1/4; its references are the embeddings of the ridge's centres.
+        neighbours: has weight 1/4; its references are the embeddings of the ridge's centres, where these are all
+            training queries.
         networks: has weight 1/4.
         turn: [2K', 2K], maps estimates for the K' experts of the fit to all K experts; see `with_expert`.
         shift: [2K], added to that.
@@ -49,11 +50,18 @@ class Predictor:
     rows: Tensor
     out_of_fold: Estimates
 
+    @property
+    def one_set(self) -> bool:
+        """Whether the ridge's centres and the neighbours' references are the same queries."""
+        return len(self.ridge.centres) == len(self.neighbours.references)
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store; embeddings, the largest, in half precision and only once."""
         parts = {name: getattr(self, name) for name in ("ridge", "neighbours", "networks")}
-        stored = {f"{name}.{key}": value for name, part in parts.items() for key, value in vars(part).items()}
-        del stored["neighbours.references"]
+        stored = {f"{name}.{f.name}": getattr(part, f.name) for name, part in parts.items() for f in fields(part)}
+        stored = {name: value for name, value in stored.items() if value is not None}
+        if self.one_set:
+            del stored["neighbours.references"]
         own = {name: getattr(self, name) for name in ("turn", "shift", "rows")}
         return {**stored, **own, "out_of_fold": self.out_of_fold.joint(), "ridge.centres": self.ridge.centres.half()}
 
@@ -61,16 +69,18 @@ class Predictor:
     def from_tensors(cls, stored: dict[str, Tensor]) -> Predictor:
         """The predictor from its `tensors`. Raises KeyError."""
 
-        def part(kind: type, name: str, **given: Tensor) -> dict[str, Tensor]:
+        def part(kind: type, name: str, **given: Tensor | None) -> dict[str, Any]:
             return {f.name: given[f.name] if f.name in given else stored[f"{name}.{f.name}"] for f in fields(kind)}
 
         centres = stored["ridge.centres"].float()
         networks = Networks(**part(Networks, "networks"))
         references = torch.nn.functional.normalize(centres[:, : len(networks.x_mean)], dim=1)
         centres[:, : len(networks.x_mean)] = references  # half precision has changed their lengths
+        references = stored.get("neighbours.references", references)
+        neighbours = part(Neighbours, "neighbours", references=references, cells=stored.get("neighbours.cells"))
         return cls(
             ridge=ComponentRidge(**part(ComponentRidge, "ridge", centres=centres)),
-            neighbours=Neighbours(**part(Neighbours, "neighbours", references=references)),
+            neighbours=Neighbours(**neighbours),
             networks=networks,
             **{name: stored[name] for name in ("turn", "shift", "rows")},
             out_of_fold=Estimates.from_joint(stored["out_of_fold"]),
@@ -87,8 +97,12 @@ class Predictor:
         units = torch.nn.functional.normalize(embeddings.float(), dim=1)
         parts = []
         for unit, form in zip(units.split(ROWS), forms.split(ROWS), strict=True):
-            cosine = unit @ self.neighbours.references.T  # with the centres, too, and most of the work
-            parts.append((self.ridge.of_cosines(cosine, form), self.neighbours.of_cosines(cosine)))
+            if self.one_set:
+                cosine = unit @ self.neighbours.references.T  # most of the work
+                parts.append((self.ridge.of_cosines(cosine, form), self.neighbours.of_cosines(cosine)))
+            else:
+                cosine = unit @ self.ridge.centres[:, : unit.shape[1]].T
+                parts.append((self.ridge.of_cosines(cosine, form), self.neighbours.predict(unit)))
         ridge, neighbours = (torch.cat(part) for part in zip(*parts, strict=True))
         mixed = _mixed((ridge, neighbours, self.networks.predict(embeddings)))
         return Estimates.from_joint(mixed @ self.turn + self.shift)
@@ -96,7 +110,7 @@ class Predictor:
     def out_of_sample(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Estimates:
         """As `predict`, but with the out-of-fold estimates of queries that are among the training queries."""
         x = torch.nn.functional.normalize(embeddings.float(), dim=1)
-        similarity, nearest = (x @ self.neighbours.references.T).max(dim=1)
+        similarity, nearest = self.neighbours.nearest(x)
         known = (similarity > 1 - 1e-4)[:, None]  # stored embeddings are in half precision
         own, other = self.out_of_fold[nearest], self.predict(embeddings, texts)
         return Estimates(torch.where(known, own.score, other.score), torch.where(known, own.cost_usd, other.cost_usd))
@@ -125,24 +139,21 @@ class Predictor:
 
 
 def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
-    """Fits to the training split, to at most 6,000 queries of it. Raises InputError if it has only one query."""
+    """Fits to the training split. Raises InputError if it has only one query."""
     return fit_predictors(table, [seed])[0]
 
 
 def fit_predictors(table: ExpertTable, seeds: Sequence[int], bars: Bars = silent) -> list[Predictor]:
-    """`fit_predictor` for each of several seeds; parts that do not depend on the seed are fitted once."""
+    """Predictors that share what is fitted by the first of the seeds, and have networks by a seed each."""
     if len(table.rows("train")) < 2:
         raise InputError(f"{table.name}: 1 query in the train split; estimates need 2 or more")
-    fitted_rows, predictors = None, list[Predictor]()
-    bar = bars("estimates", 3 * len(seeds))
+    rows, predictors = table.rows("train"), list[Predictor]()
+    bar = bars("estimates", 2 + len(seeds))
+    ridge, ridge_estimates = fit_components(table, rows, seeds[0])
+    bar.update()
+    neighbours, knn_estimates = fit_neighbours(table, rows, seeds[0])
+    bar.update()
     for seed in seeds:
-        rows = sample_rows(table.rows("train"), MAX_TRAINING_QUERIES, seed)
-        if fitted_rows is None or not torch.equal(rows, fitted_rows):
-            ridge, ridge_estimates = fit_components(table, rows)
-            bar.update()
-            neighbours, knn_estimates = fit_neighbours(table, rows)
-            fitted_rows = rows
-        bar.update(3 * len(predictors) + 2 - bar.n)
         networks, network_estimates = fit_networks(table, rows, seed)
         out_of_fold = _mixed((ridge_estimates, knn_estimates, network_estimates))
         predictor = Predictor(
@@ -173,10 +184,18 @@ def predict_all(predictor: Predicts, table: ExpertTable) -> Estimates:
 
 def table_estimates(table: ExpertTable, predictor: Predictor) -> Estimates:
     """Estimates for every row of the table; those of the training rows are out of fold."""
-    estimates = predict_all(predictor, table)
-    estimates.score[predictor.rows] = predictor.out_of_fold.score
-    estimates.cost_usd[predictor.rows] = predictor.out_of_fold.cost_usd
-    return estimates
+    if predictor.one_set:
+        estimates = predict_all(predictor, table).joint()
+    else:
+        others = torch.ones(len(table), dtype=torch.bool, device=table.device)
+        others[predictor.rows] = False
+        estimates = predictor.out_of_fold.score.new_empty(len(table), 2 * len(table.experts))
+        texts = texts_of(table)
+        for rows in others.nonzero().squeeze(1).split(CHUNK):
+            some = texts.take(pa.array(rows.cpu().numpy()))
+            estimates[rows] = predictor.predict(table.embeddings[rows], some).joint()
+    estimates[predictor.rows] = predictor.out_of_fold.joint()
+    return Estimates.from_joint(estimates)
 
 
 def _mixed(parts: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, sample_rows
 from agents.estimators.ridge_pca import fit_components
 from agents.estimators.text_features import texts_of
 from leeroo_env import ExpertTable, InputError
@@ -64,7 +63,7 @@ def fill_missing(table: ExpertTable, present: Tensor, seed: int = 0) -> ExpertTa
     Args:
         table: N queries; values are ignored where `present` is False.
         present: [N, K] bool.
-        seed: of the sample of answers where an expert has given more than 6,000.
+        seed: of centres and folds where an expert has given more than 6,000 answers.
 
     Raises:
         InputError: an expert has answered fewer than two training queries.
@@ -78,7 +77,7 @@ def fill_missing(table: ExpertTable, present: Tensor, seed: int = 0) -> ExpertTa
         missing = torch.nonzero(train & ~present[:, k]).squeeze(1)
         if len(missing) == 0:
             continue
-        model, _ = fit_components(table.select([name]), sample_rows(rows, MAX_TRAINING_QUERIES, seed))
+        model, _ = fit_components(table.select([name]), rows, seed, torch.arange(len(rows)))
         texts = texts_of(table).take(pa.array(missing.cpu().numpy()))
         score, cost_usd = model.predict(table.embeddings[missing], texts).unbind(dim=1)
         scores[missing, k], costs_usd[missing, k] = score.clamp(0, 1), cost_usd.clamp(min=0)

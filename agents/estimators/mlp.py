@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from agents.estimators.base import Estimates, mean_and_scale, targets_of
+from agents.estimators.base import (
+    MAX_EXACT,
+    Estimates,
+    draw_folds,
+    first_alike,
+    mean_and_scale,
+    targets_of,
+    with_out_of_fold,
+)
 from leeroo_env.table import ExpertTable
 
 FOLDS = 5
@@ -18,6 +27,8 @@ BATCH = 128
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 DROPOUT = 0.5
+LARGE = 4  # times as large a batch with more than 6,000 queries, which take fewer epochs
+MOMENTS = 16_384
 CHUNK = 2_048
 
 
@@ -58,38 +69,58 @@ def fit_networks(table: ExpertTable, rows: Tensor, seed: int = 0) -> tuple[Netwo
     generator = torch.Generator(table.device).manual_seed(seed)
     targets = targets_of(table, rows)
     mean, scale = mean_and_scale(targets)
-    x = table.embeddings[rows].float()
+    y, y_scale = ((targets - mean) / scale).float(), scale.nan_to_num(posinf=0.0).float()
+    some = rows[:: -(-len(rows) // MOMENTS)]  # mean and scale of inputs need not be those of all
+    x = table.embeddings[some].float()
     x_mean, x_scale = x.mean(dim=0), x.std(dim=0, correction=0)
     x_scale = x_scale.where(x_scale > 1e-6, torch.inf)
-    fold = torch.randperm(len(rows), generator=generator, device=table.device) % FOLDS
-    parameters = _train((x - x_mean) / x_scale, ((targets - mean) / scale).float(), fold, generator)
+    fold = draw_folds(first_alike(table, rows), FOLDS, generator)
+    if len(rows) <= MAX_EXACT:
+        x = (x - x_mean) / x_scale
+        parameters = _train(lambda places: x[places], y, fold, generator, EPOCHS, BATCH, LEARNING_RATE)
+    else:
+        epochs = max(1, round(EPOCHS * (MAX_EXACT / len(rows)) ** 0.25))
+
+        def inputs(places: Tensor) -> Tensor:
+            return (table.embeddings[rows[places]].float() - x_mean) / x_scale
+
+        parameters = _train(inputs, y, fold, generator, epochs, LARGE * BATCH, LARGE**0.5 * LEARNING_RATE)
     hidden, bias, out, out_bias = parameters
-    y_scale = scale.nan_to_num(posinf=0.0).float()
     networks = Networks(hidden, bias, out, out_bias, x_mean, x_scale, mean.float(), y_scale)
-    return networks, networks.by_fold(x)[fold, torch.arange(len(rows), device=table.device)]
+    out_of_fold = torch.empty_like(y)
+    for places in torch.arange(len(rows), device=table.device).split(MOMENTS):
+        out_of_fold[places] = networks.by_fold(table.embeddings[rows[places]])[fold[places], places - places[0]]
+    return networks, out_of_fold
 
 
 def mlp_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
     """Estimates of ten networks; those of a training query are of the two trained without its fold."""
     rows = table.rows("train")
     networks, out_of_fold = fit_networks(table, rows, seed)
-    estimates = networks.predict(table.embeddings)
-    estimates[rows] = out_of_fold
-    return Estimates.from_joint(estimates)
+    return with_out_of_fold(table, rows, out_of_fold, networks.predict)
 
 
-def _train(x: Tensor, y: Tensor, fold: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Fits all networks at once to x [n, D] and y [n, 2K], number i without the queries of fold i % 5."""
-    smallest = len(fold) - int((fold == 0).sum())  # as many queries for each; fold 0 is the largest
+def _train(
+    inputs: Callable[[Tensor], Tensor],
+    y: Tensor,
+    fold: Tensor,
+    generator: torch.Generator,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+) -> list[Tensor]:
+    """Fits all networks at once to the inputs [..., D] of places among n queries and to y [n, 2K], number i without the
+    queries of fold i % 5."""
+    smallest = len(fold) - int(fold.bincount().max())  # as many queries for each
     used = torch.stack([torch.nonzero(fold != i).squeeze(1)[:smallest] for i in range(FOLDS)]).repeat(MEMBERS, 1)
-    parameters = _initial(x.shape[1], y.shape[1], generator)
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    batches = -(-used.shape[1] // BATCH)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, EPOCHS * batches)
-    for _ in range(EPOCHS):
-        order = torch.rand(used.shape, generator=generator, device=x.device).argsort(dim=1)
+    parameters = _initial(inputs(used[:1, 0]).shape[1], y.shape[1], generator)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    batches = -(-used.shape[1] // batch)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * batches)
+    for _ in range(epochs):
+        order = torch.rand(used.shape, generator=generator, device=y.device).argsort(dim=1)
         for rows in used.gather(1, order).tensor_split(batches, dim=1):
-            loss = (_forward(parameters, x[rows], generator) - y[rows]).square().mean() * len(used)
+            loss = (_forward(parameters, inputs(rows), generator) - y[rows]).square().mean() * len(used)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

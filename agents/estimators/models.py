@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 import pyarrow as pa
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, sample_rows
+from agents.estimators.base import Estimates
 from agents.estimators.domain_mean import DomainMeans, fit_domain_means
 from agents.estimators.kernel_ridge import KernelRidge, fit_kernel_ridge
 from agents.estimators.knn import Neighbours, fit_neighbours
@@ -47,15 +47,11 @@ class Model:
         return Estimates.from_joint(self.part.predict(embeddings))
 
 
-def _rows(table: ExpertTable, seed: int) -> Tensor:
-    return sample_rows(table.rows("train"), MAX_TRAINING_QUERIES, seed)
-
-
 # By the names in `agents.routers.registry.ESTIMATORS`, of whose estimates these are the models.
 MODELS: dict[str, Callable[[ExpertTable, int], Model]] = {
     "domain means": lambda table, seed: Model(fit_domain_means(table)[0]),
-    "kNN": lambda table, seed: Model(fit_neighbours(table, _rows(table, seed))[0]),
-    "kernel ridge": lambda table, seed: Model(fit_kernel_ridge(table, _rows(table, seed))[0]),
+    "kNN": lambda table, seed: Model(fit_neighbours(table, table.rows("train"), seed)[0]),
+    "kernel ridge": lambda table, seed: Model(fit_kernel_ridge(table, table.rows("train"), seed)[0]),
     "MLP": lambda table, seed: Model(fit_networks(table, table.rows("train"), seed)[0]),
     "LinUCB": lambda table, seed: Model(fit_linucb(table, seed)[0]),
 }

@@ -12,7 +12,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_TRAINING_QUERIES, Estimates, sample_rows
+from agents.estimators.base import MAX_EXACT, Estimates, draw_folds, first_alike, targets_of
+from agents.estimators.ridge import FOLDS, draw_centres, errors_left_out, ridge_on_centres
 from agents.estimators.text_features import text_features, texts_of
 from leeroo_env.table import ExpertTable
 
@@ -32,8 +33,8 @@ class ComponentRidge:
     Costs are treated likewise.
 
     Attributes:
-        centres: [n, D + F], the training queries' embeddings, of length 1, and standardised text features.
-        weights: [n, 2K], of the centres.
+        centres: [m, D + F], embeddings of length 1 and standardised text features of the training queries, or of some.
+        weights: [m, 2K], of the centres.
         offset: [2K], the mean scores and costs, to which estimates shrink.
         gammas: [2], of the two Gaussian kernels on embeddings.
         text_mean: [F], of the text features.
@@ -60,45 +61,62 @@ class ComponentRidge:
         return (form - self.text_mean) * _inverse(self.text_scale)
 
     def of_cosines(self, cosine: Tensor, form: Tensor) -> Tensor:
-        """[B, 2K] from the cosines of queries with the centres, [B, n], and the features `form_of` their texts."""
+        """[B, 2K] from the cosines of queries with the centres, [B, m], and the features `form_of` their texts."""
         similar = _kernel(cosine, form, self.centres[:, -form.shape[1] :], self.gammas.tolist())
         return self.offset + similar @ self.weights
 
 
-def fit_components(table: ExpertTable, rows: Tensor) -> tuple[ComponentRidge, Tensor]:
-    """The estimator for the training queries `rows` [n], and their leave-one-out estimates [n, 2K].
+def fit_components(
+    table: ExpertTable, rows: Tensor, seed: int = 0, alike: Tensor | None = None
+) -> tuple[ComponentRidge, Tensor]:
+    """The estimator for the training queries `rows` [n], and their estimates [n, 2K] by models without them and their
+    near duplicates: each alone is left out, or, of more than 6,000, a fold.
 
-    These follow from one fit: y_i - alpha_i / (G + ridge)^-1_ii (Rasmussen and Williams, 2006, section
-    5.4.2).
+    Args:
+        table: N queries.
+        rows: [n] int64.
+        seed: of folds and centres.
+        alike: [n], which queries are nearly the same, as `first_alike` finds where not told.
     """
-    embeddings = _unit(table.embeddings[rows])
+    alike = first_alike(table, rows) if alike is None else alike
     form = text_features(texts_of(table).take(pa.array(rows.cpu().numpy()))).to(table.device)
     text_mean, text_scale = form.mean(dim=0), form.std(dim=0)
     form = (form - text_mean) * _inverse(text_scale)
+    exact = len(rows) <= MAX_EXACT
+    centres = torch.arange(len(rows), device=table.device) if exact else draw_centres(alike, seed)
+    embeddings, own = _unit(table.embeddings[rows[centres]]), form[centres]
     gammas = _gammas(embeddings)
-    gram = _kernel(embeddings @ embeddings.T, form, form, gammas)
-    targets = torch.cat([table.scores[rows], table.costs_usd[rows]], dim=1).double()
+    gram = _kernel(embeddings @ embeddings.T, own, own, gammas)
+    targets = targets_of(table, rows)
     offset = targets.mean(dim=0)
     directions, components = _principal(targets - offset)
-    weights, leave_one_out = _ridge(gram, components)
+    if exact:
+        weights, out_of_fold = _ridge(gram, components, alike)
+    else:
+        fold = draw_folds(alike, FOLDS, torch.Generator(table.device).manual_seed(seed))
+
+        def kernel(places: Tensor) -> Tensor:
+            return _kernel(_unit(table.embeddings[rows[places]]) @ embeddings.T, form[places], own, gammas)
+
+        weights, out_of_fold = ridge_on_centres(kernel, gram, components, fold, RIDGES)
     model = ComponentRidge(
-        centres=torch.cat([embeddings, form], dim=1),
+        centres=torch.cat([embeddings, own], dim=1),
         weights=(weights @ directions).float(),
         offset=offset.float(),
         gammas=embeddings.new_tensor(gammas),
         text_mean=text_mean,
         text_scale=text_scale,
     )
-    return model, (offset + leave_one_out @ directions).float()
+    return model, (offset + out_of_fold @ directions).float()
 
 
 def ridge_pca_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
-    """Estimates from at most 6,000 training queries, those of the latter leave-one-out."""
-    rows = sample_rows(table.rows("train"), MAX_TRAINING_QUERIES, seed)
-    model, leave_one_out = fit_components(table, rows)
+    """Estimates by `fit_components`, those of training queries out of fold."""
+    rows = table.rows("train")
+    model, out_of_fold = fit_components(table, rows, seed)
     starts, texts = range(0, len(table), CHUNK), texts_of(table)
     estimates = torch.cat([model.predict(table.embeddings[i : i + CHUNK], texts.slice(i, CHUNK)) for i in starts])
-    estimates[rows] = leave_one_out
+    estimates[rows] = out_of_fold
     return Estimates.from_joint(estimates)
 
 
@@ -140,14 +158,15 @@ def _principal(targets: Tensor) -> tuple[Tensor, Tensor]:
     return directions, torch.cat([score @ turn_score, (cost_usd / scale) @ turn_cost], dim=1)
 
 
-def _ridge(gram: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [n, 2K] and leave-one-out estimates [n, 2K] of each target, at the ridge of least leave-one-out error."""
+def _ridge(gram: Tensor, targets: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [n, 2K] and leave-one-out estimates [n, 2K] of each target, at the ridge of least leave-one-out error;
+    near duplicates, by `alike` [n], are left out together."""
     least = targets.square().sum(dim=0)
     weights, leave_one_out = torch.zeros_like(targets), torch.zeros_like(targets)
     for ridge in RIDGES:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), device=gram.device)))
         alpha = (inverse @ targets.float()).double()
-        error = alpha / inverse.diagonal()[:, None]
+        error = errors_left_out(inverse, alpha, alike)
         squares = error.square().sum(dim=0)
         better = squares < least
         least = torch.where(better, squares, least)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from agents.estimators.base import MAX_CONSIDERED, MAX_TRAINING_QUERIES, Estimates
+from agents.estimators.base import MAX_CONSIDERED, MAX_PANEL_QUERIES, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, told
 from agents.policies.call_value import Answers, calls_from_table, delivered_scores
 from agents.routers.base import Context, Router, experts_by_cost, price_grid, usd_per_query, within_reserve
@@ -60,7 +60,7 @@ class CascadeRouting(Router):
         self.answer_model = answer_model or fit_answer_model(
             table, rows, estimates.score[rows], seed, answers.evidence[rows]
         )
-        rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
+        rows = rows[:: -(-len(rows) // MAX_PANEL_QUERIES)]
         generator = torch.Generator(table.device).manual_seed(seed)
         self.noise = self._noise(answers, rows, generator)
         rows = rows[torch.randperm(len(rows), generator=generator, device=table.device)[:ROWS]]

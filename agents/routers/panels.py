@@ -13,7 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from agents.estimators.base import MAX_CONSIDERED, MAX_TRAINING_QUERIES, Estimates
+from agents.estimators.base import MAX_CONSIDERED, MAX_PANEL_QUERIES, Estimates, first_alike
 from agents.estimators.evidence import VOTE_WEIGHT, updated
 from agents.policies.answer_model import Calls
 from agents.routers.base import experts_by_cost, price_grid
@@ -60,7 +60,7 @@ class Panels:
     ):
         """Args: the table, estimates of all its rows, most calls a query, a seed, and the evidence [N, K]."""
         rows = table.rows("train")
-        self.rows = rows = rows[:: -(-len(rows) // MAX_TRAINING_QUERIES)]
+        self.rows = rows = rows[:: -(-len(rows) // MAX_PANEL_QUERIES)]
         self.estimates = estimates[rows]
         chance = self.estimates.reliability()
         told = torch.zeros_like(chance) if evidence is None else evidence[rows]
@@ -92,6 +92,7 @@ class Panels:
         generator = torch.Generator().manual_seed(seed)
         fold = torch.arange(len(rows)) % FOLDS
         self.fold = fold[torch.randperm(len(rows), generator=generator)].to(table.device)
+        self.fold = self.fold[first_alike(table, rows)]
 
     def parts(self, number: int) -> list[int]:
         """The panels of the first 1, 2, ... experts of a panel, [C]; itself from its size on."""

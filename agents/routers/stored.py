@@ -9,7 +9,8 @@ B queries, K experts.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields as fields_of
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,11 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     name = type(value).__name__
     if CLASSES.get(name) is not type(value):
         raise InputError(f"{path}: {name} cannot be stored; the routers of the report can")
-    parts = value.state_dict() if isinstance(value, nn.Module) else vars(value)
+    parts = vars(value)
+    if isinstance(value, nn.Module):
+        parts = value.state_dict()
+    elif is_dataclass(value):
+        parts = {field.name: getattr(value, field.name) for field in fields_of(value)}
     dropped = NOT_STORED if isinstance(value, Router) else ()
     fields = {key: _pack(part, f"{path}.{key}", tensors) for key, part in parts.items() if key not in dropped}
     return {"class": name, "fields": fields}

@@ -15,6 +15,7 @@ from experts.grading import Grade
 from experts.specs import ExpertSpec
 from experts.types import Answer, Query, TextEncoder
 from leeroo_env.table import ExpertInfo, ExpertTable, TableInfo, write_table
+from leeroo_env.table.duplicates import kept_together
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def write_answers(
         encoder=encoder.info,
         experts=tuple(expert_info(spec) for spec in specs),
     )
-    query_table, answer_table = query_rows(queries), answer_rows(graded)
+    query_table, answer_table = kept_together(query_rows(queries), embeddings), answer_rows(graded)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report counts the queries that lack an answer
         table = ExpertTable.from_arrow(info, query_table, answer_table, embeddings, source=out)

@@ -18,6 +18,7 @@ from experts.encoder import DEFAULT_MODEL, Encoder
 from experts.types import Query
 from leeroo_env.errors import InputError
 from leeroo_env.table import ANSWER_COLUMNS, ExpertInfo, ExpertTable, TableInfo, read_embeddings, write_table
+from leeroo_env.table.duplicates import kept_together
 
 ANSWER_TYPES = {**ANSWER_COLUMNS, "answer": pa.string(), "output": pa.string(), "latency_s": pa.float64()}
 COLUMNAR = (".csv", ".parquet")
@@ -67,8 +68,8 @@ def write_imported(
     if not collected.queries:
         raise InputError(f"{output.out}: no queries were found")
     chosen = [collected.queries[query_id] for query_id in order]
-    queries, answers = query_rows(chosen), answer_columns(collected)
     embeddings, encoder = _embeddings(output, [query.text for query in chosen])
+    queries, answers = kept_together(query_rows(chosen), embeddings), answer_columns(collected)
     info = TableInfo(
         name=output.name or output.out.name, description=description, encoder=encoder, experts=tuple(experts)
     )

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from leeroo_env.errors import InputError
 from leeroo_env.files import read_directory
 from leeroo_env.table import mapped
 from leeroo_env.table.checks import check_content, check_mapped_queries, first_alike, with_columns
+from leeroo_env.table.duplicates import near_duplicates
 from leeroo_env.table.files import check_table, read_embeddings, read_parquet, write_mapped, write_table
 from leeroo_env.table.mapped import CHUNK
 from leeroo_env.table.schema import ANSWER_COLUMNS, NULLABLE_QUERY_COLUMNS, QUERY_COLUMNS, SPLITS, ExpertInfo, TableInfo
@@ -83,6 +85,11 @@ class ExpertTable:
     @property
     def device(self) -> torch.device:
         return self.scores.device
+
+    @cached_property
+    def first_alike(self) -> Tensor:
+        """For each query the row of the first that is nearly the same by its embedding, itself where none is; [N]."""
+        return torch.from_numpy(near_duplicates(self.embeddings.cpu().numpy())).to(self.device)
 
     @classmethod
     @normal_tensors

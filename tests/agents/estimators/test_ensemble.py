@@ -48,13 +48,19 @@ def test_estimates_are_better_than_means_on_real_answers():
         assert ((estimate - truth) ** 2).mean() < 0.8 * ((mean - truth) ** 2).mean()
 
 
-def test_large_tables_are_fitted_on_a_part(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("agents.estimators.ensemble.MAX_TRAINING_QUERIES", 30)
+def test_large_tables_are_fitted_to_all_and_stored(monkeypatch: pytest.MonkeyPatch):
+    for module in ("ridge_pca", "knn", "mlp", "base"):
+        monkeypatch.setattr(f"agents.estimators.{module}.MAX_EXACT", 30)
+    monkeypatch.setattr("agents.estimators.ridge.CENTRES", 40)
     table = random_table(n=300)
     predictor = fit_predictor(table, seed=1)
-    assert len(predictor.rows) == 30 and set(predictor.rows.tolist()) < set(table.rows("train").tolist())
+    assert torch.equal(predictor.rows, table.rows("train")) and len(predictor.ridge.centres) == 40
     estimates = table_estimates(table, predictor).joint()
     assert estimates.shape == (300, 8) and estimates.isfinite().all()
+    x, again = table.embeddings[table.rows("test")], Predictor.from_tensors(predictor.tensors())
+    torch.testing.assert_close(again.predict(x).joint(), predictor.predict(x).joint(), rtol=0.02, atol=2e-3)
+    rows = predictor.rows[:5]
+    torch.testing.assert_close(again.out_of_sample(table.embeddings[rows]).joint(), predictor.out_of_fold[:5].joint())
 
 
 def test_stored_and_read_it_estimates_the_same():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agents import estimators
 from agents.estimators import (
+    Estimates,
     domain_mean_estimates,
     kernel_ridge,
     kernel_ridge_estimates,
@@ -18,7 +19,11 @@ from agents.estimators import (
     knn_estimates,
     linucb,
     linucb_estimates,
+    mlp,
     mlp_estimates,
+    ridge,
+    ridge_pca,
+    ridge_pca_estimates,
 )
 from agents.estimators.knn import Neighbours
 from agents.estimators.mlp import FOLDS
@@ -190,16 +195,33 @@ def test_leaving_one_out_of_kernel_ridge_is_fitting_without_it():
     assert in_units(table, own - without) < 0.02
 
 
-@pytest.mark.parametrize(("method", "module"), [(knn_estimates, knn), (kernel_ridge_estimates, kernel_ridge)])
-def test_more_training_queries_than_are_looked_at(method, module, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("method", "module"),
+    [
+        (knn_estimates, knn),
+        (kernel_ridge_estimates, kernel_ridge),
+        (ridge_pca_estimates, ridge_pca),
+        (mlp_estimates, mlp),
+    ],
+)
+def test_more_training_queries_than_one_matrix_holds(method, module, monkeypatch: pytest.MonkeyPatch):
+    """All are used, none for its own estimate, and what comes out is near to what a whole matrix gives."""
     table = synthetic_table(300)
-    monkeypatch.setattr(module, "MAX_TRAINING_QUERIES", 60)
+    exact = method(table)
+    monkeypatch.setattr(module, "MAX_EXACT", 60)
+    monkeypatch.setattr(ridge, "CENTRES", 100)
     before = method(table).joint()
     assert before.shape == (300, 6)
     moved = [
         in_units(table, method(changed(table, int(row))).joint()[row] - before[row]) for row in table.rows("train")[:6]
     ]
     assert max(moved) < 0.05
+    rows = table.rows("test")
+    error, exact_error = (
+        float((estimates[rows].score - table.scores[rows]).square().mean())
+        for estimates in (Estimates.from_joint(before), exact)
+    )
+    assert error < 1.1 * exact_error + 0.01
 
 
 def test_all_are_exported():
