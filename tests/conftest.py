@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 import train
 from agents.training.config import TrainConfig
+from experts.cluster.connect import Cluster as RayCluster
+from experts.cluster.connect import connect
 from leeroo_env import ExpertTable, InputError
 from leeroo_env.manifest import MANIFEST, write_manifest
 from tests.experts.openai_server import OpenAIServer
@@ -20,6 +23,7 @@ from tests.synthetic import synthetic_table
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start, too: they run beside each other
 torch.set_num_threads(1)
 
+RAY_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 KEY = "sk-test-0123456789abcdefghijklmnop"  # must never be seen
 MMLU_PRO = Path(__file__).parents[2] / "shared" / "data" / "mmlu_pro"
 
@@ -96,3 +100,29 @@ def refused_in_one_line(breaks: Callable[[Path], object], message: str, director
         ExpertTable.load(directory)
     assert "\n" not in str(error.value)
     assert str(directory) in str(error.value)
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[Any]:
+    """A Ray cluster of two nodes on this machine, for all tests: one of them has a CPU, the other can only ask."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    soon_dead = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+    head = RAY_NODE | {"num_cpus": 0, "include_dashboard": False, "_system_config": soon_dead}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    nodes.add_node(**RAY_NODE)
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(ray_nodes: Any) -> Iterator[RayCluster]:
+    """The same, connected to."""
+    with connect(ray_nodes.address) as cluster:
+        yield cluster

@@ -18,7 +18,7 @@ from leeroo_env.dynamics import HORIZON
 VOTERS = 3  # experts asked about each question that a model has written; at least two must agree
 PROGRAMS = ("tasks", "reasoning-gym")  # writers that are not models
 TINY_POOL = Path(experts.tiny.__file__).parent / "pool.yaml"
-MAY_CHANGE = ("rounds", "usd_to_begin", "threads", "run_dir")  # when a run is resumed
+MAY_CHANGE = ("rounds", "usd_to_begin", "threads", "run_dir", "engine", "address")  # when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,16 @@ class Config:
     """threads of torch"""
     run_dir: Path = Path("runs/selfplay")
     """directory of the run; a run that is there is resumed"""
+    engine: Literal["local", "ray"] = "local"
+    """ray: the workers of a cluster write and answer, under the same limits; the round's learning stays here"""
+    address: str | None = None
+    """the Ray cluster, HOST:PORT or auto; by default that of RAY_ADDRESS, else one is started on this machine"""
 
 
 def check_config(config: Config) -> None:
     """Raises InputError where a setting makes no sense."""
+    if config.engine == "local" and config.address is not None:
+        raise InputError("--address goes with --engine ray")
     if min(config.start, config.timesteps, config.seed) < 0 or min(config.queries_per_round, config.horizon) < 1:
         raise InputError("start, timesteps and seed must be 0 or more, queries_per_round and horizon 1 or more")
     if not (config.run_dir / CONFIG).exists():

@@ -25,7 +25,7 @@ from experts.data.queries import load_queries
 from experts.generation.model_writer import ModelWriter, writing_expert
 from experts.generation.novelty import normal_question
 from experts.generation.writers import FileWriter, GymWriter, TaskWriter, Writer
-from experts.pool import keys_for
+from experts.pool import keys_for, make_expert
 from experts.specs import Pool
 from experts.types import Query, TextEncoder
 from leeroo_env import InputError
@@ -168,5 +168,6 @@ def make_writer(name: str, config: Config, asker: Asker, writer_pool: Pool, star
         asker.store.take_from(parts_directory(Path(name).resolve().with_suffix("")))  # what was paid for these
         return FileWriter(name)
     (spec,) = writer_pool.select([name])
-    expert: Any = writing_expert(spec, asker.spend_cap, seed=config.seed)
+    make = asker.cluster.expert if asker.cluster else make_expert
+    expert: Any = writing_expert(spec, asker.spend_cap, seed=config.seed, make=make)
     return ModelWriter(StoredExpert(expert, keys_for(expert.spec), asker.store), start)

@@ -23,7 +23,7 @@ from experts.generation.writers import Writer, Written
 from experts.types import Query
 from leeroo_env.files import write_text
 
-WRITTEN_AT_ONCE = 20  # questions by a model: the most that a kill can lose
+WRITTEN_AT_ONCE = 20  # questions by a model: the most that a kill can lose, but on a cluster, which stores each reply
 WRITING_SHARE = 0.3  # of a round's money
 MAX_WRITING = 3  # attempts to write as many queries as are missing after the novelty filter
 
@@ -62,7 +62,8 @@ def write_queries(selfplay: SelfPlay, number: int) -> tuple[list[Query], Written
         missing = draw_domains(writer.domains, [query.domain for query in known], values, len(share), rng)
         for _ in range(MAX_WRITING):
             for domain, n in missing.items():
-                batch = WRITTEN_AT_ONCE if isinstance(writer, ModelWriter) else max(n, 1)
+                few_at_once = isinstance(writer, ModelWriter) and selfplay.asker.cluster is None
+                batch = WRITTEN_AT_ONCE if few_at_once else max(n, 1)
                 for done in range(0, n, batch):
                     missing[domain] -= write_batch(selfplay, writer, domain, min(batch, n - done), novelty, total, rng)
     total.cost_usd += store.lost_usd[store.label]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from agents.selfplay.records import LiveScore
+from experts.cluster.connect import Cluster
 from experts.collect.scheduler import ask_all, queue_for
 from experts.collect.store import Store, StoredExpert
 from experts.collect.table import GradedAnswer
@@ -27,17 +28,20 @@ class Asker:
     """A pool's experts, the spend cap that they share, and the store that keeps their answers.
 
     Attributes:
+        cluster: whose workers ask; None: this program does.
         versions: expert -> the round in which a change of it was noticed; answers of different versions are kept apart.
     """
 
     pool: Pool
     store: Store
+    cluster: Cluster | None = None
     spend_cap: SpendCap = field(default_factory=SpendCap)
     versions: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.specs: dict[str, ExpertSpec] = {spec.name: spec for spec in self.pool.experts}
-        self.experts: dict[str, Expert] = {e.name: e for e in make_experts(self.pool, None, self.spend_cap)}
+        make = self.cluster.experts if self.cluster else make_experts
+        self.experts: dict[str, Expert] = {e.name: e for e in make(self.pool, None, self.spend_cap)}
         self._keys = {name: keys_for(spec) for name, spec in self.specs.items()}
 
     def key(self, expert: str) -> Callable[[Query], str]:

@@ -32,6 +32,7 @@ from agents.selfplay.records import FinalTest, Round
 from agents.selfplay.report import describe, log_round, total_usd, write_selfplay_report
 from agents.selfplay.table import coverage, table_parts
 from agents.selfplay.voting import agreement_summary, load_or_find_references, query_counts
+from experts.cluster.connect import connect
 from experts.collect.store import open_store
 from experts.pool import load_pool
 from experts.types import TextEncoder
@@ -67,7 +68,11 @@ def run(config: Config, encoder: TextEncoder | None = None) -> list[Round]:
     writer_pool = load_pool(config.writer_pool) if config.writer_pool else pool
     check_pools(config, pool, writer_pool)
     with ExitStack() as stack:
-        asker = Asker(pool, stack.enter_context(open_store(config.run_dir / "store")))
+        store = stack.enter_context(open_store(config.run_dir / "store"))
+        cluster = None
+        if config.engine == "ray":
+            cluster = stack.enter_context(connect(config.address, max(1, config.threads)))
+        asker = Asker(pool, store, cluster)
         writers = make_writers(config, asker, writer_pool, start)
         selfplay = SelfPlay(config, asker, writers, encoder or make_encoder(config), held_out, start)
         start_or_resume(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import LifoQueue
@@ -19,7 +19,7 @@ from experts.grading import Grade
 from experts.pool import make_experts
 from experts.specs import AnySpec, ExpertSpec, HuggingFaceSpec, LocalSpec, OpenAISpec, Pool, VllmSpec
 from experts.spending import SpendCap
-from experts.types import Query, TextEncoder
+from experts.types import Expert, Query, TextEncoder
 from leeroo_env.errors import InputError
 from leeroo_env.variants import entry_of
 
@@ -49,7 +49,7 @@ def connect(address: str | None = None, threads: int = 1, cpus: int | None = Non
         try:
             yield cluster
         finally:
-            cluster.stop_workers()
+            cluster.stop()
 
 
 @dataclass
@@ -61,15 +61,16 @@ class Cluster:
     """
 
     threads: int
-    _workers: list[Worker] = field(default_factory=list)
-    _local: dict[float, LifoQueue[Worker]] = field(default_factory=dict)  # by the GPUs of each
+    _remote: list[Worker] = field(default_factory=list)  # ask servers
+    _local: dict[int, list[Worker]] = field(default_factory=dict)  # ask local models; by the GPUs of each
+    _free: dict[int, LifoQueue[Worker]] = field(default_factory=dict)  # of these, the ones without work
 
     def experts(self, pool: Pool, names: Sequence[str] | None, spend_cap: SpendCap) -> list[ClusterExpert]:
         """As `make_experts`: the experts with these names, asked by workers.
 
         A server's `concurrency` and `requests_per_minute` are divided among the workers that ask it, so that they hold
-        for the whole cluster. Local models are loaded by as many workers as the cluster has CPUs or GPUs for, one model
-        at a time.
+        for the whole cluster. Local models are loaded by as many workers as the cluster has CPUs or GPUs for; on a GPU
+        one model at a time.
         """
         make_experts(pool, names, SpendCap())  # raises InputError for what is missing
         specs, all_names = pool.select(names), {spec.name for spec in pool.experts}
@@ -77,24 +78,40 @@ class Cluster:
         for spec in specs:
             entries.setdefault(entry_of(spec.name, all_names), []).append(spec)
         made = self._remote_experts(pool, [e for e in entries.values() if isinstance(e[0], OpenAISpec)], spend_cap)
+        on_cpus: tuple[Pool, list[str]] = pool, []
         for variants in entries.values():
             if isinstance(variants[0], LocalSpec):
-                lanes, purpose = self._local_lanes(variants[0]), (pool, [spec.name for spec in variants])
+                gpus = self._gpus(variants[0])
+                purpose = (pool, []) if gpus else on_cpus
+                purpose[1].extend(spec.name for spec in variants)
                 for spec in variants:
-                    made[spec.name] = ClusterExpert(spec, spend_cap, lanes, purpose, variants[0].batch_size)
+                    batch_size = variants[0].batch_size
+                    made[spec.name] = ClusterExpert(spec, spend_cap, self._local_lanes(gpus), purpose, batch_size)
         return [made[spec.name] for spec in specs]
+
+    def expert(self, spec: ExpertSpec, spend_cap: SpendCap) -> Expert:
+        """As `make_expert`: one expert."""
+        (expert,) = self.experts(Pool.model_validate({"experts": [spec]}), None, spend_cap)
+        return expert
 
     def grade(self, grader: str, texts: Sequence[str], queries: Sequence[Query]) -> list[Grade]:
         """The grades of answers to queries, by a grader of `GRADERS`."""
-        return grade_answers(grader, texts, queries)
+        return grade_answers(grader, texts, queries, self.unload)
 
     def encoder(self, encoder: TextEncoder) -> TextEncoder:
         """The encoder, asked through workers if it is a model."""
-        return ClusterEncoder(encoder) if isinstance(encoder, Encoder) else encoder
+        return ClusterEncoder(encoder, self.unload) if isinstance(encoder, Encoder) else encoder
 
-    def stop_workers(self) -> None:
-        """Stops all workers, which frees what they hold; those that are needed again start again."""
-        for worker in self._workers:
+    def unload(self) -> None:
+        """Stops the workers with local models, which frees their CPUs or GPUs; those that are needed start again."""
+        for workers in self._local.values():
+            for worker in workers:
+                worker.stop()
+
+    def stop(self) -> None:
+        """Stops all workers."""
+        self.unload()
+        for worker in self._remote:
             worker.stop()
 
     def _remote_experts(
@@ -133,26 +150,36 @@ class Cluster:
             specs = tuple(share.get(spec.name, spec) for spec in pool.experts)
             return self._start(options, pool.model_copy(update={"experts": specs}), tuple(share))
 
-        return self._worker(start)
+        self._remote.append(Worker(start))
+        return self._remote[-1]
 
-    def _local_lanes(self, spec: LocalSpec) -> LifoQueue[Worker]:
+    def _gpus(self, spec: LocalSpec) -> int:
+        """How many GPUs a copy of a local model takes."""
         import ray
 
-        resources = ray.cluster_resources()
-        gpus = _gpus(spec) if resources.get("GPU") or not isinstance(spec, VllmSpec) else 0
-        if gpus > resources.get("GPU", 0):
-            raise InputError(f"{spec.name}: needs {gpus} GPUs, the cluster has {resources.get('GPU', 0):.0f}")
-        if gpus not in self._local:
-            n = resources["GPU"] // gpus if gpus else resources.get("CPU", 1) // self.threads
-            options = {"num_gpus": gpus} if gpus else {"num_cpus": self.threads}
-            self._local[gpus] = LifoQueue()
-            for _ in range(max(1, int(n))):
-                self._local[gpus].put(self._worker(lambda purpose: self._start(options, *purpose)))
-        return self._local[gpus]
+        there = int(ray.cluster_resources().get("GPU", 0))
+        if isinstance(spec, VllmSpec):  # which also runs on CPUs
+            sizes = (spec.engine.get(f"{name}_parallel_size", 1) for name in ("tensor", "pipeline"))
+            gpus = min(there, 1) * math.prod(int(size) for size in sizes)
+        else:
+            gpus = int(isinstance(spec, HuggingFaceSpec) and spec.device.startswith("cuda"))
+        if gpus > there:
+            raise InputError(f"{spec.name}: needs {gpus} GPUs, the cluster has {there}")
+        return gpus
 
-    def _worker(self, start: Callable[[Any], Any]) -> Worker:
-        self._workers.append(Worker(start))
-        return self._workers[-1]
+    def _local_lanes(self, gpus: int) -> LifoQueue[Worker]:
+        """The workers for local models, which have so many GPUs each, or CPUs."""
+        import ray
+
+        if gpus not in self._local:
+            there = ray.cluster_resources()
+            n = there["GPU"] // gpus if gpus else there.get("CPU", 1) // self.threads
+            options = {"num_gpus": gpus} if gpus else {"num_cpus": self.threads}
+            self._local[gpus] = [Worker(lambda purpose: self._start(options, *purpose)) for _ in range(max(1, int(n)))]
+            self._free[gpus] = LifoQueue()
+            for worker in self._local[gpus]:
+                self._free[gpus].put(worker)
+        return self._free[gpus]
 
     def _start(self, options: dict[str, Any], pool: Pool, names: Sequence[str]) -> Any:
         import ray
@@ -170,10 +197,3 @@ def _share(spec: AnySpec, i: int, n: int) -> OpenAISpec:
     calls, rate = spec.concurrency // n + (i < spec.concurrency % n), spec.requests_per_minute
     share = rate and rate * calls / spec.concurrency
     return spec.model_copy(update={"concurrency": calls, "requests_per_minute": share})
-
-
-def _gpus(spec: ExpertSpec) -> int:
-    """How many GPUs a copy of a local model takes."""
-    if isinstance(spec, VllmSpec):
-        return int(spec.engine.get("tensor_parallel_size", 1)) * int(spec.engine.get("pipeline_parallel_size", 1))
-    return int(isinstance(spec, HuggingFaceSpec) and spec.device.startswith("cuda"))

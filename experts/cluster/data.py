@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,13 @@ ENDINGS = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 QUERY_FIELDS = ("query_id", "text", "domain", "reference")
 
 
-def grade_answers(grader: str, texts: Sequence[str], queries: Sequence[Query]) -> list[Grade]:
-    """The grades of answers to queries, by a grader of `GRADERS`."""
+def grade_answers(
+    grader: str, texts: Sequence[str], queries: Sequence[Query], make_room: Callable[[], None]
+) -> list[Grade]:
+    """The grades of answers to queries, by a grader of `GRADERS`; `make_room` frees CPUs of the cluster."""
     if len(texts) <= GRADES_PER_PIECE:
         return [GRADERS[grader](text, query) for text, query in zip(texts, queries, strict=True)]
+    make_room()
     columns = {name: pa.array([getattr(query, name) for query in queries], pa.string()) for name in QUERY_FIELDS}
     rows = pa.table(columns | {"output": pa.array(texts, pa.string())})
     graded = _mapped(rows, GRADES_PER_PIECE, functools.partial(_grade, grader), {})
@@ -51,10 +54,11 @@ class ClusterEncoder:
 
     Args:
         encoder: its model must be found at the same place on every machine.
+        make_room: frees CPUs and GPUs of the cluster.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Encoder, make_room: Callable[[], None]) -> None:
+        self._encoder, self._make_room = encoder, make_room
 
     @property
     def info(self) -> dict[str, Any]:
@@ -64,6 +68,7 @@ class ClusterEncoder:
         """See `Encoder.encode`."""
         encoder, shards = self._encoder, self._encoder.missing(texts)
         if len(shards) > 1:
+            self._make_room()
             settings = (encoder.model, None, encoder.device, encoder.max_tokens, encoder.batch_size)
             embed, options = _Embedding(*settings), dict[str, Any]()
             if encoder.device.startswith("cuda"):  # Ray ends a task's process with the task if it had a GPU

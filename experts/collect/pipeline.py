@@ -90,9 +90,7 @@ def collect(
         feedback = read_feedback(parts_directory(out))
         rated = {(e.name, q.query_id): feedback[key] for e in stored for q in queries if (key := e.key(q)) in feedback}
         graded = _grade_unrated(answers, grader, judge_expert, rated, cluster)
-        if cluster:
-            cluster.stop_workers()  # what they hold is needed for embedding
-            encoder = cluster.encoder(encoder)
+        encoder = cluster.encoder(encoder) if cluster else encoder
         table = write_answers(specs, queries, graded, encoder, out, grader)
     summaries = [summarize(e, queries, [row for row in graded if row.expert == e.name]) for e in stored]
     missing = len(specs) * len(queries) - len(graded)
@@ -160,7 +158,6 @@ def _grade(
     if judge_expert is None:
         texts, queries = [answer.text for _, _, answer in answers], [query for _, query, _ in answers]
         if cluster:
-            cluster.stop_workers()
             grades = cluster.grade(grader, texts, queries)
         else:
             grades = [GRADERS[grader](text, query) for text, query in zip(texts, queries, strict=True)]

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -96,14 +96,19 @@ class ModelWriter:
 
 
 def writing_expert(
-    spec: ExpertSpec, spend_cap: SpendCap, max_tokens: int = 1024, temperature: float = 1.0, seed: int | None = None
+    spec: ExpertSpec,
+    spend_cap: SpendCap,
+    max_tokens: int = 1024,
+    temperature: float = 1.0,
+    seed: int | None = None,
+    make: Callable[[ExpertSpec, SpendCap], Expert] = make_expert,
 ) -> Expert:
-    """An expert of a pool prepared for writing, without its prompt, system message and stop strings."""
+    """An expert of a pool, as `make` makes it, for writing: without its prompt, system message and stop strings."""
     fields = {"temperature": temperature, "top_p": None, "seed": seed, "stop": ()}
     generation = Generation.model_validate(spec.generation.model_dump() | fields)
     settings = {"prompt": "{text}", "system": None, "max_tokens": max_tokens, "generation": generation}
     settings["confidence"] = False
-    return make_expert(spec.model_copy(update=settings), spend_cap)
+    return make(spec.model_copy(update=settings), spend_cap)
 
 
 def parse_questions(reply: str) -> tuple[list[Item], Counter[str]]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pytest
 
 from experts import encoder as encoder_module
 from experts.cluster import data
-from experts.cluster.connect import BATCHES_IN_FLIGHT, Cluster, connect
+from experts.cluster.connect import BATCHES_IN_FLIGHT, Cluster
 from experts.cluster.data import read_rows
 from experts.collect.command import main
 from experts.collect.pipeline import Collected, collect
@@ -31,6 +31,7 @@ from experts.encoder import Encoder
 from experts.pool import load_pool
 from experts.types import Query
 from leeroo_env.errors import InputError
+from tests.conftest import RAY_NODE
 from tests.experts.collect.test_pipeline import same_tables
 from tests.experts.collecting import HashEncoder, make_queries, write_pool
 from tests.experts.openai_server import OpenAIServer
@@ -39,27 +40,6 @@ from tests.experts.tiny_llama import make_tiny_llama
 pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 
 CONCURRENCY = 3  # of each expert of `write_pool`
-NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-HEAD = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}  # asks, and computes nothing
-SOON_DEAD = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """Two nodes on this machine."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster as Nodes
-
-    nodes = Nodes(initialize_head=True, head_node_args=HEAD | {"_system_config": SOON_DEAD})
-    nodes.add_node(**NODE)
-    yield nodes
-    nodes.shutdown()
-
-
-@pytest.fixture(scope="module")
-def cluster(nodes: Any) -> Iterator[Cluster]:
-    with connect(nodes.address) as cluster:
-        yield cluster
 
 
 def run(pool: Path, out: Path, queries: Sequence[Query], **options: Any) -> Collected:
@@ -102,7 +82,7 @@ def check_bill(server: OpenAIServer, out: Path, collected: Collected, kills: int
     assert collected.spent_usd == pytest.approx(billed_usd)
 
 
-def test_both_engines_make_the_same_table(cluster: Cluster, server: OpenAIServer, tmp_path: Path, monkeypatch):
+def test_both_engines_make_the_same_table(ray_cluster: Cluster, server: OpenAIServer, tmp_path: Path, monkeypatch):
     """Row for row and bit for bit, with a server, a local model, grades and embeddings in several pieces."""
     monkeypatch.setattr(encoder_module, "TEXTS_PER_SHARD", 8)
     monkeypatch.setattr(data, "GRADES_PER_PIECE", 15)
@@ -112,32 +92,34 @@ def test_both_engines_make_the_same_table(cluster: Cluster, server: OpenAIServer
         stream.write("  - {name: one, backend: huggingface, model: models/one, usd_per_mtok_in: 1,\n")
         stream.write("     usd_per_mtok_out: 2, max_tokens: 8, batch_size: 16}\n")
     model = str(make_tiny_llama(tmp_path / "encoder"))
-    for name, engine in (("ray", cluster), ("local", None)):
+    for name, engine in (("ray", ray_cluster), ("local", None)):
         encoder = Encoder(model, cache_dir=tmp_path / f"cache-{name}")
         out = tmp_path / name / "table"  # a model without training may say nothing
         collected = collect(load_pool(pool), queries, out, encoder, grade_empty=True, cluster=engine)
         assert collected.missing == 0 and collected.table is not None and len(collected.table) == 24
     assert same_tables(tmp_path / "ray" / "table", tmp_path / "local" / "table")
     assert set(server.requests.values()) == {2} and server.most_at_once <= CONCURRENCY
-    again = run(pool, tmp_path / "ray" / "table", queries, grade_empty=True, cluster=cluster)
+    again = run(pool, tmp_path / "ray" / "table", queries, grade_empty=True, cluster=ray_cluster)
     assert again.spent_usd == 0 and server.requests.total() == 48
 
 
-def test_a_node_and_a_worker_are_killed(nodes: Any, cluster: Cluster, server: OpenAIServer, tmp_path: Path, capfd):
+def test_a_node_and_a_worker_are_killed(
+    ray_nodes: Any, ray_cluster: Cluster, server: OpenAIServer, tmp_path: Path, capfd
+):
     """The run goes on with what is left, and ends with all answers."""
     server.delay_s = 0.03
     pool, queries, out = write_pool(tmp_path), make_queries(150), tmp_path / "table"
-    node = next(iter(nodes.worker_nodes))
+    node = next(iter(ray_nodes.worker_nodes))
 
     def kill_both() -> None:
-        nodes.remove_node(node, allow_graceful=False)
+        ray_nodes.remove_node(node, allow_graceful=False)
         when(lambda: server.requests.total() > before + 50, lambda: os.kill(asker_pids()[0], signal.SIGKILL))
 
     before = 100
     killer = when(lambda: server.requests.total() > before, kill_both)
-    collected = run(pool, out, queries, max_usd=20, cluster=cluster)
+    collected = run(pool, out, queries, max_usd=20, cluster=ray_cluster)
     killer.join()
-    nodes.add_node(**NODE)
+    ray_nodes.add_node(**RAY_NODE)
     assert collected.missing == 0 and server.most_at_once <= 2 * 2 * CONCURRENCY
     check_bill(server, out, collected, kills=2)
     assert "calls are made again" in capfd.readouterr().err
@@ -145,19 +127,19 @@ def test_a_node_and_a_worker_are_killed(nodes: Any, cluster: Cluster, server: Op
     assert same_tables(out, tmp_path / "uninterrupted")
 
 
-def test_the_cap_holds_through_kills(cluster: Cluster, server: OpenAIServer, tmp_path: Path):
+def test_the_cap_holds_through_kills(ray_cluster: Cluster, server: OpenAIServer, tmp_path: Path):
     """What the server billed stays below it, though a killed worker's calls are asked again."""
     server.delay_s = 0.03
     pool, queries, out = write_pool(tmp_path, ["alpha"]), make_queries(300), tmp_path / "table"
     killer = when(lambda: server.requests.total() > 30, lambda: os.kill(asker_pids()[0], signal.SIGKILL))
-    collected = run(pool, out, queries, max_usd=2.5, cluster=cluster)
+    collected = run(pool, out, queries, max_usd=1.7, cluster=ray_cluster)
     killer.join()
     assert collected.queues[0].capped and collected.missing > 0
-    assert server_usd(server) <= collected.spent_usd <= 2.5 and collected.spent_usd > 1.5
+    assert server_usd(server) <= collected.spent_usd <= 1.7 and collected.spent_usd > 1.3
     check_bill(server, out, collected, kills=1)
 
 
-def test_the_driver_is_killed_and_the_next_run_goes_on(nodes: Any, server: OpenAIServer, tmp_path: Path, capsys):
+def test_the_driver_is_killed_and_the_next_run_goes_on(ray_nodes: Any, server: OpenAIServer, tmp_path: Path, capsys):
     server.delay_s = 0.03
     write_pool(tmp_path, ["alpha"])
     lines = [
@@ -179,7 +161,7 @@ def test_the_driver_is_killed_and_the_next_run_goes_on(nodes: Any, server: OpenA
         "--engine",
         "ray",
         "--address",
-        nodes.address,
+        ray_nodes.address,
         "--encoder",
         str(make_tiny_llama(tmp_path / "e")),
     ]
@@ -199,7 +181,7 @@ def test_the_driver_is_killed_and_the_next_run_goes_on(nodes: Any, server: OpenA
     ]
 
 
-def test_queries_in_many_files(cluster: Cluster, tmp_path: Path):
+def test_queries_in_many_files(ray_cluster: Cluster, tmp_path: Path):
     rows = [{"query_id": str(i), "text": f"text {i}", "options": ["a", "b"], "answer": "B"} for i in range(20)]
     for i in range(4):
         pq.write_table(pa.Table.from_pylist(rows[5 * i : 5 * i + 5]), tmp_path / f"{i}.parquet")
@@ -221,10 +203,10 @@ def test_queries_in_many_files(cluster: Cluster, tmp_path: Path):
         assert "\n" not in str(raised.value)
 
 
-def test_a_worker_that_cannot_start_says_why(cluster: Cluster, server: OpenAIServer, tmp_path: Path, monkeypatch):
+def test_a_worker_that_cannot_start_says_why(ray_cluster: Cluster, server: OpenAIServer, tmp_path: Path, monkeypatch):
     pool = write_pool(tmp_path, ["alpha"])
     monkeypatch.setattr("experts.cluster.connect.make_experts", lambda *arguments: [])  # what this machine would find
     pool.write_text(pool.read_text().replace("TEST_KEY", "ABSENT_KEY"))
     with pytest.raises(InputError, match=r"ABSENT_KEY is not set") as raised:
-        run(pool, tmp_path / "table", make_queries(5), cluster=cluster)
+        run(pool, tmp_path / "table", make_queries(5), cluster=ray_cluster)
     assert "\n" not in str(raised.value) and server.requests.total() == 0
