@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agents.server import logs, metrics, tracing
 from agents.server.config import ADMIN_KEY, ServerConfig
-from agents.server.gateway import MICRO, Gateway, Hints, Job, OpenStream
+from agents.server.gateway import MICRO, Gateway
+from agents.server.job import Hints, Job, OpenStream
 from agents.server.journal import Decision, Journal
 from agents.server.money import KeyInfo, Ledger, StoreUnavailable
 from agents.server.openapi import ADMIN, CHAT, FEEDBACK, MODEL, MODELS, READY, RELOAD, ROUTE, tell_how_to_log_in

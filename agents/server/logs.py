@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.server.gateway import Job
+    from agents.server.job import Job
 
 log = logging.getLogger("leeroo.requests")
 

@@ -21,7 +21,8 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from agents.server.drift import Drift
-    from agents.server.gateway import Gateway, Job
+    from agents.server.gateway import Gateway
+    from agents.server.job import Job
     from agents.server.shadow import Choice
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from agents.server import metrics
-from agents.server.gateway import MICRO, Gateway, Job
+from agents.server.gateway import MICRO, Gateway
+from agents.server.job import Job
 from agents.server.journal import KEPT_S, MOST_NAME, metadata
 from agents.server.money import Ledger, StoreUnavailable
 from agents.server.money.writer import is_own_fault

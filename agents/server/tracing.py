@@ -22,7 +22,7 @@ except ImportError:
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from agents.server.gateway import Job
+    from agents.server.job import Job
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 FLUSH_MS = 5_000

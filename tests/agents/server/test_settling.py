@@ -17,7 +17,8 @@ import pytest
 from agents.server import app
 from agents.server.app import headers_of
 from agents.server.config import ServerConfig
-from agents.server.gateway import Gateway, Hints, Job
+from agents.server.gateway import Gateway
+from agents.server.job import Hints, Job
 from agents.server.journal import Journal
 from agents.server.money import KeyInfo, Ledger, LedgerRow, Refused, StoreUnavailable
 from agents.server.wire import ApiError, ChatCompletionRequest, parse, read_json

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from agents.server import command
 from agents.server.config import ServerConfig
-from agents.server.gateway import Hints
+from agents.server.job import Hints
 from agents.server.journal import Decision, Journal, by_policy, decisions, recent
 from agents.server.money import KeyInfo, Ledger
 from agents.server.service import load, place
