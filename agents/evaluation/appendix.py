@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy
 
 from agents.estimators.base import Estimates
 from agents.estimators.evidence import expected_calibration_error, updated
-from agents.evaluation.evaluate import Result, evaluate, lead
+from agents.evaluation.evaluate import Result, episodes_for, evaluate, lead
 from agents.evaluation.headline import dollars
 from agents.evaluation.markdown import table_head, table_line
 from agents.evaluation.metrics import aiq, apgr, calls_by_query, collapse_index, cpt, weak_and_strong
@@ -25,6 +25,7 @@ from leeroo_env.dynamics import Rules, budget_grid, make_rules
 
 MOST_DOMAINS = 20
 HORIZONS = (8, 64, 256, 1024)
+AT_HORIZON = 4_096  # queries played at each of these: they do not decide what to deploy
 BAR = "paced kernel ridge"
 TERMS = """\
 - budget: dollars for an episode of queries, given here for 1,000 queries; spend: what was really paid
@@ -143,7 +144,8 @@ def _horizons(rules: Rules, split: str, seed: int, subject: str, routers: Mappin
         other = make_rules(
             rules.table, split, horizon, features=rules.features, reliability=rules.reliability, evidence=rules.evidence
         )
-        played = [evaluate(routers[name], other, budget_grid(other), seed=seed) for name in shown]
+        budgets, episodes = budget_grid(other), episodes_for(other, AT_HORIZON)
+        played = [evaluate(routers[name], other, budgets, episodes, seed) for name in shown]
         gains = [f"{gain:+.4f} ± {stderr:.4f}" for _, _, gain, stderr in (lead(played[0], r) for r in played[1:])]
         cells[str(horizon)] = [*(f"{result.mean_score:.4f}" for result in played), *gains]
     header = ["queries per episode", *shown, *["lead"] * (len(shown) - 1)]
