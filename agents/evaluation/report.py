@@ -127,6 +127,7 @@ class Report:
         horizon: queries an episode in training, and on val and test.
         command: that makes a run directory with a router, NAME standing for its name.
         notes: the last paragraph.
+        data: what is said of the data, in lines.
     """
 
     subject: str
@@ -138,6 +139,7 @@ class Report:
     horizon: dict[str, int]
     command: str
     notes: str
+    data: Sequence[str] = ()
 
     def choice(self) -> Choice:
         budgets = self.val.budgets
@@ -209,6 +211,7 @@ def _body(report: Report, choice: Choice, decision: Decision) -> list[str]:
         f"Calls cut off, which cost more than what was left: {100 * test.main[subject].cut_off.mean():.2f} per 100 "
         "queries.",
         "",
+        *report.data,
         f"The table: {table.info.description or table.name}; {len(table.experts)} experts.",
     ]
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
 from agents.estimators.evidence import VOTE_WEIGHT, EvidenceModel, fit_evidence, updated
+from agents.evaluation.data import data_lines
 from agents.evaluation.decision import AGENT, ONE_CALL, SEVERAL_CALLS, best_router, choose_calls, mean_interval
 from agents.evaluation.headline import Decision, Training, algorithm_name, headline
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
@@ -317,6 +318,7 @@ class Trainer:
                 horizon={"train": config.horizon, "val": val.rules.horizon, "test": test.rules.horizon},
                 command=deploy_command(config),
                 notes=notes,
+                data=data_lines(self.table, self.predictor, test.budgets.main, self.max_calls, config.seed),
             ),
         )
 
