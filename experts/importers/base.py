@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from experts.collect.table import query_rows
-from experts.data.readers import read_csv, read_parquet
+from experts.data.readers import read_csv, read_parquet, shown
 from experts.encoder import DEFAULT_MODEL, Encoder
 from experts.types import Query
 from leeroo_env.errors import InputError
@@ -111,6 +112,15 @@ def _embeddings(output: Output, texts: list[str]) -> tuple[np.ndarray, dict[str,
 def storable(text: str) -> str:
     """The text with a question mark for each half of a surrogate pair, which no file can hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def number_in(value: Any, where: str, highest: float = math.inf) -> float:
+    """A number from 0 to `highest`, as a float; raises InputError that says where it is not."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not 0 <= value <= highest:
+        limits = "a number of 0 or more" if highest == math.inf else f"a number from 0 to {highest:g}"
+        raise InputError(f"{where}: {shown(value)} is not {limits}")
+    return float(value)
 
 
 def read_columns(file: Path) -> pa.Table:

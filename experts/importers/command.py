@@ -1,4 +1,4 @@
-"""Runs the importers from the command line: `python -m experts.importers {mmlu-pro,routerbench,tidy} ...`."""
+"""Runs the importers from the command line: `python -m experts.importers NAME ...`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from typing import Any
 
 import tyro
 
+from experts.importers.llmrouterbench import import_llmrouterbench
 from experts.importers.mmlu_pro import import_mmlu_pro
+from experts.importers.paretobandit import import_paretobandit
+from experts.importers.routellm import import_routellm
 from experts.importers.routerbench import import_routerbench
+from experts.importers.routerdc import import_routerdc
 from experts.importers.tidy import import_tidy
 from leeroo_env.cli import exit_code
 
 IMPORTERS: dict[str, Callable[..., Any]] = {
+    "llmrouterbench": import_llmrouterbench,
     "mmlu-pro": import_mmlu_pro,
+    "paretobandit": import_paretobandit,
+    "routellm": import_routellm,
     "routerbench": import_routerbench,
+    "routerdc": import_routerdc,
     "tidy": import_tidy,
 }
 
