@@ -44,6 +44,7 @@ SECONDS = 20
 WORDS = 100  # of a streamed answer
 EVERY_S = 0.004
 OUT = Path(__file__).with_name("SERVER.md")
+TITLE = "# What the live server adds\n\n`python benchmarks/server.py --run-dir RUN`"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Options:
     """the litellm program (`pip install 'litellm[proxy]'` in an environment of its own), to be measured beside"""
     seconds: int = SECONDS
     """of each measurement"""
+    memory: int = 0
+    """measures only how much memory the server takes while it answers so many requests"""
     only_upstream: int = 0
     """the port on which this is the fake expert; what the program starts itself with"""
 
@@ -196,6 +199,36 @@ def throughput(url: str, key: str, model: str, seconds: int) -> float:
     return float(found[1])
 
 
+async def memory(url: str, key: str, process: int, requests: int, texts: list[str]) -> list[tuple[int, int]]:
+    """Requests answered, and megabytes that the server then had, ten times; of the requests, which are plain and
+    streamed by turns, one in ten asks what nobody has asked before, one in ten goes on with a conversation."""
+    address = url.removeprefix("http://").split("/")[0].split(":")
+    answered, seen = 0, list[tuple[int, int]]()
+
+    async def one(number: int) -> None:
+        nonlocal answered
+        reader, writer = await asyncio.open_connection(*address)
+        while answered < requests:
+            answered += 1
+            if answered % (requests // 10) == 0:
+                seen.append((answered, resident_mb(process)))
+            text = f"What is {answered} + {number}?" if answered % 10 == 0 else texts[answered % len(texts)]
+            messages = [{"role": "user", "content": text}]
+            if answered % 10 == 1:
+                messages += [{"role": "assistant", "content": str(answered)}, {"role": "user", "content": "Go on"}]
+            body = json.dumps({"model": "leeroo", "stream": answered % 2 == 0, "messages": messages}).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+            writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            assert " 200 " in head.split("\r\n")[0], head
+            length = re.search(r"content-length: *(\d+)", head)
+            await (reader.readexactly(int(length[1])) if length else reader.readuntil(b"0\r\n\r\n"))
+        writer.close()
+
+    await asyncio.gather(*(one(number) for number in range(128)))
+    return seen
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -231,8 +264,26 @@ class Report:
             "|---|---|---|---|",
         ]
         lines += [f"| {' | '.join(row)} |" for row in self.rows]
-        title = "# What the live server adds\n\n`python benchmarks/server.py --run-dir RUN`"
-        add_section(OUT, title, f"A policy of up to {max_calls} calls a query", "\n".join(lines))
+        add_section(OUT, TITLE, f"A policy of up to {max_calls} calls a query", "\n".join(lines))
+
+
+def resident_mb(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) >> 10  # type: ignore[index]
+
+
+def measure_memory(options: Options) -> None:
+    port, texts = free_port(), resolve("tiny").queries["text"].to_pylist()[:4_000]
+    itself = [sys.executable, __file__, "--run-dir", str(options.run_dir), "--only-upstream", str(port)]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        running(itself, f"http://127.0.0.1:{port}/nothing"),
+        leeroo(options.run_dir, port, Path(directory), 1) as (url, key, process),
+    ):
+        seen = asyncio.run(memory(url, key, process, options.memory, texts))
+    lines = [memory.__doc__ or "", "", "| requests | MB |", "|---|---|", *(f"| {n:,} | {mb} |" for n, mb in seen)]
+    print("\n".join(lines))
+    add_section(OUT, TITLE, "Memory", "\n".join(line.strip() for line in "\n".join(lines).split("\n")))
 
 
 def measure(options: Options) -> None:
@@ -256,7 +307,7 @@ def measure(options: Options) -> None:
         stream_alone = asyncio.run(streamed(expert, "", "m", s))
         report.latency("one part of a stream, the expert alone", stream_alone)
         for workers in (1, 2):
-            with leeroo(options.run_dir, port, Path(directory), workers) as (url, key):
+            with leeroo(options.run_dir, port, Path(directory), workers) as (url, key, _):
                 if workers == 1:
                     routed = asyncio.run(steady(url, key, body, lambda _: {}, s))
                     report.latency("leeroo, new texts (encoder included)", routed, alone)
@@ -281,8 +332,8 @@ def measure(options: Options) -> None:
 
 
 @contextlib.contextmanager
-def leeroo(run_dir: Path, expert_port: int, directory: Path, workers: int) -> Iterator[tuple[str, str]]:
-    """Our server: its address for chat completions, and a key."""
+def leeroo(run_dir: Path, expert_port: int, directory: Path, workers: int) -> Iterator[tuple[str, str, int]]:
+    """Our server: its address for chat completions, a key, and the number of its process."""
     common: dict[str, Any] = {
         "backend": "openai",
         "base_url": f"http://127.0.0.1:{expert_port}/v1",
@@ -299,8 +350,8 @@ def leeroo(run_dir: Path, expert_port: int, directory: Path, workers: int) -> It
     port = free_port()
     command = [sys.executable, "-m", "agents.server.command", str(run_dir), "--pool", str(pool), "--port", str(port)]
     command += ["--database", database, "--workers", str(workers)]
-    with running(command, f"http://127.0.0.1:{port}/health"):
-        yield f"http://127.0.0.1:{port}/v1/chat/completions", key
+    with running(command, f"http://127.0.0.1:{port}/health") as process:
+        yield f"http://127.0.0.1:{port}/v1/chat/completions", key, process
 
 
 @contextlib.contextmanager
@@ -328,5 +379,7 @@ if __name__ == "__main__":
         asyncio.run(be_expert(given.only_upstream))
     elif shutil.which("wrk") is None:
         raise SystemExit("error: wrk is not installed; it is Debian's package wrk")
+    elif given.memory:
+        measure_memory(given)
     else:
         measure(given)
