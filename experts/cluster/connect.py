@@ -77,6 +77,7 @@ class Cluster:
         entries: dict[str, list[AnySpec]] = {}
         for spec in specs:
             entries.setdefault(entry_of(spec.name, all_names), []).append(spec)
+        pool = pool.model_copy(update={"experts": tuple(map(_on_any_gpu, pool.experts))})
         made = self._remote_experts(pool, [e for e in entries.values() if isinstance(e[0], OpenAISpec)], spend_cap)
         on_cpus: tuple[Pool, list[str]] = pool, []
         for variants in entries.values():
@@ -189,6 +190,12 @@ class Cluster:
         environment = {name: value for name in wanted if name and (value := os.environ.get(name)) is not None}
         actor = ray.remote(Asker).options(max_restarts=0, max_task_retries=0, **options)
         return actor.remote(pool, names, environment, self.threads)
+
+
+def _on_any_gpu(spec: AnySpec) -> AnySpec:
+    """The same model on the GPU that Ray shows a worker."""
+    on_gpu = isinstance(spec, HuggingFaceSpec) and spec.device.startswith("cuda")
+    return spec.model_copy(update={"device": "cuda"}) if on_gpu else spec
 
 
 def _share(spec: AnySpec, i: int, n: int) -> OpenAISpec:

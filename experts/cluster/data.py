@@ -69,9 +69,10 @@ class ClusterEncoder:
         encoder, shards = self._encoder, self._encoder.missing(texts)
         if len(shards) > 1:
             self._make_room()
-            settings = (encoder.model, None, encoder.device, encoder.max_tokens, encoder.batch_size)
+            device = encoder.device.partition(":")[0]  # Ray shows a worker the GPU that it may use
+            settings = (encoder.model, None, device, encoder.max_tokens, encoder.batch_size)
             embed, options = _Embedding(*settings), dict[str, Any]()
-            if encoder.device.startswith("cuda"):  # Ray ends a task's process with the task if it had a GPU
+            if device == "cuda":  # Ray ends a task's process with the task if it had a GPU
                 options = {"fn_constructor_args": settings, "concurrency": (1, len(shards)), "num_gpus": 1}
             embedded = _mapped(pa.table({"texts": pa.array(shards)}), 1, _Embedding if options else embed, options)
             for shard, vectors in zip(shards, embedded["vectors"].to_pylist(), strict=True):

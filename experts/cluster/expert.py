@@ -2,7 +2,7 @@
 
 A batch goes to a worker with its worst cost, which is reserved before: a lease. Each answer comes back as soon as it is
 there, and the lease is settled after all are stored. Of a worker that is lost, killed say, the calls that were not
-answered may have been billed, so the rest of its lease counts as spent, and they are asked again under a new one.
+answered may have been billed: the most that they can cost counts as spent, and they are made again under a new lease.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from queue import Empty, LifoQueue
+from queue import LifoQueue
 from typing import Any
 
 from experts.cluster.asker import Part
@@ -23,7 +23,7 @@ from experts.types import Answer, Query
 from leeroo_env.errors import InputError
 
 MOST_LOST = 3  # workers that may be lost over a query before it counts as failed
-NO_WORKER_S = 600.0  # the longest wait for a worker
+NO_WORKER_S = 600.0  # the longest wait for a worker to start
 RESTART_S = 0.5
 
 
@@ -168,7 +168,8 @@ class ClusterExpert:
                         answered.append((call.place, replace(answer, lost_usd=call.lost_usd)))
                 yield answered
         except WorkerLost as error:
-            left_usd = max(math.fsum(leased) - billed_usd, 0.0) if open_calls else 0.0
+            most_usd = self.spec.attempts * math.fsum(leased[i] for i in open_calls)
+            left_usd = min(max(math.fsum(leased) - billed_usd, 0.0), most_usd)
             billed_usd += left_usd
             for call in open_calls.values():
                 call.lost_usd += left_usd / len(open_calls)
@@ -186,10 +187,7 @@ class ClusterExpert:
         """The parts of a batch, asked by the next free worker. Raises WorkerLost."""
         import ray
 
-        try:
-            worker = self._free.get(timeout=NO_WORKER_S)
-        except Empty:
-            raise InputError(f"{self.name}: no worker of the cluster was free for {NO_WORKER_S:.0f} s") from None
+        worker = self._free.get()
         actor = None
         try:
             actor = worker.actor(self._purpose)
