@@ -21,6 +21,7 @@ RIDGES = (3.0, 10.0, 30.0, 100.0, 300.0)
 LEARNING_RIDGE = 10.0
 PASSES = 3
 BATCH = 64
+ROWS = 16_384  # at a time; principal components are of no more
 EXPECTED = (0.5, 1.0)  # prior score and relative cost: those of an expert that was never asked
 
 
@@ -48,8 +49,8 @@ class LinUCB:
 
     def features(self, embeddings: Tensor) -> Tensor:
         """Principal components of embeddings [B, D] and a 1; [B, d], of about unit length without the 1."""
-        x = (normalize(embeddings.float(), dim=1) - self.mean) @ self.components
-        return pad(x / self.length, (0, 1), value=1.0)
+        parts = [(normalize(x.float(), dim=1) - self.mean) @ self.components for x in embeddings.split(ROWS)]
+        return pad(torch.cat(parts) / self.length, (0, 1), value=1.0)
 
     def of_features(self, x: Tensor) -> Tensor:
         """[B, d] -> [B, 2K]."""
@@ -95,12 +96,12 @@ def linucb_estimates(table: ExpertTable, seed: int = 0) -> Estimates:
 def _principal(table: ExpertTable, usd: Tensor) -> LinUCB:
     """The model's features, without weights yet."""
     rows = table.rows("train")
-    x = normalize(table.embeddings.float(), dim=1)
-    mean = x[rows].mean(dim=0)
+    x = normalize(table.embeddings[rows[:: -(-len(rows) // ROWS)]].float(), dim=1)
+    mean = x.mean(dim=0)
     x = x - mean
-    _, vectors = torch.linalg.eigh(x[rows].T @ x[rows])
+    _, vectors = torch.linalg.eigh(x.T @ x)
     components = vectors[:, -DIMENSIONS:]
-    length = (x @ components)[rows].square().sum(dim=1).mean().sqrt().clamp(min=1e-6)
+    length = (x @ components).square().sum(dim=1).mean().sqrt().clamp(min=1e-6)
     return LinUCB(mean, components, length, x.new_zeros(0), usd)
 
 
@@ -127,8 +128,12 @@ def _ask(x: Tensor, answers: Tensor, rows: Tensor, usd: Tensor, generator: torch
 
 def _sums(x: Tensor, answers: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the queries that each expert was asked: of x x' [K, d, d] and of x times answer [K, d, 2]."""
-    of_expert = torch.einsum("nk,nd->knd", asked.float(), x)
-    return of_expert.transpose(1, 2) @ x, of_expert.transpose(1, 2) @ answers.transpose(0, 1)
+    gram, moments = [], []
+    for part, answer, of in zip(x.split(ROWS), answers.split(ROWS), asked.split(ROWS), strict=True):
+        of_expert = torch.einsum("nk,nd->knd", of.float(), part)
+        gram.append(of_expert.transpose(1, 2) @ part)
+        moments.append(of_expert.transpose(1, 2) @ answer.transpose(0, 1))
+    return sum(gram[1:], gram[0]), sum(moments[1:], moments[0])
 
 
 def _inverse(gram: Tensor, ridge: float) -> Tensor:
@@ -143,6 +148,9 @@ def _estimates(
     """Answers [N, K, 2], leave-one-out where the expert was asked, and the weights [K, d, 2]."""
     inverse = _inverse(gram, ridge)
     weights = inverse @ moments
-    out = torch.einsum("nd,kdt->nkt", x, weights)
-    leverage = torch.einsum("nd,kde,ne->nk", x, inverse, x) * asked
+    parts = [
+        (torch.einsum("nd,kdt->nkt", y, weights), torch.einsum("nd,kde,ne->nk", y, inverse, y)) for y in x.split(ROWS)
+    ]
+    out, leverage = (torch.cat(part) for part in zip(*parts, strict=True))
+    leverage = leverage * asked
     return out - ((answers - out) * (leverage / (1 - leverage))[..., None]), weights
