@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from agents.distributed import ALONE, Processes, processes
 from agents.estimators.ensemble import Predictor, fit_predictors
 from agents.evaluation.report import show
 from agents.progress import shown
@@ -24,6 +25,7 @@ from agents.routers import Router, one_call_routers
 from agents.training import cluster
 from agents.training.checkpoint import latest_checkpoint
 from agents.training.config import AGENT, TrainConfig
+from agents.training.parallel import check_parallel, check_resumed, follow
 from agents.training.run_dir import (
     begin_run,
     check_new_run,
@@ -51,24 +53,29 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in scripts that matplotlib's font lacks
 
     def work() -> int:
-        config = tyro.cli(TrainConfig, prog=prog, args=arguments)
-        if not config.resume:
-            return run(config)
-        run_dir = find_run(config)
-        given = tyro.cli(TrainConfig, prog=prog, args=arguments, default=config_of(run_dir))
-        check_unchanged(given, run_dir)
-        interrupt.will_say(how_to_continue(run_dir, new=False))
-        return run(given, run_dir)
+        with processes() as started:
+            if started.rank > 0:
+                return follow(started)
+            config = tyro.cli(TrainConfig, prog=prog, args=arguments)
+            if not config.resume:
+                return run(config, processes=started)
+            run_dir = find_run(config)
+            given = tyro.cli(TrainConfig, prog=prog, args=arguments, default=config_of(run_dir))
+            check_unchanged(given, run_dir)
+            check_resumed(run_dir, started)
+            interrupt.will_say(how_to_continue(run_dir, new=False))
+            return run(given, run_dir, started)
 
     return exit_code(work, "nothing was written")
 
 
-def run(config: TrainConfig, run_dir: Path | None = None) -> int:
+def run(config: TrainConfig, run_dir: Path | None = None, processes: Processes = ALONE) -> int:
     """The whole of a run; returns the exit code.
 
     Args:
         config: the settings.
         run_dir: a run that was begun with these settings, to go on with; None: a new one.
+        processes: that train together, of which this is the first.
 
     Raises:
         InputError: before anything is written, if the settings make no sense.
@@ -78,6 +85,7 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
     table = resolve(config.table, config.experts or None, choose_device(config.device), config.verify)
     make_rules(table, "train", config.horizon, config.budget or None, config.cost_weight, config.most_calls(table))
     table.rows("val"), table.rows("test")
+    check_parallel(config, table, processes)
     config.policy_kind()
     if config.tune:
         from agents.training.search import libraries
@@ -89,7 +97,7 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
         check_new_run(run_dir)
     try:
         with nullcontext() if new else locked(run_dir):
-            return train_agents(config, table, run_dir, new)
+            return train_agents(config, table, run_dir, new, processes)
     except BaseException as error:
         if not (is_interruption(error) or isinstance(error, OSError)):
             raise
@@ -100,7 +108,7 @@ def run(config: TrainConfig, run_dir: Path | None = None) -> int:
         raise InputError(f"{run_dir}: cannot be written: {error.strerror or first_line(error)}; {kept}") from None
 
 
-def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bool) -> int:
+def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bool, processes: Processes) -> int:
     """One agent, or several seeds with what they share fitted once; arguments as `train_agent`."""
     seeds = range(config.seed, config.seed + config.seeds)
     print(table)
@@ -112,16 +120,16 @@ def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bo
     if config.tune and new:
         config = replace(config, tuned=search_settings(config, table, predictors[0], run_dir))
     if config.seeds == 1:
-        return train_agent(config, table, predictors[0], routers, run_dir, new)
+        return train_agent(config, Trainer(config, table, predictors[0], shown, processes), routers, run_dir, new)
     interrupt.raise_again()
     if new:
         begin_run(run_dir, config.as_settings(run_dir))
     with locked(run_dir):
         left, each = list(zip(seeds, predictors, strict=True)), (config, table, routers)
-        if cluster.is_given():  # whose machines see the directory
+        if cluster.is_given() and processes.world == 1:  # whose machines see the directory
             codes = iter(cluster.map_on_cluster("RAY_ADDRESS", train_seed, left, *each, run_dir.resolve()))
         else:
-            codes = (train_seed(one, *each, run_dir) for one in left)
+            codes = (train_seed(one, *each, run_dir, processes) for one in left)
         if code := next(filter(None, codes), 0):
             return code
         write_seeds_report(run_dir, [run_dir / f"seed-{seed}" for seed in seeds])
@@ -130,7 +138,12 @@ def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bo
 
 
 def train_seed(
-    seeded: tuple[int, Predictor], config: TrainConfig, table: ExpertTable, routers: dict[str, Router], run_dir: Path
+    seeded: tuple[int, Predictor],
+    config: TrainConfig,
+    table: ExpertTable,
+    routers: dict[str, Router],
+    run_dir: Path,
+    processes: Processes = ALONE,
 ) -> int:
     """The agent of one of several seeds, unless it has its report already; returns the exit code."""
     seed, predictor = seeded
@@ -138,7 +151,9 @@ def train_seed(
     one = replace(config, seed=seed, seeds=1, run_dir=str(own))
     begun = (own / "config.yaml").exists()
     remove_leftovers(own)
-    return 0 if is_finished(own) else train_agent(one, table, predictor, routers, own, not begun)
+    if is_finished(own):
+        return 0
+    return train_agent(one, Trainer(one, table, predictor, shown, processes), routers, own, not begun)
 
 
 def search_settings(config: TrainConfig, table: ExpertTable, predictor: Predictor, run_dir: Path) -> dict[str, float]:
@@ -152,16 +167,8 @@ def search_settings(config: TrainConfig, table: ExpertTable, predictor: Predicto
     return search(trainer, config.tune, run_dir)
 
 
-def train_agent(
-    config: TrainConfig,
-    table: ExpertTable,
-    predictor: Predictor,
-    routers: dict[str, Router],
-    run_dir: Path,
-    new: bool,
-) -> int:
+def train_agent(config: TrainConfig, trainer: Trainer, routers: dict[str, Router], run_dir: Path, new: bool) -> int:
     """One agent, from its settings to its report; if it is not `new`, it goes on with what `run_dir` holds."""
-    trainer = Trainer(config, table, predictor, bars=shown)
     if config.agent != AGENT:
         return deploy_router(config, trainer, routers, run_dir, new)
     trainer.prepare()

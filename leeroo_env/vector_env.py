@@ -16,7 +16,7 @@ from torch import Tensor
 
 from leeroo_env import dynamics
 from leeroo_env.builtin import DEFAULT, resolve
-from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Outcome, State
+from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Outcome, Rules, State
 from leeroo_env.env import check_budget, describe, episode_statistics, random_stream, spaces
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
@@ -55,9 +55,11 @@ class LeerooVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         features: Tensor | None = None,
         evidence: Tensor | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        rules: Rules | None = None,
     ):
-        """Args: `num_envs` B; `autoreset_mode` as above; the rest as in `LeerooEnv`. Raises `InputError`."""
-        self.rules = dynamics.make_rules(
+        """Args: `num_envs` B; `autoreset_mode` as above; `rules` that have been made, in place of all that they are
+        made of; the rest as in `LeerooEnv`. Raises `InputError`."""
+        self.rules = rules or dynamics.make_rules(
             resolve(table, experts, device),
             split,
             horizon,

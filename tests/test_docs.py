@@ -96,6 +96,8 @@ def test_commands_and_their_options_exist(name: str):
             assert words[1] in TARGETS, words
             arguments = [word.removeprefix("ARGS=") for word in words[2:] if word.startswith("ARGS=")]
             words = ["python", "train.py", *shlex.split(" ".join(arguments))] if words[1] == "train" else []
+        if words and words[0] == "torchrun":  # whose own options come before the program
+            words = ["python", *words[words.index("train.py") :]]
         if not words or words[0] in RUNNERS:
             continue
         assert words[0] in OURS, words

@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
+from agents.distributed import ALONE, Processes
 from agents.ppo.collector import Collector
 from agents.ppo.loss import STATISTICS
 from agents.ppo.updater import Updater, UpdateSettings, prepare_optimizer, set_learning_rate
@@ -30,9 +31,11 @@ class DevicePPO(PPO):
     Attributes:
         collector: plays the rollouts; None before the first one.
         updater: learns from them; None before the first update.
+        processes: that learn together, each from its own episodes.
     """
 
     policy: ActorCriticPolicy
+    processes: Processes = ALONE
 
     def _setup_model(self) -> None:
         self._check(self.env)
@@ -58,7 +61,7 @@ class DevicePPO(PPO):
         """SB3 warns that its PPO gains nothing from a GPU; this one is made for it."""
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "collector", "updater", "rollout_buffer_class"]
+        return [*super()._excluded_save_params(), "collector", "updater", "processes", "rollout_buffer_class"]
 
     def collect_rollouts(self, env: Any, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Plays `n_rollout_steps` of every episode; False where a callback wants to stop."""
@@ -70,7 +73,7 @@ class DevicePPO(PPO):
         dones = np.zeros(env.num_envs, dtype=bool)
         for step in range(n_rollout_steps):
             collector.step()
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * self.processes.world
             last = step == n_rollout_steps - 1
             if last:
                 infos = self._finish_rollout(collector, step)
@@ -128,7 +131,7 @@ class DevicePPO(PPO):
             self.ent_coef, self.vf_coef, self.max_grad_norm, self.normalize_advantage, self.target_kl
         )
         if self.updater is None or self.updater.storage is not storage or self.updater.settings != settings:
-            self.updater = Updater(self.policy, storage, settings)
+            self.updater = Updater(self.policy, storage, settings, self.processes)
         return self.updater
 
     def _shuffled(self, t: int, b: int) -> Tensor:
@@ -140,7 +143,7 @@ class DevicePPO(PPO):
 
     def _log(self, updater: Updater, n_updates: int, clip: float, rate: float) -> None:
         returns, values = updater.storage.returns, updater.storage.values
-        explained = 1 - (returns - values).var() / returns.var()
+        (explained,) = self.processes.mean([1 - (returns - values).var() / returns.var()])
         means = torch.cat([updater.statistics / n_updates, explained[None]]).tolist()  # one wait for the device
         logged = dict(zip((*STATISTICS, "explained_variance"), means, strict=True))
         if not np.isfinite(logged["loss"]):

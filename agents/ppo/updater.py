@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from torch.optim import Adam
 
+from agents.distributed import ALONE, Processes
 from agents.ppo.cuda_graph import Captures
 from agents.ppo.loss import STATISTICS, LossWeights, loss_gradients
 from agents.ppo.policy_inputs import evaluate_inputs
@@ -30,14 +31,22 @@ class UpdateSettings:
 class Updater:
     """Updates `policy` on `storage`: `start` in each iteration, then `update` for each minibatch.
 
+    Several processes update theirs alike, each on a storage of its own: as one would on their minibatches joined.
+
     Attributes:
         weights: of the loss.
         parameters: those that learn in this iteration.
         statistics: [6], sums of `STATISTICS` over the updates of this iteration.
     """
 
-    def __init__(self, policy: ActorCriticPolicy, storage: RolloutStorage, settings: UpdateSettings):
-        device = storage.values.device
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        storage: RolloutStorage,
+        settings: UpdateSettings,
+        processes: Processes = ALONE,
+    ):
+        device, self.processes = storage.values.device, processes
         self.policy, self.storage, self.settings = policy, storage, settings
         self.weights = LossWeights(torch.zeros(2, device=device), settings.ent_coef, settings.vf_coef)
         self.parameters: list[Tensor] = []
@@ -68,9 +77,10 @@ class Updater:
         n = len(indices)
         own = self._indices.setdefault(n, torch.empty_like(indices))
         own.copy_(indices)
-        if self.settings.target_kl is not None:
+        if self.settings.target_kl is not None or self.processes.world > 1:  # nothing that waits is captured
             gradients, statistics = self.gradients(own)
-            if float(statistics[STATISTICS.index("approx_kl")]) > 1.5 * self.settings.target_kl:
+            most = self.settings.target_kl
+            if most is not None and float(statistics[STATISTICS.index("approx_kl")]) > 1.5 * most:
                 return False
             self._descend(gradients, statistics)
             return True
@@ -78,13 +88,15 @@ class Updater:
         return True
 
     def gradients(self, indices: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Clipped gradients of the loss in `parameters`, and `STATISTICS`."""
+        """Clipped gradients of the loss in `parameters`, and `STATISTICS`; of the minibatches of all processes."""
         batch = self.minibatch(indices)
         outputs = evaluate_inputs(self.policy, batch.inputs)
         logits, values = (output.detach() for output in outputs)
         by_outputs, statistics = loss_gradients(logits, values, batch, self.weights)
         trainable = [(o, g) for o, g in zip(outputs, by_outputs, strict=True) if o.requires_grad]
-        gradients = torch.autograd.grad([o for o, _ in trainable], self.parameters, [g for _, g in trainable])
+        own = torch.autograd.grad([o for o, _ in trainable], self.parameters, [g for _, g in trainable])
+        *means, statistics = self.processes.mean([*own, statistics])
+        gradients = tuple(means)
         self.clip(gradients)
         return gradients, statistics
 
@@ -92,8 +104,9 @@ class Updater:
         """Steps of the rollout, their advantages normalised if so set."""
         batch = self.storage.minibatch(indices)
         advantages = batch.advantages
-        if self.settings.normalize_advantage and len(advantages) > 1:
-            return replace(batch, advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8))
+        if self.settings.normalize_advantage and len(advantages) * self.processes.world > 1:
+            mean, deviation = self.processes.moments(advantages)
+            return replace(batch, advantages=(advantages - mean) / (deviation + 1e-8))
         return batch
 
     def clip(self, gradients: tuple[Tensor, ...]) -> None:

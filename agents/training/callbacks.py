@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure as LoggedFigure
 from tqdm import tqdm
 
+from agents.distributed import ALONE, Processes
 from agents.evaluation.decision import AGENT, best_router
 from agents.evaluation.evaluate import Result, clearly_above, episodes_for, evaluate
 from agents.evaluation.plots import draw_curve
@@ -72,6 +74,7 @@ class Monitor(BaseCallback):
         timesteps: int,
         eval_every: int,
         log_every: int,
+        processes: Processes = ALONE,
     ):
         """
         Args:
@@ -86,13 +89,14 @@ class Monitor(BaseCallback):
             timesteps: of the whole training.
             eval_every: steps between two evaluations.
             log_every: steps between two summaries of the episodes.
+            processes: that train, of which this is the first.
         """
         super().__init__()
         self.run_dir, self.policy_dir, self.rules = run_dir, policy_dir, rules
         self.budgets_usd, self.others, self.start = budgets_usd, others, start
         self.description = description
         self.settings, self.timesteps = settings, timesteps
-        self.eval_every, self.log_every = eval_every, log_every
+        self.eval_every, self.log_every, self.processes = eval_every, log_every, processes
         self.progress = Progress(evaluated_at=-eval_every)
         self.stopped = False
         self._episodes: list[dict[str, Any]] = []
@@ -107,9 +111,8 @@ class Monitor(BaseCallback):
         self._clock, self._clock_step = time.perf_counter(), self.num_timesteps
 
     def _on_rollout_start(self) -> None:
-        if isinstance(self.model.policy, BidPricePolicy):
-            self.model.policy.train_actor(self.num_timesteps >= WARM_UP * self.timesteps)
-        if self.stopped:  # evaluated when it goes on: that can take longer than the user waits
+        train_actor_after_warm_up(self.model, self.timesteps)
+        if self.processes.told(self.stopped):  # evaluated when it goes on: that can take longer than the user waits
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._checkpoint()
             raise Interrupted
@@ -119,7 +122,7 @@ class Monitor(BaseCallback):
         for info in self.locals["infos"]:
             if info:
                 self._episodes.append(info["episode"])
-        self._bar.update(self.training_env.num_envs)
+        self._bar.update(self.num_timesteps - self._bar.n)
         return True
 
     def _on_training_end(self) -> None:
@@ -214,6 +217,12 @@ class Monitor(BaseCallback):
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run_dir / "checkpoints", self.model, asdict(self.progress))
+
+
+def train_actor_after_warm_up(model: BaseAlgorithm, timesteps: int) -> None:
+    """Lets a bid-price policy train its critic alone in the first part of so many steps."""
+    if isinstance(model.policy, BidPricePolicy):
+        model.policy.train_actor(model.num_timesteps >= WARM_UP * timesteps)
 
 
 def stop_on_interrupt(monitor: Monitor) -> Callable[[], None]:

@@ -73,11 +73,18 @@ def save_checkpoint(directory: Path, model: BaseAlgorithm, progress: dict[str, A
         shutil.rmtree(old)
 
 
-def _tensors(model: BaseAlgorithm) -> dict[str, Tensor]:
-    """Policy, optimiser, environment and torch's random generators."""
+def network_tensors(model: BaseAlgorithm) -> dict[str, Tensor]:
+    """Policy and optimiser, for `restore_networks`."""
     optimizer = model.policy.optimizer.state_dict()["state"]
     tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
-    tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, state in optimizer.items() for k, v in state.items()}
+    return tensors | {
+        f"optimizer.{i}.{k}": torch.as_tensor(v) for i, state in optimizer.items() for k, v in state.items()
+    }
+
+
+def _tensors(model: BaseAlgorithm) -> dict[str, Tensor]:
+    """Policy, optimiser, environment and torch's random generators."""
+    tensors = network_tensors(model)
     tensors |= {f"env.{name}": value for name, value in _environment(model).state_dict().items()}
     tensors |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     return tensors | {"rng.torch": torch.get_rng_state()}
@@ -124,7 +131,8 @@ def restore_checkpoint(path: Path, model: BaseAlgorithm, progress: Callable[...,
     except InputError as error:
         raise InputError(f"{error}; or delete this checkpoint: the run goes on from the one before") from None
     try:
-        _restore_networks(model, tensors)
+        restore_networks(model, tensors)
+        model._last_obs = _environment(model).load_state_dict(_part(tensors, "env."))
         _restore_state(model, state)
         torch.set_rng_state(tensors["rng.torch"])
         if torch.cuda.is_available():
@@ -134,11 +142,10 @@ def restore_checkpoint(path: Path, model: BaseAlgorithm, progress: Callable[...,
         raise InputError(f"{path}: does not fit this run: {first_line(error)}") from None
 
 
-def _restore_networks(model: BaseAlgorithm, tensors: dict[str, Tensor]) -> None:
-    """Policy, optimiser and environment."""
+def restore_networks(model: BaseAlgorithm, tensors: dict[str, Tensor]) -> None:
+    """Restores policy and optimiser."""
     model.policy.load_state_dict(with_current_names(_part(tensors, "policy.")))
     _restore_optimizer(model.policy.optimizer, _part(tensors, "optimizer."))
-    model._last_obs = _environment(model).load_state_dict(_part(tensors, "env."))
 
 
 def _restore_state(model: BaseAlgorithm, state: RunState) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.algorithms import ALGORITHMS
+from agents.distributed import ALONE, Processes
 from agents.policies.bid_price import BidPricePolicy
 from agents.policies.io import HiddenBudget
 from agents.policies.multi_call import MultiCallPolicy
@@ -16,8 +17,11 @@ from leeroo_env.dynamics import Rules
 from leeroo_env.sb3 import LeerooSB3VecEnv
 
 
-def make_model(config: TrainConfig, policy: PolicyKind, rules: Rules) -> tuple[BaseAlgorithm, dict[str, Any]]:
-    """The algorithm on an environment that plays by `rules`, and the hyperparameters that it was made with."""
+def make_model(
+    config: TrainConfig, policy: PolicyKind, rules: Rules, processes: Processes = ALONE
+) -> tuple[BaseAlgorithm, dict[str, Any]]:
+    """The algorithm on an environment that plays by `rules`, and the hyperparameters that it was made with. Of several
+    `processes` each plays, and learns from, its part of the episodes."""
     algorithm = ALGORITHMS[config.algo]
     model_class: Any = algorithm.load()
     settings, n_envs = dict(algorithm.settings), algorithm.n_envs
@@ -28,19 +32,10 @@ def make_model(config: TrainConfig, policy: PolicyKind, rules: Rules) -> tuple[B
         n_envs = 256 if rules.max_calls > 1 else 1024
         settings["batch_size"] *= max(config.n_envs // n_envs, 1)  # more episodes do not make more minibatches
     settings |= {name: type(settings[name])(value) for name, value in config.tuned.items()}
-    vector_env = LeerooVectorEnv(
-        num_envs=config.n_envs or n_envs,
-        table=rules.table,
-        horizon=config.horizon,
-        budget=rules.budget_usd_per_query,
-        cost_weight=config.cost_weight,
-        max_calls=rules.max_calls,
-        reliability=rules.reliability,
-        evidence=rules.evidence,
-        features=rules.features,
-    )
+    n_envs = -(-(config.n_envs or n_envs) // processes.world)
+    vector_env = LeerooVectorEnv(n_envs, rules=rules)
     if "n_steps" in settings and "batch_size" in settings:
-        settings["batch_size"] = min(settings["batch_size"], vector_env.num_envs * settings["n_steps"])
+        settings["batch_size"] = min(-(-settings["batch_size"] // processes.world), n_envs * settings["n_steps"])
     network: Any = dict(algorithm.policy_kwargs)
     if policy == "bid-price":
         scale = rules.cost_scale
@@ -57,8 +52,13 @@ def make_model(config: TrainConfig, policy: PolicyKind, rules: Rules) -> tuple[B
         kind,
         LeerooSB3VecEnv(vector_env),
         policy_kwargs={**network, **hidden},
-        seed=config.seed,
+        seed=(config.seed + processes.rank * n_envs) % 2**32,
         device=rules.table.device,
         **settings,
     )
-    return model, {**settings, "n_envs": model.n_envs, "policy_kwargs": network}
+    made_with = {**settings, "n_envs": model.n_envs, "policy_kwargs": network}
+    if processes.world > 1:
+        model.processes = processes
+        together = {name: made_with[name] * processes.world for name in ("batch_size", "n_envs")}
+        made_with |= {**together, "processes": processes.world}
+    return model, made_with

@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.distributed import ALONE, Processes
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
 from agents.estimators.evidence import VOTE_WEIGHT, EvidenceModel, fit_evidence, updated
 from agents.evaluation.data import data_lines
@@ -32,6 +33,7 @@ from agents.training.callbacks import VAL_QUERIES, WARM_UP, Interrupted, Monitor
 from agents.training.checkpoint import latest_checkpoint, restore_checkpoint
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
+from agents.training.parallel import lead, own_rules
 from agents.training.runtime import generators_restored
 from agents.training.tensorboard import tensorboard_logger, test_scalars
 from agents.training.trials import search_section
@@ -57,6 +59,7 @@ class Trainer:
         features: [N, F], what a bid-price policy observes of each query; None: the embeddings.
         evidence: [N, K], what calls tell of their answers; None: nothing. Of training rows it is out of fold.
         evidence_model: estimates it; None where there is none.
+        processes: that train together, of which this is the first.
         model: the algorithm on its environment; made by `prepare`, as are the next two.
         hyperparameters: those that the algorithm was made with.
         description: what `policy.json` says of the policy.
@@ -69,10 +72,16 @@ class Trainer:
     start: PolicyRouter
 
     def __init__(
-        self, config: TrainConfig, table: ExpertTable, predictor: Predictor | None = None, bars: Bars = silent
+        self,
+        config: TrainConfig,
+        table: ExpertTable,
+        predictor: Predictor | None = None,
+        bars: Bars = silent,
+        processes: Processes = ALONE,
     ):
-        """Fits the predictor, unless one fitted to this table is given. `bars` show the progress. Raises InputError for
-        settings that make no sense."""
+        """Fits the predictor, unless one fitted to this table is given. `bars` show the progress. Of the `processes`,
+        which train together, this is the first. Raises InputError for settings that make no sense."""
+        self.processes = processes
         self.config, self.table, self.policy_kind, self.bars = config, table, config.policy_kind(), bars
         self.max_calls = config.most_calls(table)
         self.predictor = predictor or fit_predictor(table, config.seed)
@@ -119,7 +128,8 @@ class Trainer:
     def prepare(self) -> None:
         """Makes the model; a bid-price policy starts from the plan that follows from the estimates."""
         config, rules = self.config, self.training_rules()
-        self.model, self.hyperparameters = make_model(config, self.policy_kind, rules)
+        own = own_rules(rules, self.processes)
+        self.model, self.hyperparameters = make_model(config, self.policy_kind, own, self.processes)
         if isinstance(self.model.policy, BidPricePolicy):
             rows, estimates = self.predictor.rows, self.predictor.out_of_fold
             evidence = None if self.evidence is None else self.evidence[rows]
@@ -179,7 +189,7 @@ class Trainer:
         if self.one_call is not None and not self._fit_one_call(self.one_call, run_dir, val):
             return False
         model, timesteps = self.model, self.config.timesteps
-        iteration = model.n_envs * getattr(model, "n_steps", self.config.horizon)
+        iteration = self.hyperparameters["n_envs"] * getattr(model, "n_steps", self.config.horizon)
         monitor = Monitor(
             run_dir,
             self._policy_dir(run_dir),
@@ -192,12 +202,15 @@ class Trainer:
             timesteps,
             max(timesteps // (20 if self.max_calls == 1 else 8), iteration),  # several calls take longer to evaluate
             iteration,
+            self.processes,
         )
         if checkpoint is not None:
             monitor.progress = restore_checkpoint(checkpoint, model, Progress)
         if self.policy_kind == "bid-price":
             save_predictor(self._policy_dir(run_dir), self.predictor, self.evidence_model)
         model.set_logger(tensorboard_logger(run_dir, resumed_at=model.num_timesteps))
+        if self.processes.world > 1:
+            lead(self.processes, self.config, self.policy_kind, self.training_rules(), model)
         undo = stop_on_interrupt(monitor)
         try:
             remaining = max(0, timesteps - model.num_timesteps)
