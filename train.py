@@ -192,7 +192,7 @@ def train_agent(config: TrainConfig, trainer: Trainer, routers: dict[str, Router
             return 130
         print(show(trainer.evaluate(run_dir, routers, val)))
         finish_run(run_dir)
-    print(f"report: {run_dir / 'report.md'}")
+    print(f"report: {run_dir / 'report.md'}, as a page: {run_dir / 'report.html'}")
     return 0
 
 
@@ -205,7 +205,7 @@ def deploy_router(config: TrainConfig, trainer: Trainer, routers: dict[str, Rout
             routers = routers | trainer.multi_call_routers()
         print(show(trainer.deploy(run_dir, routers)))
         finish_run(run_dir)
-    print(f"report: {run_dir / 'report.md'}")
+    print(f"report: {run_dir / 'report.md'}, as a page: {run_dir / 'report.html'}")
     return 0
 
 

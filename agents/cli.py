@@ -13,6 +13,7 @@ COMMANDS = {  # name: module whose main(arguments, prog) runs it, and what it do
     "train": ("train", "train an agent on a table, evaluate it and write a report"),
     "collect": ("experts.collect.command", "ask the experts of a pool and write their graded answers as a table"),
     "import": ("experts.importers.command", "turn published answers into a table"),
+    "compare": ("agents.evaluation.compare", "put finished runs side by side: scores, costs and their differences"),
     "selfplay": ("agents.selfplay.loop", "write new questions, ask, grade and learn, round after round"),
     "finetune": ("agents.finetune.command", "fine-tune a table's encoder on the routing task"),
     "ask": ("agents.serving.ask_command", "ask a question or talk: the answer, who gave it, why and at what cost"),

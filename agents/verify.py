@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from agents.training.run_dir import CONFIG, REPORT
+from agents.training.run_dir import CONFIG, FURTHER, REPORT
 from leeroo_env import InputError
 from leeroo_env.cli import exit_code
 from leeroo_env.manifest import MANIFEST, check_files, write_manifest
@@ -38,7 +38,7 @@ def run(options: Options) -> int:
     directories = sorted({file.parent for name in DESCRIBED_BY for file in path.rglob(name)})
     if options.renew:
         for directory in directories:
-            write_manifest(directory, [CONFIG, *REPORT] if (directory / CONFIG).exists() else None)
+            write_manifest(directory, [CONFIG, *REPORT, *FURTHER] if (directory / CONFIG).exists() else None)
     checked = [directory for directory in directories if check_files(directory)]
     if not checked:
         raise InputError(f"{path}: {'no table and no run' if not directories else f'has no {MANIFEST}'}")

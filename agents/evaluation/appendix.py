@@ -95,13 +95,13 @@ def appendix(
         "",
         "## Regret: what is lost, and where",
         "",
-        *_regrets(usd, subject, own, bounds),
+        *_regrets(usd, regrets(subject, own, bounds)),
         "",
         "## One number for a curve",
         "",
         rows_of(["", *numbers[subject]], numbers, lambda row: [_number(x) for x in row.values()]),
         "",
-        *_calls_by_domain(rules, own),
+        *_calls_by_domain(rules, shares_by_domain(rules, own)),
         *_experts(rules, split),
         "",
         *_horizons(rules, split, seed, subject, routers),
@@ -158,15 +158,19 @@ def _horizons(rules: Rules, split: str, seed: int, subject: str, routers: Mappin
     ]
 
 
-def _regrets(usd: list[str], subject: str, own: Result, bounds: Mapping[str, Result]) -> list[str]:
+def regrets(subject: str, own: Result, bounds: Mapping[str, Result]) -> dict[str, np.ndarray]:
+    """The scores of hindsight and of the subject, and what is lost between them; each [G]."""
     hindsight, estimated = bounds.values()
-    rows = {
+    return {
         "hindsight": hindsight.score,
         "hindsight on estimates": estimated.score,
         subject: own.score,
         "prediction regret": hindsight.score - estimated.score,
         "allocation regret": estimated.score - own.score,
     }
+
+
+def _regrets(usd: list[str], rows: Mapping[str, np.ndarray]) -> list[str]:
     return [
         "Hindsight knows all answers of an episode in advance and spends the budget optimally (a linear relaxation; no "
         "router does better). Hindsight on estimates knows the queries in advance but only estimates of the answers. "
@@ -204,24 +208,31 @@ def _domains(rules: Rules, rows: Tensor) -> tuple[np.ndarray, list[str]]:
     return domain, names if 1 < len(names) <= MOST_DOMAINS else []
 
 
-def _calls_by_domain(rules: Rules, own: Result) -> list[str]:
-    """Share of the calls to each expert by domain, over all budgets."""
+def shares_by_domain(rules: Rules, own: Result) -> dict[str, np.ndarray]:
+    """Of each domain the share of the queries that each expert is asked about first [K], over all budgets; none where
+    there are too many domains to show."""
     rows, chosen = own.rows.ravel(), own.chosen.ravel()
     domain, names = _domains(rules, torch.arange(len(rules.table)))
     if not names:
-        return []
+        return {}
     code = np.searchsorted(names, domain)[rows]
     k = len(rules.table.experts)
     counts = np.bincount(code * k + chosen, minlength=len(names) * k).reshape(-1, k)
-    share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    cells = dict(zip(rules.table.experts, share.T, strict=True))
+    return dict(zip(names, counts / counts.sum(axis=1, keepdims=True).clip(min=1), strict=True))
+
+
+def _calls_by_domain(rules: Rules, shares: Mapping[str, np.ndarray]) -> list[str]:
+    """Share of the calls to each expert by domain, over all budgets."""
+    if not shares:
+        return []
+    cells = dict(zip(rules.table.experts, np.stack(list(shares.values()), axis=1), strict=True))
     first = ", the expert asked first" if rules.max_calls > 1 else ""
     return [
         "## Which experts are asked, by domain",
         "",
         f"Over all budgets{first}:",
         "",
-        rows_of(["expert", *names], cells, percents),
+        rows_of(["expert", *shares], cells, percents),
         "",
     ]
 

@@ -275,6 +275,18 @@ def _training(training: Training) -> str:
     )
 
 
+def training_in_short(training: Training) -> tuple[str, str]:
+    """What training added, and beside that to what."""
+    if training.algorithm is None:
+        return "none", training.start
+    name = algorithm_name(training.algorithm)
+    if training.gain is None:
+        return "added nothing", f"{name}, to {training.start}"
+    gain = training.gain
+    interval = f"95 %: from {100 * gain.low:+.2f} to {100 * gain.high:+.2f}"
+    return f"{100 * gain.mean:+.2f} points", f"{name}, to {training.start} ({interval})"
+
+
 def algorithm_name(algorithm: str) -> str:
     """As in a sentence."""
     return algorithm.upper().replace("_", " ")

@@ -1,4 +1,5 @@
-"""Writes the report of a run: `evaluation.json`, `curve.png` and `report.md`, which begins with what to deploy.
+"""Writes the report of a run: `evaluation.json`, `curve.png`, `report.md`, which begins with what to deploy, and the
+same as a page, `report.html`.
 
 G budgets, K experts, N rows of the table.
 """
@@ -12,13 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from agents.estimators.base import Estimates
-from agents.evaluation.appendix import appendix, metrics_of, percents, rows_of
+from agents.evaluation.appendix import appendix, metrics_of, percents, regrets, rows_of, shares_by_domain
 from agents.evaluation.bounds import estimated_bound, hindsight_bound
 from agents.evaluation.decision import AGENT, Choice, choose, experts_alone
 from agents.evaluation.evaluate import Result, episodes_for, evaluate, summary
 from agents.evaluation.headline import Decision, Training, dollars, headline, measure
-from agents.evaluation.metrics import matching_cost
+from agents.evaluation.html_report import Pictures, page
+from agents.evaluation.matching import Match, matches
 from agents.evaluation.plots import draw_curve, save_png
+from agents.evaluation.stored import ByQuery, write_by_query
 from agents.progress import Bars, silent
 from agents.routers import Router
 from leeroo_env.dynamics import Rules, budget_grid
@@ -147,7 +150,7 @@ class Report:
 
 
 def write_report(run_dir: Path, report: Report) -> Decision:
-    """Writes the three files of an evaluation."""
+    """Writes the files of an evaluation."""
     test, estimates = report.test, report.estimates
     rules, budgets, seed, table = test.rules, test.budgets.main, test.seed, test.rules.table
     choice = report.choice()
@@ -169,6 +172,9 @@ def write_report(run_dir: Path, report: Report) -> Decision:
     figure = draw_curve(table, test.split, test.all, report.subject, choice.best_router)
     write_atomically(run_dir / "curve.png", lambda path: save_png(figure, path))
     write_text(run_dir / "report.md", "\n".join(text) + "\n")
+    write_text(run_dir / "report.html", page(text, decision, _pictures(report, choice, bounds)))
+    deployed = {**test.all, **experts_alone(table, test.all[report.subject])}[choice.name]
+    write_by_query(run_dir, ByQuery.of(deployed, choice.place))
     write_json(
         run_dir / "evaluation.json",
         {
@@ -179,6 +185,22 @@ def write_report(run_dir: Path, report: Report) -> Decision:
         },
     )
     return decision
+
+
+def _pictures(report: Report, choice: Choice, bounds: Mapping[str, Result]) -> Pictures:
+    test, subject = report.test, report.subject
+    table, own = test.rules.table, test.all[subject]
+    return Pictures(
+        table=table,
+        subject=subject,
+        budgets_usd=test.budgets.all,
+        results=test.all,
+        choice=choice,
+        matches=matches(own, experts_alone(table, own)),
+        regrets=regrets(subject, test.main[subject], bounds),
+        regret_budgets_usd=test.budgets.main,
+        domains=shares_by_domain(test.rules, test.main[subject]),
+    )
 
 
 def _body(report: Report, choice: Choice, decision: Decision) -> list[str]:
@@ -198,7 +220,7 @@ def _body(report: Report, choice: Choice, decision: Decision) -> list[str]:
         "",
         f"## What the {subject if subject == AGENT else 'router'} pays for each expert's score",
         "",
-        *_what_money_buys(own, experts_alone(table, own)),
+        *_what_money_buys(matches(own, experts_alone(table, own))),
         "",
         "## Which experts are asked",
         "",
@@ -240,22 +262,9 @@ def _by_budget(report: Report, choice: Choice) -> list[str]:
     ]
 
 
-def _what_money_buys(own: Result, alone: Mapping[str, Result]) -> list[str]:
+def _what_money_buys(found: Sequence[Match]) -> list[str]:
     """For each expert, what is spent for the same score."""
-    order = own.cost_usd.argsort(kind="stable")
-    spent, reached = own.cost_usd[order], own.score[order]
-    cells = {}
-    for name, one in sorted(alone.items(), key=lambda item: -float(item[1].score[0])):
-        score, cost = float(one.score[0]), float(one.cost_usd[0])
-        paid = matching_cost(spent, reached, score)
-        words = f"not matched; {100 * reached.max() / max(score, 1e-30):.1f} % of its score at most"
-        if paid == spent.min():
-            words = f"matched already at {dollars(1000 * paid)}, the least that was spent"
-        elif not np.isnan(paid) and cost == 0:
-            words = f"matched at {dollars(1000 * paid)}; it is free"
-        elif not np.isnan(paid):
-            words = f"matched at {dollars(1000 * paid)}: {100 * paid / cost:.0f} % of its cost"
-        cells[name.removeprefix("always ")] = [f"{score:.3f}", dollars(1000 * cost), words]
+    cells = {one.expert: [f"{one.score:.3f}", dollars(1000 * one.cost_usd), one.words()] for one in found}
     return [
         "What each expert scores and costs if it answers every query of these episodes, and what is spent for the same "
         "score (interpolated between the budgets above), in dollars per 1,000 queries.",

@@ -24,6 +24,7 @@ from leeroo_env.yaml_file import read_yaml
 
 CONFIG = "config.yaml"
 REPORT = ("evaluation.json", "report.md", "curve.png")
+FURTHER = ("report.html", "by-query.safetensors")  # of the report; runs of earlier versions lack them
 PACKAGES = ("numpy", "gymnasium", "stable-baselines3")
 
 
@@ -64,7 +65,7 @@ def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
 
 def finish_run(run_dir: Path) -> None:
     """Marks the run as finished: its manifest lists its report."""
-    write_manifest(run_dir, [CONFIG, *REPORT])
+    write_manifest(run_dir, [CONFIG, *REPORT, *FURTHER])
 
 
 def is_finished(run_dir: Path) -> bool:

@@ -10,81 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pydantic
 from matplotlib.figure import Figure
 
 from agents.evaluation.decision import AGENT
 from agents.evaluation.headline import dollars
 from agents.evaluation.markdown import table_head, table_line
 from agents.evaluation.metrics import interval
+from agents.evaluation.stored import Evaluation, read_evaluation
 from agents.training.trials import search_section
-from leeroo_env.files import read_model, write_atomically, write_json, write_text
-from leeroo_env.manifest import check_files
+from leeroo_env.files import write_atomically, write_json, write_text
 
 DRAWN = 4  # routers beside the agent
-
-
-class Curve(pydantic.BaseModel, frozen=True):
-    """Of a router, each [G]."""
-
-    score: list[float]
-    cost_usd: list[float]
-
-
-class Mean(pydantic.BaseModel, frozen=True):
-    """A mean of `agents.evaluation.decision.Interval`."""
-
-    mean: float
-
-
-class Row(pydantic.BaseModel, frozen=True):
-    """What is read of a row of a decision."""
-
-    name: str
-    score: Mean
-    lead: Mean | None
-    saved: Mean | None
-
-
-class Calls(pydantic.BaseModel, frozen=True):
-    """What is read of why several calls a query were kept or one."""
-
-    several: bool
-
-
-class Trained(pydantic.BaseModel, frozen=True):
-    """What is read of what training did."""
-
-    gain: Mean | None
-    calls: Calls | None = None  # runs of earlier versions have none
-
-
-class Decided(pydantic.BaseModel, frozen=True):
-    """What is read of `agents.evaluation.headline.Decision`."""
-
-    deploy: str
-    budget_usd_per_1000_queries: float
-    score_on_val: float
-    rows: list[Row]
-    training: Trained
-
-
-class Evaluation(pydantic.BaseModel, frozen=True):
-    """What is read of `evaluation.json`."""
-
-    seed: int
-    table: str
-    split: str
-    horizon: int
-    budgets_usd: list[float]
-    routers: dict[str, Curve]
-    decision: Decided | None = None  # runs of earlier versions have none
-
-
-def _read(run_dir: Path) -> Evaluation:
-    """Raises InputError where `evaluation.json` is missing, broken, or not what was written."""
-    check_files(run_dir, ["evaluation.json"], others=False)
-    return read_model(run_dir / "evaluation.json", Evaluation)
 
 
 def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
@@ -92,7 +28,7 @@ def write_seeds_report(run_dir: Path, runs: Sequence[Path]) -> None:
 
     Intervals are Student's t over seeds, which vary the training and the episodes; the test queries are the same.
     """
-    evaluations = [_read(run) for run in runs]
+    evaluations = [read_evaluation(run) for run in runs]
     first = evaluations[0]
     budgets = first.budgets_usd
     curves = {name: [one.routers.get(name, one.routers[AGENT]) for one in evaluations] for name in _names(evaluations)}
