@@ -196,7 +196,7 @@ def fits(
                         fit = process.submit(measure, Path(directory) / "table", m, method, threads).result()
                     lines.append(fit.line(f"{method}, {experts} experts"))
                     print(lines[-1], flush=True)
-    text = f"{threads} threads. {EXPLAINED}\n\n" + "\n".join(lines)
+    text = f"{threads} thread(s). {EXPLAINED}\n\n" + "\n".join(lines)
     heading = f"Fits to {', '.join(f'{n:,}' for n in queries)} training queries, {experts} experts"
     add_section(ROOT / "benchmarks" / "SCALE.md", TITLE, heading, text)
 
