@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py collect
     python benchmarks/scale.py store
+    python benchmarks/scale.py ledger
 
 A server on loopback, in a process of its own that is not counted, answers at once. Processor time is that of all
 processes of the program, Ray's own included; of an answer it is the difference between a large and a small collection,
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from sections import add_section
+from sections import add_section, read_section
 
 from experts.cluster import data
 from experts.cluster.connect import CALLS_PER_ASKER, connect
@@ -210,9 +211,67 @@ def _opened(directory: str, pipe: Connection) -> None:
         pipe.send((time.process_time() - started, _resident() - before))
 
 
+def ledger(database: str = "", processes: tuple[int, ...] = (1, 2), at_once: int = 100, seconds: float = 5.0) -> None:
+    """Calls a second that the server's ledger reserves and settles.
+
+    Args:
+        database: postgresql://USER@HOST/NAME; a file of SQLite, made for this, if empty.
+        processes: that share it, as workers or replicas do.
+        at_once: calls under way in each.
+        seconds: of each measurement.
+    """
+    context, lines = multiprocessing.get_context("spawn"), []
+    for n in processes:
+        with tempfile.TemporaryDirectory() as directory:
+            url = database or f"sqlite:///{directory}/leeroo.db"
+            pipes = [context.Pipe() for _ in range(n)]
+            for _, there in pipes:
+                context.Process(target=_spend, args=(url, at_once, seconds, there), daemon=True).start()
+            for here, _ in pipes:
+                here.recv()
+            for here, _ in pipes:
+                here.send("begin")
+            done = sum(here.recv() for here, _ in pipes)
+        lines.append(f"| {url.partition(':')[0]} | {n} | {done / seconds:,.0f} |")
+        print(lines[-1], flush=True)
+    known = read_section(OUT, "The ledger").splitlines()
+    kept = [line for line in known if line.startswith(("| sqlite", "| postgresql")) and line.split()[1] not in lines[0]]
+    text = f"`python benchmarks/scale.py ledger [--database URL]`, {at_once} calls under way in each process, on "
+    text += f"{os.cpu_count()} cores that the database shares."
+    head = "| database | processes | calls reserved and settled a second |\n|---|---|---|"
+    add_section(OUT, TITLE, "The ledger", "\n".join([text, "", head, *kept, *lines]))
+
+
+def _spend(url: str, at_once: int, seconds: float, pipe: Connection) -> None:
+    """Reserves and settles until the time is over; sends the number of calls."""
+    from agents.server.money import Charge, Ledger
+
+    opened = Ledger.open(url)
+    opened.add_key(name := f"key {os.getpid()}", 1e6, "total")
+    keys = opened.keys()
+    key_id = next(key.key_id for key in keys if key.name == name)
+    pipe.send("ready")
+    pipe.recv()
+    done, ends = 0, time.monotonic() + seconds
+
+    async def one() -> None:
+        nonlocal done
+        while time.monotonic() < ends:
+            name = await opened.reserve(key_id, "request", "expert", 100, 60.0)
+            await opened.settle(name, Charge(50))
+            done += 1
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(one() for _ in range(at_once)))
+
+    asyncio.run(all_of_them())
+    pipe.send(done)
+    opened.close()
+
+
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"collect": collect, "store": store})
+    tyro.extras.subcommand_cli_from_dict({"collect": collect, "store": store, "ledger": ledger})
