@@ -40,9 +40,7 @@ def secret(server: Running) -> str:
 
 
 @pytest.mark.parametrize("path, method, mode", OPERATIONS)
-def test_every_answer_is_as_described(
-    server: Running, secret: str, path: str, method: str, mode: Any
-):
+def test_every_answer_is_as_described(server: Running, secret: str, path: str, method: str, mode: Any):
     schema = schemathesis.openapi.from_dict(DESCRIBED)
     headers = {"Authorization": f"Bearer {ADMIN if path in ('/', '/metrics') else secret}"}
 
