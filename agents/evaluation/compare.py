@@ -121,7 +121,7 @@ def names(paths: Sequence[Path]) -> list[str]:
 def read_run(path: Path, name: str) -> Run:
     """Raises InputError where it is no finished run, or where its files are not as they were written."""
     if (path / "seeds.json").exists():
-        raise InputError(f"{path}: holds several seeds; name the runs in it, as {path / 'seed-0'}")
+        raise InputError(f"{path}: holds several seeds; name the runs in it: {path / 'seed-*'}")
     if not (path / "evaluation.json").exists():
         raise InputError(f"{path}: {'not a finished run: has no evaluation.json' if path.is_dir() else 'no such run'}")
     evaluation = read_evaluation(path)

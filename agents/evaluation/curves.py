@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agents.evaluation.headline import dollars
+from agents.evaluation.plots import NAMED, short
 
 APART = (24.0, 7.0)  # percent of the chart by which labels keep clear of each other
 LOG_FROM = 5.0  # the highest of dollars over the lowest from which on their axis is logarithmic
@@ -77,7 +78,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with a name, in percent of the chart; `labelled` where there is room to write the name."""
+    """A point with a short name and a title, in percent of the chart; `labelled` where there is room for the name."""
 
     name: str
     title: str
@@ -120,10 +121,10 @@ class Chart:
         marks = []
         for i in sorted(range(len(names)), key=lambda i: (-score[i], usd[i])):
             x, y = places[i]
-            room = all(abs(x - a) > APART[0] or abs(y - b) > APART[1] for a, b in written)
+            room = len(written) < NAMED and all(abs(x - a) > APART[0] or abs(y - b) > APART[1] for a, b in written)
             if room:
                 written.append((x, y))
-            marks.append(Mark(names[i], f"{names[i]}: {score[i]:.3f} at {dollars(usd[i])}", x, y, room))
+            marks.append(Mark(short(names[i]), f"{names[i]}: {score[i]:.3f} at {dollars(usd[i])}", x, y, room))
         return marks
 
     @property

@@ -21,7 +21,7 @@ from agents.evaluation.matching import Match
 from leeroo_env.table import ExpertTable
 
 COLORS = 8  # of experts and lines that are told apart; all further ones share one more
-MIXTURE, BEST_ROUTER = 8, 5
+MIXTURE, BEST_ROUTER, DEARER = 8, 5, 5
 SAMPLES = 120  # points of a line that is straight in dollars
 LEARNING = "training queries"  # what the table of a learning curve has in its first column
 
@@ -97,6 +97,7 @@ def page(text: Sequence[str], decision: Decision, pictures: Pictures) -> str:
         first=first,
         decision=decision,
         tiles=_tiles(decision),
+        warnings=Section("", 2, [line[2:] for line in first.lines if line.startswith("- **Warning")]),
         chart=chart,
         lines=lines,
         marks=marks,
@@ -252,7 +253,7 @@ def _domain_bars(pictures: Pictures) -> list[Bar]:
 def _match_bar(one: Match) -> Bar:
     """As long as the share of the expert's cost; none where its score may be had for less than was ever spent."""
     share = None if one.least else one.share
-    parts = [] if share is None else [Part(round(min(100 * share, 100.0), 2), 0, one.words())]
+    parts = [] if share is None else [Part(round(min(100 * share, 100.0), 2), 0 if share <= 1 else DEARER, one.words())]
     return Bar(one.expert, parts, one.words())
 
 

@@ -48,7 +48,7 @@ def draw_curve(
     _draw_mixtures(axes, alone, top_usd)
     others = [name for name in [router] if name is not None and name in results and name != subject]
     for name in others:
-        _draw_line(axes, results[name], f"best router: {_short(name)}", ROUTER_COLOR, 1.6, "--")
+        _draw_line(axes, results[name], f"best router: {short(name)}", ROUTER_COLOR, 1.6, "--")
     _draw_line(axes, own, subject, AGENT_COLOR, 2.6, "-")
     spent, low, high = _rising(own)
     axes.fill_between(spent, low, high, color=AGENT_COLOR, alpha=0.13, lw=0)
@@ -59,7 +59,7 @@ def draw_curve(
     axes.xaxis.set_major_formatter(lambda x, _: f"${x:,g}")
     axes.set_xlabel("dollars per 1,000 queries")
     axes.set_ylabel("mean score")
-    title = f"{_short(table.name, 60)}: what a budget buys, {split} queries"
+    title = f"{short(table.name, 60)}: what a budget buys, {split} queries"
     axes.set_title(title, fontsize=11, loc="left", color=INK, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.18)
@@ -127,7 +127,7 @@ def _draw_experts(axes: Any, alone: Mapping[str, Result], top_usd: float) -> np.
     for k in shown:
         right = cost[k] > 0.6 * top_usd
         axes.annotate(
-            _short(names[k]),
+            short(names[k]),
             (cost[k], score[k]),
             xytext=(-6, 5) if right else (7, -9),
             ha="right" if right else "left",
@@ -159,7 +159,7 @@ def _draw_best(axes: Any, name: str, best: Result, own: Result, top_usd: float) 
     cost = 1000 * float(best.cost_usd[0])
     share = f", {100 * matched / cost:.0f} % of its cost" if cost > 0 else ""
     axes.annotate(
-        f"as good as {_short(name)}\nat {dollars(matched)}{share}",
+        f"as good as {short(name)}\nat {dollars(matched)}{share}",
         (matched, score),
         xytext=(14, -34) if matched < 0.6 * top_usd else (-14, -40),
         ha="left" if matched < 0.6 * top_usd else "right",
@@ -181,6 +181,6 @@ def _limit_score(axes: Any, lines: list[np.ndarray], named: np.ndarray) -> None:
     axes.set_ylim(max(low - margin, -0.02), min(high + 1.2 * margin, 1.03))
 
 
-def _short(name: str, letters: int = MOST_LETTERS) -> str:
+def short(name: str, letters: int = MOST_LETTERS) -> str:
     """A name that is no longer than that."""
     return name if len(name) <= letters else f"{name[: letters // 2 - 1]}…{name[-(letters // 2 - 1) :]}"

@@ -124,7 +124,8 @@ def test_any_table_makes_a_page(kind: str, tmp_path: Path):
     report_of(table, Cheapest(table), tmp_path, horizon=8)
     html = (tmp_path / "report.html").read_text()
     assert "nan%" not in html and "inf" not in re.findall(r"style=\"[^\"]*\"", html)
-    assert ("32 others" in html) == (kind == "many")
+    assert ("32 others" in html) == (kind == "many") and 1 <= html.count('class="mark-name') <= 6
+    assert html.index("Warning: few queries.") < html.index('id="curve"'), "told before the pictures"
     widths = [float(width) for width in re.findall(r"width: ([\d.]+)%", html)]
     assert widths and max(widths) <= 100.01
 
