@@ -40,6 +40,7 @@ from agents.routers import Cheapest, Router, one_call_routers  # noqa: E402
 from agents.training.config import TrainConfig  # noqa: E402
 from agents.training.trainer import Trainer  # noqa: E402
 from leeroo_env import ExpertTable  # noqa: E402
+from leeroo_env.dynamics import Rules, budget_grid  # noqa: E402
 
 AGENT = "agent"
 CONTROLS = ("best single", "best mixture", "random", "cheapest")  # that keep a budget and ignore the query
@@ -58,7 +59,7 @@ class Ground:
         differs: the conditions that are not the same here, in sentences.
         measure: the numbers of a router's result, by column, in the order of the table.
         published: rows by name; columns as in `measure`, those that were not published missing.
-        budgets_usd: dollars a query; empty: `SHARES` of the way from the lowest mean cost to the highest.
+        budgets_usd: dollars a query; empty: from the lowest mean cost to the highest.
         whole_split: whether an episode is the whole test split in random order, once, on one budget.
         peer: the script in this directory that runs the authors' own package.
     """
@@ -264,7 +265,8 @@ def _play(
         (run_dir / "finished").touch()
     routers: dict[str, Router] = {AGENT: trainer.kept_router(run_dir)}
     routers |= one_call_routers(blind, config.horizon, config.seed)
-    rules, budgets = trainer.held_out_rules("test"), _budgets(ground, table)
+    rules = trainer.held_out_rules("test")
+    budgets = _budgets(ground, rules)
     if ground.whole_split:
         rules = replace(rules, horizon=len(rules.rows))
     episodes = episodes_for(rules, queries)
@@ -298,10 +300,11 @@ def _played_by(python: str, script: str, table: ExpertTable, budgets: list[float
     return Result(score=score, cost_usd=cost_usd, stderr=none, calls=calls, cut_off=none, **played)
 
 
-def _budgets(ground: Ground, table: ExpertTable) -> list[float]:
-    """Dollars a query, rising."""
-    low, high = (float(end) for end in (table.mean_cost_usd().min(), table.mean_cost_usd().max()))
-    return list(ground.budgets_usd) or sorted({low + share * (high - low) for share in SHARES})
+def _budgets(ground: Ground, rules: Rules) -> list[float]:
+    """Dollars a query, rising: those of the ground, else those of a report, which begin where the cheapest expert can
+    just be paid, and `SHARES` of the way to the most expensive one."""
+    low, high = rules.cost_scale.low_usd, rules.cost_scale.high_usd
+    return list(ground.budgets_usd) or sorted({*budget_grid(rules), *(low + share * (high - low) for share in SHARES)})
 
 
 def _controls(table: ExpertTable, results: Mapping[str, Result]) -> dict[str, Result]:
