@@ -21,11 +21,10 @@ SHORT = ("--timesteps", "4096", "--n-envs", "32", "--horizon", "16", "--max-call
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    """A Ray of this machine that the tests share."""
-    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]'")
+def ray(ray_nodes: Any) -> Iterator[Any]:
+    """The cluster of all tests, connected to: a process that has left it for one of its own cannot come back."""
     pytest.importorskip("optuna", reason="needs Optuna: pip install -e '.[ray]'")
-    with ray_session("--tune") as ray:
+    with ray_session("--tune", ray_nodes.address) as ray:
         yield ray
 
 
