@@ -55,6 +55,16 @@ class SpendCap:
             time.sleep(WAIT_S)
         return outcome == "granted"
 
+    def reserve_first(self, usd: Sequence[float]) -> int:
+        """Reserves the first of several calls as `reserve` does, and of those after it as many as need no wait; returns
+        how many, 0 if the first is refused."""
+        if not self.reserve(usd[0]):
+            return 0
+        n = 1
+        while n < len(usd) and self.try_reserve(usd[n]) == "granted":
+            n += 1
+        return n
+
     async def reserve_async(self, usd: float) -> bool:
         """`reserve` without blocking the event loop."""
         while (outcome := self.try_reserve(usd)) == "wait":
@@ -79,11 +89,9 @@ def ask_affordable(
     answers: list[Answer] = []
     while len(answers) < len(worst_usd):
         start = len(answers)
-        if not spend_cap.reserve(worst_usd[start]):
+        end = start + spend_cap.reserve_first(worst_usd[start : start + batch_size])
+        if end == start:
             return answers + [not_asked() for _ in worst_usd[start:]]
-        end = start + 1
-        while end < min(start + batch_size, len(worst_usd)) and spend_cap.try_reserve(worst_usd[end]) == "granted":
-            end += 1
         batch: list[Answer] = []
         try:
             batch = ask(slice(start, end))

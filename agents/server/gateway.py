@@ -139,10 +139,11 @@ class Gateway:
 
     def _delivered(self, job: Job) -> Completion | None:
         """The best supported answer; where the money ended first, what was written until then."""
-        if job.max_calls == 1 or job.plan.state is None:
-            return job.cut_off
+        if job.max_calls == 1:
+            return job.last
+        assert job.plan.state is not None
         place = delivered_call(job.plan.state, self.planner.decider.models)
-        return job.cut_off if place is None else job.completions[place]
+        return job.last if place is None else job.completions[place]
 
     async def open_stream(self, job: Job) -> OpenStream:
         """A streaming request up to its first chunk, after which no other expert is asked. Raises ApiError."""

@@ -67,8 +67,8 @@ class Job:
     span: Any = None
 
     @property
-    def cut_off(self) -> Completion | None:
-        """What was written until the money ended, where there is no whole answer."""
+    def last(self) -> Completion | None:
+        """The last that succeeded; where there is no whole answer, what was written until the money ended."""
         return next(reversed(self.completions.values()), None)
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from experts.cluster.session import last_line
 from experts.grading import GRADERS, Grade
 from experts.types import Query
 from leeroo_env.errors import InputError, first_line
@@ -183,5 +184,4 @@ def _one_line_errors(source: str) -> Iterator[None]:
     except InputError:
         raise
     except (ray.exceptions.RayError, OSError, ValueError, pa.ArrowException) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{source}: {reason.removeprefix('leeroo_env.errors.InputError: ')}") from None
+        raise InputError(f"{source}: {last_line(error)}") from None

@@ -17,6 +17,7 @@ from queue import LifoQueue
 from typing import Any
 
 from experts.cluster.asker import Part
+from experts.cluster.session import last_line
 from experts.specs import ExpertSpec
 from experts.spending import CAP_REACHED, NOT_ASKED, SpendCap, not_asked
 from experts.types import Answer, Query
@@ -70,7 +71,7 @@ class Worker:
             except ray.exceptions.RayError as error:  # its machine may have been lost, which is not known at once
                 ray.kill(actor)
                 if getattr(error, "actor_init_failed", False) or time.monotonic() > until_s:
-                    raise InputError(f"a worker of the cluster cannot start: {_last_line(error)}") from None
+                    raise InputError(f"a worker of the cluster cannot start: {last_line(error)}") from None
                 time.sleep(RESTART_S)
 
     def _stop(self) -> None:
@@ -142,12 +143,7 @@ class ClusterExpert:
         """Reserves the worst cost of the first queries, as many as the spend cap pays for, and at least one if it waits
         for calls in flight; none if it refuses."""
         worst_usd = [self.spec.worst_usd(query) * self._overrun for query in queries]
-        if not self._spend_cap.reserve(worst_usd[0]):
-            return []
-        n = 1
-        while n < len(queries) and self._spend_cap.try_reserve(worst_usd[n]) == "granted":
-            n += 1
-        return worst_usd[:n]
+        return worst_usd[: self._spend_cap.reserve_first(worst_usd)]
 
     def _ask(self, batch: Sequence[Call], leased: Sequence[float]) -> Generator[Part, None, list[Call]]:
         """The answers to a batch; returns the calls that are to be made again."""
@@ -209,8 +205,3 @@ class ClusterExpert:
 
 def _lacked_money(answer: Answer) -> bool:
     return answer.error == NOT_ASKED or (answer.error or "").startswith(CAP_REACHED)
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of an error, which may be a traceback, without the type of an InputError."""
-    return str(error).strip().splitlines()[-1].removeprefix("leeroo_env.errors.InputError: ")

@@ -54,3 +54,8 @@ def ray_session(option: str, address: str | None = None, cpus: int | None = None
     finally:
         if not was_connected:
             ray.shutdown()
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error of Ray, which may be a traceback, without the type of an InputError."""
+    return str(error).strip().splitlines()[-1].removeprefix("leeroo_env.errors.InputError: ")
