@@ -11,6 +11,7 @@ from experts.importers.llmrouterbench import import_llmrouterbench
 from experts.importers.mmlu_pro import import_mmlu_pro
 from experts.importers.paretobandit import import_paretobandit
 from experts.importers.routellm import import_routellm
+from experts.importers.routerarena import import_routerarena
 from experts.importers.routerbench import import_routerbench
 from experts.importers.routerdc import import_routerdc
 from experts.importers.tidy import import_tidy
@@ -20,6 +21,7 @@ IMPORTERS: dict[str, Callable[..., Any]] = {
     "llmrouterbench": import_llmrouterbench,
     "mmlu-pro": import_mmlu_pro,
     "paretobandit": import_paretobandit,
+    "routerarena": import_routerarena,
     "routellm": import_routellm,
     "routerbench": import_routerbench,
     "routerdc": import_routerdc,

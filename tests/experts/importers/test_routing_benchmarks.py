@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import train
 from leeroo_env import ExpertTable
 from tests.experts.importers.importing import embeddings, load_and_step, refused, run
 
@@ -171,3 +173,82 @@ def test_no_llmrouterbench(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert "contains no DATASET" in refused(capsys, out, "llmrouterbench", tmp_path)
     directory = save_llmrouterbench(tmp_path / "bench")
     assert "no results of 'o3'" in refused(capsys, out, "llmrouterbench", directory, "--models", "o3")
+
+
+def save_routerarena(directory: Path, **changes: Any) -> list[Path]:
+    """A file of either kind, of a model each; the changes are made to the last answer of both."""
+    directory.mkdir()
+    lines: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
+    for i in range(12):
+        call = {"generated_answer": "A", "success": True, "token_usage": {"input_tokens": 90, "output_tokens": i}}
+        graded = {"score": 0.25, "inference_cost": 3e-5, "metric": "meteor_score"}
+        line = {"global_index": f"WMT19-cs-en_{i}", "question": f"{i}?", "llm_selected": "qwen/qwen3", **call}
+        lines.append(line | {"evaluation_result": graded, "run_number": 1})
+        prediction = {"global index": f"WMT19-cs-en_{i}", "prompt": f"{i}?", "prediction": "gpt-5"}
+        predictions.append(prediction | {"generated_result": call, "accuracy": 1.0, "cost": 0.002})
+    lines[-1] |= changes
+    result = {k: v for k, v in changes.items() if k in ("success", "token_usage")}
+    predictions[-1] |= changes | {"generated_result": predictions[-1]["generated_result"] | result}
+    files = [directory / "qwen.jsonl", directory / "router.json"]
+    files[0].write_text("\n".join(map(json.dumps, lines)) + "\n")
+    files[1].write_text(json.dumps(predictions))
+    return files
+
+
+def test_routerarena_is_for_evaluation_only(tmp_path: Path, capsys: pytest.CaptureFixture):
+    files = save_routerarena(tmp_path / "arena")
+    out = tmp_path / "table"
+    arguments = ["routerarena", *files, files[0], "--out", out, "--embeddings", embeddings(tmp_path, 12), "--outputs"]
+    code, printed, error = run(capsys, *arguments)
+    assert (code, error) == (0, "") and "12 queries, 2 experts; left out: 12 repeated answers" in printed
+    table = ExpertTable.load(out)
+    assert table.experts == ("gpt-5", "qwen/qwen3") and set(domains(table)) == {"WMT19-cs-en"}
+    assert len(table.rows("test")) == 12 and table.mean_score("test").tolist() == [1.0, 0.25]
+    assert table.mean_cost_usd("test").tolist() == pytest.approx([0.002, 3e-5])
+    assert set(table.answers["output"].to_pylist()) == {"A"}
+    assert train.main(["--table", str(out), "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "the train split has no queries" in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out"),
+    [
+        ({"success": False}, "2 failed calls"),
+        ({"evaluation_result": None, "accuracy": None}, "2 answers without a score"),
+        ({"question": "another?"}, "1 queries without every expert's answer, 1 answers to another wording"),
+    ],
+)
+def test_left_out_of_routerarena(tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict[str, Any], left_out: str):
+    files = save_routerarena(tmp_path / "arena", **changes)
+    rows = 12 if "question" in changes else 11
+    written = ["--out", tmp_path / "table", "--embeddings", embeddings(tmp_path, rows)]
+    code, printed, _ = run(capsys, "routerarena", *reversed(files), *written)
+    assert code == 0 and left_out in printed
+    with pytest.warns(UserWarning) if "question" in changes else nullcontext():
+        assert len(ExpertTable.load(tmp_path / "table")) == 11
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"global_index": None}, "row 11: needs global_index"),
+        ({"question": 3}, "row 11: needs global_index, llm_selected and question"),
+        ({"evaluation_result": {"score": 1.5}}, "row 11: score: 1.5 is not a number from 0 to 1"),
+        ({"evaluation_result": {"score": True}}, "row 11: score: True"),
+        ({"evaluation_result": {"score": 1.0}}, "row 11: cost: None"),
+        ({"token_usage": {"input_tokens": -1}}, "row 11: prompt_tokens: -1 is not a number of tokens"),
+    ],
+)
+def test_broken_routerarena(tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict[str, Any], said: str):
+    assert said in refused(capsys, tmp_path / "table", "routerarena", *save_routerarena(tmp_path / "arena", **changes))
+
+
+def test_no_routerarena(tmp_path: Path, capsys: pytest.CaptureFixture):
+    out, files = tmp_path / "table", save_routerarena(tmp_path / "arena")
+    assert "no graded answers of 'o3'" in refused(capsys, out, "routerarena", *files, "--models", "o3,gpt-5")
+    files[1].write_text("{}")
+    assert "is not a list of predictions" in refused(capsys, out, "routerarena", files[1])
+    files[0].write_text("")
+    assert "no answer has a score" in refused(capsys, out, "routerarena", files[0])
