@@ -37,7 +37,7 @@ from agents.training.run_dir import (
     is_finished,
     read_settings,
 )
-from agents.training.runtime import choose_device, run_in_parallel
+from agents.training.runtime import Laps, choose_device, run_in_parallel
 from agents.training.seeds import write_seeds_report
 from agents.training.trainer import Trainer
 from leeroo_env import ExpertTable, InputError
@@ -46,6 +46,9 @@ from leeroo_env.builtin import resolve
 from leeroo_env.cli import exit_code, is_interruption, no_interrupts
 from leeroo_env.dynamics import make_rules
 from leeroo_env.errors import first_line
+from leeroo_env.files import write_json
+
+LAPS = Laps(interrupt.BEGAN)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -81,6 +84,7 @@ def run(config: TrainConfig, run_dir: Path | None = None, processes: Processes =
         InputError: before anything is written, if the settings make no sense.
     """
     config.check()
+    LAPS.end("imports")
     torch.set_num_threads(config.threads)
     table = resolve(config.table, config.experts or None, choose_device(config.device), config.verify)
     make_rules(table, "train", config.horizon, config.budget or None, config.cost_weight, config.most_calls(table))
@@ -111,12 +115,14 @@ def run(config: TrainConfig, run_dir: Path | None = None, processes: Processes =
 def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bool, processes: Processes) -> int:
     """One agent, or several seeds with what they share fitted once; arguments as `train_agent`."""
     seeds = range(config.seed, config.seed + config.seeds)
+    LAPS.end("table")
     print(table)
     fits = (
         lambda: fit_predictors(table, seeds, shown),
         lambda: one_call_routers(table, config.horizon, config.seed, shown),
     )
     predictors, routers = run_in_parallel(*fits)
+    LAPS.end("estimates")
     if config.tune and new:
         config = replace(config, tuned=search_settings(config, table, predictors[0], run_dir))
     if config.seeds == 1:
@@ -171,6 +177,7 @@ def train_agent(config: TrainConfig, trainer: Trainer, routers: dict[str, Router
     """One agent, from its settings to its report; if it is not `new`, it goes on with what `run_dir` holds."""
     if config.agent != AGENT:
         return deploy_router(config, trainer, routers, run_dir, new)
+    baselines = trainer.baselines(routers)
     trainer.prepare()
     sha256 = trainer.description.table_sha256
     interrupt.raise_again()
@@ -184,13 +191,13 @@ def train_agent(config: TrainConfig, trainer: Trainer, routers: dict[str, Router
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it starts again
     with locked(run_dir):
         if trainer.max_calls > 1:
-            routers = routers | trainer.multi_call_routers()
+            baselines.begin(trainer.multi_call_routers)
         print(f"writing to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
-        val = trainer.play_on_val(routers)
-        if not trainer.fit(run_dir, val, checkpoint):
+        if not trainer.fit(run_dir, baselines, checkpoint):
             print(f"saved; go on with: python train.py --resume --run-dir {run_dir}")
             return 130
-        print(show(trainer.evaluate(run_dir, routers, val)))
+        print(show(trainer.evaluate(run_dir, routers, baselines)))
+        write_json(run_dir / "timings.json", LAPS.seconds | trainer.laps.seconds)
         finish_run(run_dir)
     print(f"report: {run_dir / 'report.md'}, as a page: {run_dir / 'report.html'}")
     return 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
+BEGAN = time.perf_counter()  # the program: nothing is imported before
 _message = "nothing was written"
 
 

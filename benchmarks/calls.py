@@ -148,7 +148,7 @@ def _trained(trainer: Trainer, run_dir: Path) -> PolicyRouter:
     trainer.prepare()
     if not (run_dir / "finished").exists():
         planned = time.perf_counter()
-        trainer.fit(run_dir, trainer.play_on_val({"cheapest": Cheapest(table)}))
+        trainer.fit(run_dir, trainer.baselines({"cheapest": Cheapest(table)}))
         (run_dir / "finished").touch()
         print(
             f"seed {config.seed}, horizon {config.horizon}, {config.max_calls} calls: plan {planned - began:.0f} s, "

@@ -261,7 +261,7 @@ def _play(
     trainer.prepare()
     run_dir = runs / f"s{config.seed}-{config.timesteps}-{len(table.experts)}"
     if not (run_dir / "finished").exists():
-        trainer.fit(run_dir, trainer.play_on_val({"cheapest": Cheapest(blind)}))
+        trainer.fit(run_dir, trainer.baselines({"cheapest": Cheapest(blind)}))
         (run_dir / "finished").touch()
     routers: dict[str, Router] = {AGENT: trainer.kept_router(run_dir)}
     routers |= one_call_routers(blind, config.horizon, config.seed)

@@ -19,7 +19,7 @@ LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(tmp|old)")  # what a kill
 RENAME_EXCHANGE = 2
 
 _cleaned: set[Path] = set()  # directories from which this process has removed leftovers
-_locked: set[str] = set()  # directories locked by this process
+_locked: dict[str, int] = {}  # directories locked by this process, and the descriptors that lock them
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -146,12 +146,22 @@ def locked(directory: Path) -> Iterator[None]:
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)
+    if _lock(descriptor) is False:
+        os.close(descriptor)
+        raise InputError(f"{directory}: another process is working on it")
+    _locked[name] = descriptor
     try:
-        if _lock(descriptor) is False:
-            raise InputError(f"{directory}: another process is working on it")
-        _locked.add(name)
         remove_leftovers(directory)
         yield
     finally:
-        _locked.discard(name)
-        os.close(descriptor)
+        if name in _locked:  # not in a child
+            os.close(_locked.pop(name))
+
+
+def _leave_locks() -> None:
+    """In a child that was forked, which would else keep them when this process is killed."""
+    while _locked:
+        os.close(_locked.popitem()[1])
+
+
+os.register_at_fork(after_in_child=_leave_locks)

@@ -24,7 +24,7 @@ from agents.routers import Router
 from leeroo_env.dynamics import Rules, budget_grid, make_rules
 
 MOST_DOMAINS = 20
-HORIZONS = (8, 64, 256, 1024)
+HORIZONS = (8, 64, 256)
 AT_HORIZON = 4_096  # queries played at each of these: they do not decide what to deploy
 BAR = "paced kernel ridge"
 TERMS = """\

@@ -14,9 +14,12 @@ from agents.policies.answer_model import calls_from_features
 from agents.routers.base import Context, Router
 from leeroo_env import dynamics
 from leeroo_env.dynamics import Rules, State
+from leeroo_env.dynamics.rng import sample_without_replacement
 from leeroo_env.table import ExpertTable
 
-QUERIES = 16_384
+QUERIES = 16_384  # played at a budget, at most
+PLAYS = 3  # of each query of the split at a budget: differences between plays are small beside those between queries
+FEWEST_QUERIES = 2_048
 
 
 @dataclass(frozen=True)
@@ -54,27 +57,26 @@ class Result:
         """The result at some of the budgets, in this order."""
         return Result(**{f.name: getattr(self, f.name)[list(places)] for f in fields(self)})
 
-    @classmethod
-    def joined(cls, parts: Sequence[Result]) -> Result:
-        """The results of one router at the budgets of all parts, in order."""
-        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
-
 
 def episodes_for(rules: Rules, queries: int = QUERIES) -> int:
-    """How many episodes ask about `queries` queries."""
-    return -(-queries // rules.horizon)
+    """How many episodes ask about `queries` queries, or about each of the split `PLAYS` times if that is fewer."""
+    return -(-min(queries, max(PLAYS * len(rules.rows), FEWEST_QUERIES)) // rules.horizon)
 
 
 def evaluation_episodes(rules: Rules, budgets_usd: list[float], episodes: int, seed: int) -> State:
     """The start of `episodes` episodes at each of G budgets, dollars a query: [G * episodes], budget by budget.
 
-    The queries are the same at every budget.
+    The queries are the same at every budget. Each permutation of the split's queries is dealt out to as many episodes
+    as it fills, so that queries are played equally often, but for those that are left over.
     """
-    device = rules.table.device
-    number = torch.arange(episodes, device=device)
-    keys = dynamics.episode_keys(torch.full_like(number, seed), number).repeat(len(budgets_usd))
+    device, horizon = rules.table.device, rules.horizon
+    dealt = min(len(rules.rows) // horizon, episodes)
+    number = torch.arange(-(-episodes // dealt), device=device)
+    keys = dynamics.episode_keys(torch.full_like(number, seed), number)
+    places = sample_without_replacement(keys, len(rules.rows), dealt * horizon).view(-1, horizon)[:episodes]
+    rows = rules.rows[places].repeat(len(budgets_usd), 1)
     budget = torch.tensor(budgets_usd, dtype=torch.float64, device=device).repeat_interleave(episodes)
-    return dynamics.sample_episodes(rules, keys, budget)
+    return dynamics.new_episodes(rules, rows, budget * horizon)
 
 
 def evaluate(
@@ -87,9 +89,10 @@ def evaluate(
 ) -> Result:
     """Plays `episodes` episodes at each budget, dollars a query; the same ones at every budget and for every router.
 
-    Unless told how many, it plays as many as ask 16,384 queries. A router that has `begin` is told the budgets of the
-    episodes, dollars a query [B], before their first query. One that has `max_calls` above 1 may ask that many experts
-    about a query, whatever the rules say; the others ask one. `on_step` is called after each step of the episodes.
+    Unless told how many, it plays each query three times, at least 2,048 queries and at most 16,384. A router that has
+    `begin` is told the budgets of the episodes, dollars a query [B], before their first query. One that has `max_calls`
+    above 1 may ask that many experts about a query, whatever the rules say; the others ask one. `on_step` is called
+    after each step of the episodes.
     """
     max_calls = router.max_calls
     rules = replace(rules, max_calls=max_calls)

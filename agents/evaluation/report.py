@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from agents.estimators.base import Estimates
 from agents.evaluation.appendix import appendix, metrics_of, percents, regrets, rows_of, shares_by_domain
 from agents.evaluation.bounds import estimated_bound, hindsight_bound
 from agents.evaluation.decision import AGENT, Choice, choose, experts_alone
-from agents.evaluation.evaluate import Result, episodes_for, evaluate, summary
+from agents.evaluation.evaluate import QUERIES, Result, episodes_for, evaluate, summary
 from agents.evaluation.headline import Decision, Training, dollars, headline, measure
 from agents.evaluation.html_report import Pictures, page
 from agents.evaluation.matching import Match, matches
@@ -74,44 +75,39 @@ class Played:
     Attributes:
         rules: of the episodes.
         split: its name.
-        seed: of the episodes.
         budgets: those played.
-        main: results at `budgets.main`, by router.
+        seed: of the episodes.
+        queries: asked at a budget, unless `evaluate` plays fewer where it is not told.
         all: results at `budgets.all`, by router.
     """
 
     rules: Rules
     split: str
-    seed: int
     budgets: Budgets
-    main: dict[str, Result] = field(default_factory=dict)
+    seed: int = 0
+    queries: int = QUERIES
     all: dict[str, Result] = field(default_factory=dict)
+
+    @cached_property
+    def main(self) -> dict[str, Result]:
+        """Results at `budgets.main`, by router."""
+        places = [self.budgets.all.index(usd) for usd in self.budgets.main]
+        return {name: result.at(places) for name, result in self.all.items()}
 
     def beside(self, other: Played) -> Played:
         """The routers of both, on the same episodes."""
-        return replace(self, main={**self.main, **other.main}, all={**self.all, **other.all})
+        return replace(self, all={**self.all, **other.all})
 
 
-def play(
-    routers: Mapping[str, Router],
-    rules: Rules,
-    split: str,
-    budgets: Budgets,
-    seed: int = 0,
-    queries: int | None = None,
-    bars: Bars = silent,
-) -> Played:
-    """Evaluates all routers on the same episodes, of as many `queries` as `evaluate` plays where not told."""
-    played = Played(rules, split, seed, budgets)
-    parts = [part for part in (budgets.main, budgets.further) if part]
-    order = np.argsort([usd for part in parts for usd in part], kind="stable").tolist()
-    episodes = None if queries is None else episodes_for(rules, queries)
-    steps = {name: len(parts) * rules.horizon * router.max_calls for name, router in routers.items()}
-    with bars(f"evaluating on {split}", sum(steps.values())) as bar:
+def play(routers: Mapping[str, Router], episodes: Played, bars: Bars = silent) -> Played:
+    """The results of the routers alone on the same episodes as those that have been played."""
+    rules, budgets, seed = episodes.rules, episodes.budgets.all, episodes.seed
+    played = replace(episodes, all={})
+    steps = {name: rules.horizon * router.max_calls for name, router in routers.items()}
+    with bars(f"evaluating on {episodes.split}", sum(steps.values())) as bar:
         for i, (name, router) in enumerate(routers.items(), start=1):
-            results = [evaluate(router, rules, part, episodes, seed, bar.update) for part in parts]
-            played.main[name] = results[0]
-            played.all[name] = Result.joined(results).at(order)
+            number = episodes_for(rules, episodes.queries)
+            played.all[name] = evaluate(router, rules, budgets, number, seed, bar.update)
             bar.update(sum(list(steps.values())[:i]) - bar.n)  # with several calls, episodes may end early
     return played
 

@@ -1,18 +1,28 @@
-"""Where and how torch computes: the device, the threads, fits that run in parallel, and the random generators."""
+"""Where and how torch computes: the device, threads, what runs beside the rest and how long, random generators."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from threading import Thread
-from typing import Any
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from threading import RLock, Thread
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from leeroo_env import InputError
+
+T = TypeVar("T")
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,6 +30,21 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: torch finds no usable GPU here")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Laps:
+    """The seconds that the phases of a run take, one after the other."""
+
+    def __init__(self, began: float | None = None):
+        """`began` is by `time.perf_counter`; None: now."""
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter() if began is None else began
+
+    def end(self, phase: str) -> None:
+        """Ends a phase, which began with the end of the last one."""
+        now = time.perf_counter()
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + now - self._last, 3)
+        self._last = now
 
 
 def run_in_parallel(*work: Callable[[], Any]) -> list[Any]:
@@ -43,6 +68,70 @@ def run_in_parallel(*work: Callable[[], Any]) -> list[Any]:
     results = [future.result() for future in futures]
     torch.set_num_threads(before)
     return results
+
+
+def in_background(work: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """What `work` yields, computed from now on in a process of its own where a fork is safe, else when it is asked for;
+    the results are the same.
+
+    `work` must not draw from the global random generators. The process has one thread of torch and shows no progress.
+    It ends with this one, or when the iterator is dropped.
+    """
+    if not sys.platform.startswith("linux") or torch.cuda.is_initialized() or _is_one_of_many():
+        return work()
+    context = get_context("fork")
+    results, sender = context.Pipe(duplex=False)
+    end, alive = context.Pipe(duplex=False)  # `alive` is never written to: it is closed when nobody waits any more
+
+    def run() -> None:
+        alive.close()
+        _work_alone(work, sender, end)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, such as those of progress bars
+        process = context.Process(target=run, daemon=True)
+        process.start()
+    sender.close()
+    end.close()
+    return _received(results, alive)
+
+
+def _is_one_of_many() -> bool:
+    """Whether this process belongs to a cluster of Ray's or a data-parallel run, whose threads a fork would lose."""
+    ray = sys.modules.get("ray")
+    return torch.distributed.is_initialized() or bool(ray and ray.is_initialized())
+
+
+def _work_alone(work: Callable[[], Iterator[Any]], sender: Connection, end: Connection) -> None:
+    """In the process of `in_background`: sends what `work` yields, or its error, unless the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(RLock())  # a thread that held the old one is not here
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+    def end_with_the_other() -> None:
+        end.poll(None)
+        os._exit(1)
+
+    Thread(target=end_with_the_other, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        for value in work():
+            sender.send((True, value))
+    except BaseException as error:
+        sender.send((False, error))
+    os._exit(0)
+
+
+def _received(results: Connection, alive: Connection) -> Iterator[Any]:
+    with results, alive:
+        while True:
+            try:
+                fine, value = results.recv()
+            except EOFError:
+                return
+            if not fine:
+                raise value
+            yield value
 
 
 @contextmanager

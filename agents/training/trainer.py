@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from copy import copy, deepcopy
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -29,12 +30,13 @@ from agents.routers import Router, multi_call_routers, one_call_routers
 from agents.routers.policy import PolicyRouter
 from agents.routers.registry import fit_estimator
 from agents.routers.stored import save_router
+from agents.training.baselines import Baselines
 from agents.training.callbacks import VAL_QUERIES, WARM_UP, Interrupted, Monitor, Progress, stop_on_interrupt
 from agents.training.checkpoint import latest_checkpoint, restore_checkpoint
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
 from agents.training.parallel import lead, own_rules
-from agents.training.runtime import generators_restored
+from agents.training.runtime import Laps, generators_restored, in_background
 from agents.training.tensorboard import tensorboard_logger, test_scalars
 from agents.training.trials import search_section
 from leeroo_env import ExpertTable
@@ -60,6 +62,7 @@ class Trainer:
         evidence: [N, K], what calls tell of their answers; None: nothing. Of training rows it is out of fold.
         evidence_model: estimates it; None where there is none.
         processes: that train together, of which this is the first.
+        laps: how long the phases of the run took.
         model: the algorithm on its environment; made by `prepare`, as are the next two.
         hyperparameters: those that the algorithm was made with.
         description: what `policy.json` says of the policy.
@@ -81,7 +84,7 @@ class Trainer:
     ):
         """Fits the predictor, unless one fitted to this table is given. `bars` show the progress. Of the `processes`,
         which train together, this is the first. Raises InputError for settings that make no sense."""
-        self.processes = processes
+        self.processes, self.laps = processes, Laps()
         self.config, self.table, self.policy_kind, self.bars = config, table, config.policy_kind(), bars
         self.max_calls = config.most_calls(table)
         self.predictor = predictor or fit_predictor(table, config.seed)
@@ -92,6 +95,7 @@ class Trainer:
         fitted = fit_evidence(table, self.predictor.rows, self.estimates, config.seed) if several else None
         self.evidence_model: EvidenceModel | None = fitted and fitted[0]
         self.evidence: Tensor | None = fitted and fitted[1]
+        self._data: Iterator[list[str]] | None = None
         self.one_call: Trainer | None = None
         if config.max_calls == "auto" and config.agent == AGENT and self.max_calls > 1:
             self.one_call = copy(self)
@@ -142,14 +146,26 @@ class Trainer:
         start = deepcopy(self.model.policy)
         start.set_training_mode(False)
         self.start = PolicyRouter(start, self.description, self.features)
+        self.laps.end("starting policy")
 
     def budgets(self) -> Budgets:
         """Those of evaluations: the user's, else a grid from the cheapest to the most expensive expert."""
         return report_budgets(self.held_out_rules("val"), self.config.budget)
 
-    def play_on_val(self, routers: dict[str, Router]) -> Played:
-        """The routers on val, on the episodes that the agent is evaluated on while it trains."""
-        return play(routers, self.held_out_rules("val"), "val", self.budgets(), queries=VAL_QUERIES, bars=self.bars)
+    def val(self) -> Played:
+        """The episodes on val that the agent is evaluated on while it trains."""
+        return Played(self.held_out_rules("val"), "val", self.budgets(), queries=VAL_QUERIES)
+
+    def test(self) -> Played:
+        """Those on test."""
+        return Played(self.held_out_rules("test"), "test", self.budgets(), self.config.seed)
+
+    def baselines(self, routers: dict[str, Router]) -> Baselines:
+        """Begins to play the `routers` of one call on these episodes, and what the report says of the data."""
+        self._data = in_background(lambda: iter([self._data_lines()]))
+        begun = Baselines(self.val(), self.test())
+        begun.begin(lambda: routers)
+        return begun
 
     @property
     def router(self) -> PolicyRouter:
@@ -174,20 +190,22 @@ class Trainer:
             self.table, self.estimates, self.max_calls, seed, answer_model, self.bars, self.evidence
         )
 
-    def fit(self, run_dir: Path, val: Played, checkpoint: Path | None = None) -> bool:
+    def fit(self, run_dir: Path, baselines: Baselines, checkpoint: Path | None = None) -> bool:
         """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val; before that
         the agent of one call, if there is one.
 
         Args:
             run_dir: where to write.
-            val: other routers on val, to be compared with.
+            baselines: what the agent is compared with; the first group makes one call a query.
             checkpoint: where to go on from; None: from the start.
 
         Returns:
             False where the user stopped the run, which has been saved.
         """
-        if self.one_call is not None and not self._fit_one_call(self.one_call, run_dir, val):
+        if self.one_call is not None and not self._fit_one_call(self.one_call, run_dir, baselines):
             return False
+        val = baselines.on_val(1 if self.max_calls == 1 else None)
+        self.laps.end("other routers")
         model, timesteps = self.model, self.config.timesteps
         iteration = self.hyperparameters["n_envs"] * getattr(model, "n_steps", self.config.horizon)
         monitor = Monitor(
@@ -222,16 +240,17 @@ class Trainer:
         finally:
             undo()
             monitor.close()
+        self.laps.end("training")
         return True
 
-    def _fit_one_call(self, one: Trainer, run_dir: Path, val: Played) -> bool:
+    def _fit_one_call(self, one: Trainer, run_dir: Path, baselines: Baselines) -> bool:
         """`fit` of the agent of one call, in a directory of its own; its policy is that of the run until val decides.
         The training that follows is the same as without it."""
         own = run_dir / ONE_CALL_DIR
         with generators_restored():
             one.prepare()
             tqdm.write(f"training with one call a query, then with up to {self.max_calls}; val decides which is kept")
-            done = one.fit(own, val, latest_checkpoint(own / "checkpoints"))
+            done = one.fit(own, baselines, latest_checkpoint(own / "checkpoints"))
         one.model.logger.close()
         if done and not (run_dir / "policy").exists():
             one._keep(one.kept_router(own), run_dir)
@@ -242,41 +261,41 @@ class Trainer:
         evidence = self.evidence_model if agent.max_calls > 1 else None
         save_policy(run_dir / "policy", agent.policy, agent.description, self.predictor, evidence)
 
-    def evaluate(self, run_dir: Path, routers: dict[str, Router], val: Played) -> Decision:
-        """Decides on val, where `fit` trained two agents, which is kept; plays it, its start, the other one and the
-        `routers` on test, chooses what to deploy by the results on `val`, and writes the report."""
-
-        def on_val(agent: PolicyRouter) -> Played:
-            return play({AGENT: agent}, val.rules, "val", val.budgets, queries=VAL_QUERIES)
-
-        kept, agent = self, self.kept_router(run_dir)
-        own, other, calls = on_val(agent), {}, None
+    def evaluate(self, run_dir: Path, routers: dict[str, Router], baselines: Baselines) -> Decision:
+        """Decides on val, where `fit` trained two agents, which is kept; plays it, its start and the other one on test,
+        chooses what to deploy by the results on val, and writes the report, beside the `routers` of one call and the
+        baselines' results."""
+        kept, agent, val = self, self.kept_router(run_dir), baselines.on_val()
+        own, other, calls = play({AGENT: agent}, val), {}, None
         if self.one_call is not None:
             one = self.one_call.kept_router(run_dir / ONE_CALL_DIR)
-            one_on_val = on_val(one)
+            one_on_val = play({AGENT: one}, val)
             calls = choose_calls(val.budgets.main, own.main[AGENT], one_on_val.main[AGENT], self.max_calls)
             other = {ONE_CALL: one}
             if not calls.several:
                 kept, agent, own, other = self.one_call, one, one_on_val, {SEVERAL_CALLS: agent}
             self._keep(agent, run_dir)
-        test, training = kept._play_agent_on_test(agent, {**other, **routers})
-        training = replace(training, calls=calls)
+        test, training = kept._play_agent_on_test(agent, other)
+        self.laps.end("evaluation")
+        test, training = test.beside(baselines.on_test()), replace(training, calls=calls)
+        self.laps.end("other routers")
         decision = self._report(run_dir, AGENT, {AGENT: agent, **routers}, own.beside(val), test, training)
+        self.laps.end("report")
         self._log_end(test, decision, best_router(val.main))
         return decision
 
-    def _play_agent_on_test(self, agent: PolicyRouter, others: dict[str, Router]) -> tuple[Played, Training]:
-        """The agent, what it was before training, and the others on test; what training did."""
+    def _play_agent_on_test(self, agent: PolicyRouter, other: dict[str, PolicyRouter]) -> tuple[Played, Training]:
+        """The agent, what it was before training, and the other one on test; what training did."""
         step, before = agent.description.step or 0, f"{AGENT} before {algorithm_name(self.config.algo)}"
-        test = self._play_on_test({AGENT: agent, **({before: self.start} if step > 0 else {}), **others})
+        begun = {before: self.start} if step > 0 else {}
+        test = play({AGENT: agent, **begun, **other}, self.test(), self.bars)
         start = "the plan computed from the estimates" if self.policy_kind == "bid-price" else "an untrained network"
         training = Training(self.config.algo, start, self.model.num_timesteps, step)
         if step > 0:
             own, started = test.main[AGENT], test.main[before]
             gain = mean_interval((own.scored - started.scored).mean(axis=0), own.rows[0])
             return test, replace(training, gain=gain)
-        same = replace(test, main={AGENT: test.main[AGENT], before: test.main[AGENT]})
-        same = replace(same, all={AGENT: test.all[AGENT], before: test.all[AGENT]})
+        same = replace(test, all={name: test.all[AGENT] for name in (AGENT, before)})
         return same.beside(test), training
 
     def deploy(self, run_dir: Path, routers: dict[str, Router]) -> Decision:
@@ -284,7 +303,7 @@ class Trainer:
         trained."""
         config, name = self.config, self.config.agent
         routers = {name: routers[name], **routers}
-        val, test = self.play_on_val(routers), self._play_on_test(routers)
+        val, test = (play(routers, episodes, self.bars) for episodes in (self.val(), self.test()))
         rules = replace(self.training_rules(), max_calls=routers[name].max_calls)
         estimator = fit_estimator(name, self.table, config.seed, self.predictor)
         description = describe_policy(rules, NO_ALGORITHM, {}, "router")
@@ -294,12 +313,8 @@ class Trainer:
     def report_on(self, router: Router, run_dir: Path, routers: dict[str, Router]) -> Decision:
         """Plays a policy of the user's own beside the routers, and writes the report."""
         routers = {AGENT: router, **routers}
-        val, test = self.play_on_val(routers), self._play_on_test(routers)
+        val, test = (play(routers, episodes, self.bars) for episodes in (self.val(), self.test()))
         return self._report(run_dir, AGENT, routers, val, test, Training(None, "the policy was given as it is"))
-
-    def _play_on_test(self, routers: dict[str, Router]) -> Played:
-        rules = self.held_out_rules("test")
-        return play(routers, rules, "test", self.budgets(), self.config.seed, bars=self.bars)
 
     def _report(
         self,
@@ -331,9 +346,12 @@ class Trainer:
                 horizon={"train": config.horizon, "val": val.rules.horizon, "test": test.rules.horizon},
                 command=deploy_command(config),
                 notes=notes,
-                data=data_lines(self.table, self.predictor, test.budgets.main, self.max_calls, config.seed),
+                data=self._data_lines() if self._data is None else next(self._data),
             ),
         )
+
+    def _data_lines(self) -> list[str]:
+        return data_lines(self.table, self.predictor, self.budgets().main, self.max_calls, self.config.seed)
 
     def _log_end(self, test: Played, decision: Decision, rival: str | None) -> None:
         """Test scores and the decision, for TensorBoard."""

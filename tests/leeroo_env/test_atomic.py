@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -158,7 +157,6 @@ def test_a_directory_is_locked_for_other_processes_alone(tmp_path: Path):
     answers = fork.Queue()
 
     def attempt() -> None:
-        atomic._locked.clear()  # those of the parent
         try:
             with locked(tmp_path):
                 answers.put("locked")
@@ -177,12 +175,16 @@ def test_a_directory_is_locked_for_other_processes_alone(tmp_path: Path):
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path):
-    ready, go = os.pipe(), threading.Event()
+    """Also where that has children, which work on for a moment."""
+    ready, stay = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(stay[1])
         with locked(tmp_path):
-            os.write(ready[1], b"x")
-            go.wait()
+            if os.fork() > 0:
+                os.write(ready[1], b"x")
+            os.read(stay[0], 1)
+            os._exit(0)
     os.read(ready[0], 1)
     with pytest.raises(InputError, match="another process"), locked(tmp_path):
         pass
@@ -190,3 +192,4 @@ def test_a_lock_goes_with_its_process(tmp_path: Path):
     os.waitpid(child, 0)
     with locked(tmp_path):
         pass
+    os.close(stay[1])

@@ -14,7 +14,7 @@ from agents.estimators import Estimates
 from agents.evaluation.decision import CallsChoice, Interval
 from agents.evaluation.evaluate import evaluate, lead
 from agents.evaluation.headline import Training
-from agents.evaluation.report import Report, play, report_budgets, write_report
+from agents.evaluation.report import Played, Report, play, report_budgets, write_report
 from agents.routers import Cheapest, FixedMixture, Planned, Random, Router
 from leeroo_env import ExpertTable, dynamics
 from tests.conftest import random_table
@@ -36,7 +36,7 @@ def report_of(
     routers = {"agent": agent, "cheapest": Cheapest(table), "best mixture": FixedMixture(table), **others}
     rules = {split: dynamics.make_rules(table, split, horizon) for split in ("val", "test")}
     budgets = report_budgets(rules["val"], budget)
-    val, test = (play(routers, rules[split], split, budgets, queries=2_048) for split in ("val", "test"))
+    val, test = (play(routers, Played(rules[split], split, budgets, queries=2_048)) for split in ("val", "test"))
     horizons = dict.fromkeys(("train", "val", "test"), horizon)
     command = "leeroo train --table t --agent NAME"
     estimates = Estimates(table.scores, table.costs_usd)
@@ -151,7 +151,7 @@ def test_few_queries_and_short_episodes_are_warned_of(tmp_path: Path):
     horizons = {"train": 64, "val": 31, "test": 31}
     rules = {split: dynamics.make_rules(table, split, 31) for split in ("val", "test")}
     budgets, routers = report_budgets(rules["val"]), {"agent": Cheapest(table)}
-    val, test = (play(routers, rules[split], split, budgets, queries=500) for split in ("val", "test"))
+    val, test = (play(routers, Played(rules[split], split, budgets, queries=500)) for split in ("val", "test"))
     estimates = Estimates(table.scores, table.costs_usd)
     write_report(tmp_path, Report("agent", routers, val, test, estimates, NOTHING_GAINED, horizons, "x", ""))
     warning = "trained in episodes of 64 queries; val 31 and test 31 here"

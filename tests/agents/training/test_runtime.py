@@ -1,11 +1,18 @@
-"""Fits in parallel keep their order and leave the number of threads as it was."""
+"""Fits in parallel keep their order and leave the number of threads as it was; what runs in the background ends."""
 
 from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from agents.training.runtime import choose_device, run_in_parallel
+from agents.training.runtime import Laps, choose_device, in_background, run_in_parallel
 from leeroo_env import InputError
 
 
@@ -32,3 +39,66 @@ def test_a_gpu_that_is_not_there_is_refused():
     assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(InputError, match="device cuda: torch finds no usable GPU here"):
         choose_device("cuda")
+
+
+def test_work_in_the_background_gives_what_it_would_here():
+    def work() -> Iterator[int]:
+        yield os.getpid()
+        yield 7
+
+    elsewhere = in_background(work)
+    assert next(elsewhere) != os.getpid() or not sys.platform.startswith("linux")
+    assert list(elsewhere) == [7]
+
+
+def test_an_error_in_the_background_is_raised_where_its_result_is_asked_for():
+    def work() -> Iterator[int]:
+        yield 1
+        raise InputError("broken")
+
+    results = in_background(work)
+    assert next(results) == 1
+    with pytest.raises(InputError, match="broken"):
+        next(results)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no process of its own elsewhere")
+def test_nobody_works_on_for_a_process_that_was_killed(tmp_path: Path):
+    pids = tmp_path / "pids"
+    read, write = os.pipe()
+    leader = os.fork()
+    if leader == 0:
+
+        def forever() -> Iterator[int]:
+            with pids.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            os.write(write, b"x")
+            time.sleep(60)
+            yield 1
+
+        kept = [in_background(forever), in_background(forever)]
+        time.sleep(60)
+        os._exit(len(kept))
+    assert os.read(read, 1) + os.read(read, 1) == b"xx"
+    os.kill(leader, signal.SIGKILL)
+    os.waitpid(leader, 0)
+    deadline = time.monotonic() + 20
+    while alive := [pid for pid in pids.read_text().split() if Path(f"/proc/{pid}").exists() and not is_zombie(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.02)
+
+
+def is_zombie(pid: str) -> bool:
+    """Whether it has ended, and nobody has asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_laps_follow_each_other():
+    laps = Laps(time.perf_counter() - 5)
+    laps.end("first")
+    laps.end("second")
+    laps.end("first")
+    assert list(laps.seconds) == ["first", "second"] and 5 <= laps.seconds["first"] < 6 and laps.seconds["second"] < 1
