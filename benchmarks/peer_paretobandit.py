@@ -6,8 +6,8 @@ peers/bin/python benchmarks/peer_paretobandit.py DATA OUT
 Runs in an environment of its own, without this project. DATA is an .npz file that `published.py --peer` writes:
 `embeddings` [N, 384] of all-MiniLM-L6-v2, `rewards` and `costs` [N, K], `test` [N] bool, `names` [K], `budgets` [G],
 dollars a query, and `seed`. The router has the package's models, priors, projection and default hyperparameters, learns
-online from the other rows, in random order, and then goes through the test rows once, still learning. OUT, an .npz
-file, gets `rows`, `chosen`, `scored` and `paid_usd`, each [G, n] in the order of the stream.
+online from the other rows, in random order, and then goes through the test rows once, still learning. OUT is as
+`peer_lottery.save` writes it: a budget's point is the stream at that budget.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def main(data_path: str, out_path: str) -> None:
     features = FeatureService(  # a prompt is the number of its row
         custom_encoder=lambda prompt: embeddings[int(prompt)], embedding_dim=384, pca_path=DEFAULT_PCA_PATH
     )
-    streams = [_stream(data, features, budget) for budget in data["budgets"].tolist()]
-    played: dict[str, Any] = {key: np.stack([stream[key] for stream in streams]) for key in streams[0]}
-    np.savez(out_path, **played)
+    chosen = np.stack([_stream(data, features, budget) for budget in data["budgets"].tolist()])
+    names, rows = np.array(["its own package, in this run"]), np.flatnonzero(data["test"])
+    np.savez(out_path, names=names, rows=rows, chosen=chosen[None], shares=np.eye(len(chosen))[None])
 
 
-def _stream(data: dict[str, np.ndarray], features: Any, budget_usd: float) -> dict[str, np.ndarray]:
-    """What it does on the test rows at one budget, each [n]."""
+def _stream(data: dict[str, np.ndarray], features: Any, budget_usd: float) -> np.ndarray:
+    """The model that it asks about each test row at one budget, [n]."""
     seed, names = int(data["seed"]), data["names"].tolist()
     rng = np.random.default_rng(seed)
     np.random.seed(seed)  # noqa: NPY002 - the package draws from it
@@ -45,16 +45,14 @@ def _stream(data: dict[str, np.ndarray], features: Any, budget_usd: float) -> di
         forgetting_factor=BEST_K3_HPARAMS["forgetting_factor"],
         budget_pacer=BudgetPacer(target_avg_spend_usd=budget_usd),
     )
+    chosen = np.zeros(len(data["test"]), dtype=np.int64)
     for test in (False, True):
-        rows = rng.permutation(np.flatnonzero(data["test"] == test))
-        chosen = np.zeros(len(rows), dtype=np.int64)
-        for i, row in enumerate(rows.tolist()):
+        for row in rng.permutation(np.flatnonzero(data["test"] == test)).tolist():
             name, log = router.route(str(row))
-            chosen[i] = names.index(name)
-            log.cost_usd = float(data["costs"][row, chosen[i]])
-            router.process_feedback(log.request_id, reward=float(data["rewards"][row, chosen[i]]))
-    scored, paid_usd = data["rewards"][rows, chosen], data["costs"][rows, chosen]
-    return {"rows": rows, "chosen": chosen, "scored": scored, "paid_usd": paid_usd}
+            chosen[row] = names.index(name)
+            log.cost_usd = float(data["costs"][row, chosen[row]])
+            router.process_feedback(log.request_id, reward=float(data["rewards"][row, chosen[row]]))
+    return chosen[data["test"]]
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ The data stays with you; `GROUNDS` says where each is had, which command imports
 differs here. A table belongs to the ground that its name begins with; any other gets the measures that need no
 particular data. The agent is trained as `train.py` does, with one call a query as the published routers make, and plays
 the test split, as do the routers of a report and the controls. The domains of the queries are hidden from all of them:
-published routers see the text alone. Results are added to `benchmarks/PUBLISHED.md`.
+published routers see the text alone. Other authors' own packages play in the same run with `--peer` and the Python of
+an environment that has them; `PEERS` has a script for each. Results are added to `benchmarks/PUBLISHED.md`.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,8 +43,10 @@ from agents.training.config import TrainConfig  # noqa: E402
 from agents.training.trainer import Trainer  # noqa: E402
 from leeroo_env import ExpertTable  # noqa: E402
 from leeroo_env.dynamics import Rules, budget_grid  # noqa: E402
+from leeroo_env.table.schema import SPLITS  # noqa: E402
 
 AGENT = "agent"
+PEERS = ("peer_llmrouter.py", "peer_routellm.py")  # the first lines of each say what to install, and how it plays
 CONTROLS = ("best single", "best mixture", "random", "cheapest")  # that keep a budget and ignore the query
 SHARES = tuple(i / 10 for i in range(1, 10))  # of strong calls, or of the way from the lowest mean cost to the highest
 Numbers = dict[str, float]
@@ -61,7 +65,7 @@ class Ground:
         published: rows by name; columns as in `measure`, those that were not published missing.
         budgets_usd: dollars a query; empty: from the lowest mean cost to the highest.
         whole_split: whether an episode is the whole test split in random order, once, on one budget.
-        peer: the script in this directory that runs the authors' own package.
+        peers: the scripts in this directory that run other authors' packages.
     """
 
     title: str
@@ -71,7 +75,7 @@ class Ground:
     published: Mapping[str, Numbers]
     budgets_usd: tuple[float, ...] = ()
     whole_split: bool = False
-    peer: str = ""
+    peers: tuple[str, ...] = PEERS
 
 
 def _strong_calls(table: ExpertTable, budgets_usd: list[float], result: Result) -> Numbers:
@@ -171,7 +175,7 @@ GROUNDS = {
         },
         budgets_usd=(2.929e-5, 8.288e-5, 2.345e-4, 3.0e-4, 6.636e-4, 1.878e-3, 5.312e-3, 1.504e-2),
         whole_split=True,
-        peer="peer_paretobandit.py",
+        peers=("peer_paretobandit.py",),
     ),
     "routerdc": Ground(
         "RouterDC's five in-distribution tests",
@@ -199,6 +203,13 @@ GROUNDS = {
         {},
     ),
 }
+PEERS_PLAY = (
+    "LLMRouter (`llmrouter-lib`) and RouteLLM (`routellm`) play with their own code, fitted to our train split and our "
+    "embeddings, once for all seeds. They have no budget: LLMRouter's routers learn which model is best, of all or of "
+    "the cheaper ones, or with a weight on cost; RouteLLM's routes between two models by a threshold. A budget buys a "
+    "lottery between two such points that did best on val for that money, and may be overspent: what was paid counts. "
+    "Tuned: the lottery chooses among several settings (`SETTINGS` in `benchmarks/peer_*.py`)."
+)
 OTHER = Ground(
     "",
     "",
@@ -226,8 +237,8 @@ def main(
         seeds: how many, from 0.
         timesteps: of each training.
         queries: asked at each budget in the evaluation.
-        runs: where the agents are kept; finished ones are not trained again.
-        peer: the Python of an environment with the authors' own package, which then plays too.
+        runs: where the agents, and the choices of the peers, are kept; finished ones are not made again.
+        peer: the Python of an environment with other authors' packages, which then play too.
         out: the file of results.
     """
     for name in tables:
@@ -238,13 +249,13 @@ def main(
         rows: dict[str, list[Numbers]] = {}
         for seed in range(seeds):
             config = TrainConfig(name, experts, max_calls=1, timesteps=timesteps, seed=seed)
-            played = _play(ground, config, table, queries, runs / table.name, peer if ground.peer else "")
+            played = _play(ground, config, table, queries, runs / table.name, peer)
             for router, numbers in played.items():
                 rows.setdefault(router, []).append(numbers)
         options = f" --experts {experts}" if experts else ""
         options += f" --timesteps {timesteps}" if timesteps != TrainConfig.timesteps else ""
         options += f" --queries {queries}" if queries != QUERIES else ""
-        options += " --peer peers/bin/python" if peer and ground.peer else ""
+        options += " --peer peers/bin/python" if peer else ""
         command = f"python benchmarks/published.py tables/{table.name} --seeds {seeds}{options}"
         text = _section(ground, table, rows, command)
         add_section(out, "# Published results, and ours in the same conditions", ground.title or table.name, text)
@@ -272,32 +283,57 @@ def _play(
     episodes = episodes_for(rules, queries)
     results = {name: evaluate(router, rules, budgets, episodes, config.seed) for name, router in routers.items()}
     results |= _controls(table, results)
-    if peer:
-        results["its own package, in this run"] = _played_by(peer, ground.peer, table, budgets, config.seed)
+    for script in ground.peers if peer else ():
+        seed = config.seed if ground.whole_split else 0  # of an order of the stream; a fit serves all seeds' queries
+        played = runs / f"{Path(script).stem}-s{seed}.npz"
+        if not played.exists():
+            _ask_peer(peer, script, table, budgets, seed, played)
+        results |= _played_by(dict(np.load(played)), table, results[AGENT])
     return {name: ground.measure(table, budgets, result) for name, result in results.items()}
 
 
-def _played_by(python: str, script: str, table: ExpertTable, budgets: list[float], seed: int) -> Result:
-    """What the authors' package does, in its own environment."""
-    test = np.zeros(len(table), dtype=bool)
-    test[table.rows("test").numpy()] = True
+def _ask_peer(python: str, script: str, table: ExpertTable, budgets: list[float], seed: int, out: Path) -> None:
+    """Has a package choose for the test split, in its own environment."""
     with tempfile.TemporaryDirectory() as directory:
-        data, out = f"{directory}/data.npz", f"{directory}/out.npz"
-        np.savez(
-            data,
-            embeddings=table.embeddings.numpy(),
-            rewards=table.scores.numpy(),
-            costs=table.costs_usd.numpy(),
-            test=test,
-            names=np.array(table.experts),
-            budgets=np.array(budgets),
-            seed=np.array(seed),
+        data, played = f"{directory}/data.npz", f"{directory}/played.npz"
+        arrays = {
+            "embeddings": table.embeddings.numpy(),
+            "rewards": table.scores.numpy(),
+            "costs": table.costs_usd.numpy(),
+            "names": np.array(table.experts),
+            "budgets": np.array(budgets),
+            "seed": np.array(seed),
+        }
+        splits = {split: np.isin(np.arange(len(table)), table.rows(split).numpy()) for split in SPLITS}
+        np.savez(data, allow_pickle=False, **arrays, **splits)
+        subprocess.run([python, str(ROOT / "benchmarks" / script), data, played], check=True)
+        shutil.move(played, out)
+
+
+def _played_by(played: dict[str, np.ndarray], table: ExpertTable, like: Result) -> dict[str, Result]:
+    """How a package's routers do on the queries of `like`, in the mean over their lotteries (`peer_lottery.save`)."""
+    place = np.zeros(len(table), dtype=np.int64)
+    place[played["rows"]] = np.arange(len(played["rows"]))
+    results = {}
+    for name, chosen, shares in zip(played["names"].tolist(), played["chosen"], played["shares"], strict=True):
+        asked = chosen[:, place[like.rows]].swapaxes(0, 1)  # [G, P, n]
+
+        def mean(values: np.ndarray, shares: np.ndarray = shares) -> np.ndarray:
+            """Over the points of the lottery, [G, n] from [G, P, n]."""
+            return np.einsum("gp,gpn->gn", shares, values)
+
+        rows = like.rows[:, None]
+        scored, paid_usd = (mean(x.numpy().astype(np.float64)[rows, asked]) for x in (table.scores, table.costs_usd))
+        calls = np.stack([mean(asked == k).mean(axis=1) for k in range(len(table.experts))], axis=1)
+        results[name] = replace(
+            like,
+            score=scored.mean(axis=1),
+            cost_usd=paid_usd.mean(axis=1),
+            calls=calls,
+            scored=scored,
+            paid_usd=paid_usd,
         )
-        subprocess.run([python, str(ROOT / "benchmarks" / script), data, out], check=True)
-        played = dict(np.load(out))
-    calls = np.stack([np.bincount(row, minlength=len(table.experts)) for row in played["chosen"]]) / test.sum()
-    score, cost_usd, none = played["scored"].mean(axis=1), played["paid_usd"].mean(axis=1), np.zeros(len(budgets))
-    return Result(score=score, cost_usd=cost_usd, stderr=none, calls=calls, cut_off=none, **played)
+    return results
 
 
 def _budgets(ground: Ground, rules: Rules) -> list[float]:
@@ -338,12 +374,13 @@ def _section(ground: Ground, table: ExpertTable, rows: Mapping[str, list[Numbers
     order = sorted(rows, key=lambda name: (name != AGENT, -merit(name)))
     control = max((name for name in CONTROLS if name in rows), key=merit)
     leads = [_cell(mean, "lead") for mean, _ in (_over_seeds(rows, AGENT, control, column) for column in ranked)]
+    notes = [ground.differs, *([PEERS_PLAY] if any(name.startswith("LLMRouter") for name in rows) else [])]
     counts = ", ".join(f"{len(table.rows(split)):,} {split}" for split in ("train", "val", "test"))
     seeds = len(rows[AGENT])
     return "\n".join(
         [
             f"{len(table.experts)} models; {counts} queries; {seeds} seed{'s' if seeds > 1 else ''}"
-            f"{', mean and 95 % interval' if seeds > 1 else ''}. {ground.differs}",
+            f"{', mean and 95 % interval' if seeds > 1 else ''}. {' '.join(notes)}",
             "",
             f"**Against {control}, the strongest control that keeps a budget, the agent gains {', '.join(leads)}** "
             f"({', '.join(ranked)}).",

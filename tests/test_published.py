@@ -91,16 +91,26 @@ def test_the_measures_of_a_lottery_and_of_one_expert(published: ModuleType, tmp_
 
 
 def test_a_peer_plays_in_its_own_environment(published: ModuleType, tmp_path: Path):
-    table = ExpertTable.load(save(tmp_path / "paretobandit"))
-    script = tmp_path / "peer.py"  # asks the strong model about every test query
+    table = ExpertTable.load(save(tmp_path / "made-up"))
+    script = tmp_path / "peer.py"  # the point 0 asks the weak model about every query, the point 1 the strong one
     script.write_text(
-        "import sys, numpy as np\n"
-        "data = np.load(sys.argv[1])\n"
-        "rows = np.tile(np.flatnonzero(data['test']), (len(data['budgets']), 1))\n"
-        "strong = np.ones_like(rows)\n"
-        "np.savez(sys.argv[2], rows=rows, chosen=strong, scored=data['rewards'][rows, strong],"
-        " paid_usd=data['costs'][rows, strong])\n"
+        f"import sys\nsys.path.append({str(BENCHMARKS)!r})\nimport numpy as np\nfrom peer_lottery import save\n"
+        "data = dict(np.load(sys.argv[1]))\n"
+        "save(sys.argv[2], data, {'both': np.arange(2)[:, None] + 0 * data['embeddings'][:, 0].astype(int)})\n"
     )
-    result = published._played_by(sys.executable, str(script), table, [0.01, 0.02], 0)
-    assert result.score.tolist() == pytest.approx([float(table.mean_score("test")[1])] * 2)
-    assert result.calls.tolist() == [[0, 1], [0, 1]] and result.cost_usd.tolist() == pytest.approx([STRONG_USD] * 2)
+    budgets = [WEAK_USD, (WEAK_USD + STRONG_USD) / 2, 2 * STRONG_USD]
+    published._ask_peer(sys.executable, str(script), table, budgets, 0, tmp_path / "played.npz")
+    like = evaluate(Cheapest(table), make_rules(table, "test", 20), budgets, 7)
+    played = published._played_by(dict(np.load(tmp_path / "played.npz")), table, like)["both"]
+    assert played.calls == pytest.approx(np.array([[1, 0], [0.5, 0.5], [0, 1]]), abs=1e-6)
+    assert played.cost_usd == pytest.approx(np.array([*budgets[:2], STRONG_USD]))
+    weak, strong = (table.scores[:, k].numpy()[like.rows[0]] for k in range(2))
+    assert played.scored == pytest.approx(np.stack([weak, (weak + strong) / 2, strong]), abs=1e-6)
+
+
+def test_a_lottery_buys_the_best_points_for_the_money(published: ModuleType):
+    mixed = importlib.import_module("peer_lottery").mixed
+    score, cost = np.array([0.2, 0.1, 0.6, 0.5]), np.array([1.0, 2.0, 3.0, 5.0])
+    assert mixed(score, cost, 2.0) == pytest.approx([0.5, 0, 0.5, 0])
+    assert mixed(score, cost, 4.0) == pytest.approx([0, 0, 1, 0])
+    assert mixed(score, cost, 0.5) == pytest.approx([1, 0, 0, 0])
