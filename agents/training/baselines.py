@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from agents.evaluation.evaluate import Result
 from agents.evaluation.report import Played, play
+from agents.progress import Bars, silent
 from agents.routers import Router
 from agents.training.runtime import in_background
 
@@ -14,8 +15,9 @@ from agents.training.runtime import in_background
 class Baselines:
     """Plays groups of routers on the episodes of `val` and `test`, each in a process of its own where that is safe."""
 
-    def __init__(self, val: Played, test: Played):
-        self.val, self.test = val, test
+    def __init__(self, val: Played, test: Played, bars: Bars = silent):
+        """`bars` show that results are waited for."""
+        self.val, self.test, self.bars = val, test, bars
         self._groups: list[Iterator[dict[str, Result]]] = []
         self._on_val: list[dict[str, Result]] = []
 
@@ -32,13 +34,23 @@ class Baselines:
     def on_val(self, groups: int | None = None) -> Played:
         """The results of the first `groups` on val; None: of all that have begun."""
         wanted = len(self._groups) if groups is None else groups
-        while len(self._on_val) < wanted:
-            self._on_val.append(next(self._groups[len(self._on_val)]))
+        waiting = self._groups[len(self._on_val) : wanted]
+        self._on_val += self._received("val", waiting)
         return replace(self.val, all=_together(self._on_val[:wanted]))
 
     def on_test(self) -> Played:
         """The results of all groups on test; to be asked for once, after those on val."""
-        return replace(self.test, all=_together([result for group in self._groups for result in group]))
+        return replace(self.test, all=_together(self._received("test", self._groups)))
+
+    def _received(self, split: str, groups: Sequence[Iterator[dict[str, Result]]]) -> list[dict[str, Result]]:
+        if not groups:
+            return []
+        with self.bars(f"other routers on {split}", len(groups)) as bar:
+            received = []
+            for group in groups:
+                received.append(next(group))
+                bar.update()
+            return received
 
 
 def _together(groups: list[dict[str, Result]]) -> dict[str, Result]:

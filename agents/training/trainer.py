@@ -163,7 +163,7 @@ class Trainer:
     def baselines(self, routers: dict[str, Router]) -> Baselines:
         """Begins to play the `routers` of one call on these episodes, and what the report says of the data."""
         self._data = in_background(lambda: iter([self._data_lines()]))
-        begun = Baselines(self.val(), self.test())
+        begun = Baselines(self.val(), self.test(), self.bars)
         begun.begin(lambda: routers)
         return begun
 
