@@ -1,18 +1,17 @@
 """What the speed claims come from: one command measures everything and writes benchmarks/RESULTS.md.
 
 python benchmarks/speed.py                              all of it; replaces this machine's section of the file
-python benchmarks/speed.py --quick --only env calls     a look at some of it; the file stays as it is
-python benchmarks/speed.py --only env --write           replaces these rows
+python benchmarks/speed.py --only env                   replaces these rows
+python benchmarks/speed.py --quick --only env calls     a look; the file stays as it is
 
 What is compared runs in turn, A B B A, on one thread of torch unless a row says otherwise; a ratio is that of one turn,
-and rows show medians and, in brackets, ranges. Limits are counted: the bytes that a step has to move at least or the
-FLOPs of its matrix products, at the speed of a big copy or of a product of that shape, measured on the spot.
+and rows show medians and, in brackets, ranges. What the machine allows is counted: the bytes that a step has to move at
+least, at the speed of a big copy, measured on the spot.
 """
 
 from __future__ import annotations
 
-import os
-import platform
+import json
 import resource
 import subprocess
 import sys
@@ -20,8 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -32,15 +30,31 @@ import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import large_tables  # noqa: E402
-from sections import add_section, read_section  # noqa: E402
+from measuring import (  # noqa: E402
+    CORES,
+    HEAD,
+    Row,
+    alternated,
+    conditions,
+    learning,
+    limit,
+    machine,
+    now,
+    rate,
+    ratio,
+    seconds,
+    with_threads,
+    write_section,
+)
 
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates  # noqa: E402
+from agents.estimators.mlp import fit_networks  # noqa: E402
+from agents.estimators.ridge_pca import fit_components  # noqa: E402
 from agents.evaluation.evaluate import Result, evaluate, lead  # noqa: E402
 from agents.policies.bid_price import BidPricePolicy, estimate_features  # noqa: E402
 from agents.policies.description import describe_policy  # noqa: E402
@@ -60,15 +74,11 @@ from leeroo_env.dynamics import Rules, State, budget_grid, make_rules  # noqa: E
 from leeroo_env.sb3 import LeerooSB3VecEnv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-EARLIER = " (an earlier run)"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-Measure = Literal["env", "calls", "sb3_defaults", "batched", "default", "update", "train_py", "large", "cuda"]
+Measure = Literal[
+    "train_py", "default", "env", "calls", "beside_peers", "sb3_defaults", "update", "large", "fits", "cuda"
+]
 MLP = {"net_arch": [64, 64]}
-TWELVE = (
-    "Llama-2-7b-hf", "Yi-6B-Chat", "Mistral-7B-Instruct-v0.1", "Qwen1.5-7B-Chat", "mathstral-7B", "Meta-Llama-3.1-8B",
-    "Llama-2-13b-hf", "c4ai-command-r-v01", "Mixtral-8x7B-Instruct-v0.1", "Qwen1.5-72B-Chat", "Meta-Llama-3-70B",
-    "gpt-4o-2024-05-13",
-)  # fmt: skip
+PEERS = {"CleanRL": "peer_cleanrl.py", "PufferLib": "peer_pufferlib.py"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class Setup:
     device: torch.device
     pairs: int
     quick: bool
+    peers: Path | None
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -91,42 +102,10 @@ class Setup:
         estimates = table_estimates(self.table, self.predictor)
         return make_rules(self.table, features=estimate_features(estimates, self.table.cost_scale()))
 
-
-@dataclass(frozen=True)
-class Row:
-    """One claim.
-
-    Attributes:
-        what: is measured.
-        values: one a pair, or none where it could not be measured.
-        unit: of the values.
-        target: what their median should be at least, or `at_most`; None: nothing is asked.
-        limit: what the machine allows and how much of that is reached, or why there is no value.
-    """
-
-    what: str
-    values: Sequence[float] | np.ndarray
-    unit: str
-    target: float | None
-    limit: str
-    at_most: bool = False
-
-    def markdown(self) -> str:
-        goal = "" if self.target is None else f"{'≤' if self.at_most else '≥'} {shown(self.target)} {self.unit}".strip()
-        if len(self.values) == 0:
-            return f"| {self.what} | | {goal} | not measured | {self.limit} |"
-        median, low, high = (shown(f(self.values)) for f in (np.median, np.min, np.max))
-        measured = f"{median} {self.unit}" + (f" ({low} to {high})" if len(self.values) > 1 else "")
-        return f"| {self.what} | {measured} | {goal} | {self.verdict()} | {self.limit} |"
-
-    def verdict(self) -> str:
-        if self.target is None:
-            return ""
-        median = float(np.median(self.values))
-        if median <= self.target if self.at_most else median >= self.target:
-            return "met"
-        gap = abs(median - self.target)
-        return f"missed by {gap / self.target:.0%}" if self.target else f"missed by {shown(gap)} {self.unit}"
+    @property
+    def lockstep(self) -> tuple[int, int]:
+        """Episodes at a time, and steps of each."""
+        return (64, 64) if self.quick else (1024, 512)
 
 
 def main(
@@ -134,59 +113,103 @@ def main(
     pairs: int = 5,
     quick: bool = False,
     only: tuple[Measure, ...] = (),
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    write: bool = False,
+    peers: Path | None = None,
 ) -> None:
     """Measures, prints and writes.
 
     Args:
         table: table directory, seen from the repository; where there is none, the built-in `tiny`.
         pairs: turns of what is compared.
-        quick: two pairs, of sizes at which numbers mean little: to see that everything runs.
+        quick: two pairs, of sizes at which numbers mean little, to see that everything runs; nothing is written.
         only: names of what to measure; all if empty.
-        device: cpu leaves out the rows of a GPU.
-        write: write the file even where not everything is measured in full.
+        peers: Python of an environment with CleanRL and PufferLib, made as their `peer_*.py` say.
     """
     torch.set_num_threads(1)
     directory = (ROOT / table).resolve()
     name = str(directory) if directory.is_dir() else DEFAULT
     pairs = min(pairs, 2) if quick else pairs
-    setup = Setup(name, resolve(name, None, "cpu"), choose_device(device), pairs, quick)
-    heading, lines = (
-        machine(),
-        [f"{versions()}. Load at the start {os.getloadavg()[0]:.1f}, {pairs} pairs, {CORES} cores."],
-    )
-    lines += [
-        f"`{setup.table!r}`{'; quick, which proves nothing' * quick}.",
-        "",
-        "| what | measured | target | | limit |",
-    ]
-    lines += ["|---" * 5 + "|"]
-    print("\n".join([f"## {heading}", *lines]), flush=True)
-    for measure in (env, calls, sb3_defaults, batched, default, update, train_py, large, cuda):
+    setup = Setup(name, resolve(name, None, "cpu"), choose_device("auto"), pairs, quick, peers and peers.absolute())
+    above = f"{conditions(pairs, setup.peers)}\n`{setup.table!r}`{'; quick, which proves nothing' * quick}."
+    print(f"## {machine()}\n\n{above}\n\n{HEAD}", flush=True)
+    lines = []
+    for measure in (train_py, default, env, calls, beside_peers, sb3_defaults, update, large, fits, cuda):
         if not only or measure.__name__ in only:
             for row in measure(setup):
                 lines.append(row.markdown())
                 print(lines[-1], flush=True)
-    if write or not (quick or only):
-        write_section(heading, "\n".join(lines))
+    if not quick:
+        write_section(RESULTS, machine(), above, lines, merge=bool(only))
+
+
+def train_py(setup: Setup) -> list[Row]:
+    """`train.py` from its start to its report, in a process of its own, and what took how long."""
+    kinds: list[tuple[str, list[str], float | None]] = [
+        ("make train, once set up: train.py on the tiny table, to its report", ["--table", DEFAULT], 15)
+    ]
+    if setup.name != DEFAULT:
+        what = f"train.py on {setup.table.name}, {len(setup.table.experts)} experts"
+        kinds.append((f"{what}, --max-calls 1", ["--table", setup.name, "--max-calls", "1"], 20))
+        kinds.append((f"{what}, several calls", ["--table", setup.name], None))
+    quick = ["--timesteps", "20000"] if setup.quick else []
+    runs: list[list[tuple[float, dict[str, float]]]] = [[] for _ in kinds]
+    works = [partial(run_train, [*options, *quick], kept) for (_, options, _), kept in zip(kinds, runs, strict=True)]
+    rows = []
+    for (what, _, mark), wall_s, kept in zip(kinds, alternated(setup.pairs, *works), runs, strict=True):
+        cpu_s = np.median([cpu_s for cpu_s, _ in kept])
+        phases = {name: np.median([phases[name] for _, phases in kept]) for name in kept[0][1]}
+        parts = [f"{name} {s:.1f} s" for name, s in phases.items()]
+        parts.append(f"{cpu_s:.0f} CPU seconds, {cpu_s / CORES / np.median(wall_s):.0%} of {CORES} cores")
+        rows.append(Row(what, wall_s, "s", mark, ", ".join(parts), at_most=True))
+    return rows
+
+
+def run_train(options: Sequence[str], kept: list[tuple[float, dict[str, float]]]) -> float:
+    """Seconds of a run; keeps its CPU seconds, and those of its phases where the run directory has them."""
+    with tempfile.TemporaryDirectory() as directory:
+        run_dir = Path(directory) / "run"
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "train.py", "--run-dir", str(run_dir), *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        wall_s, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        timings = run_dir / "timings.json"
+        phases = json.loads(timings.read_text()) if timings.exists() else {}
+    kept.append((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, phases))
+    return wall_s
+
+
+def default(setup: Setup) -> list[Row]:
+    """Training as `train.py` does by default, estimates given, with one and with two threads."""
+    model = bid_price_model(setup, 64 if setup.quick else 0)
+    work = learning(model)
+    work()
+    rates = alternated(setup.pairs, *(partial(with_threads, n, work) for n in (1, 2)))
+    marked = zip((1, 2), (None, 250e3), rates, strict=True)
+    what = "PPO, default policy and settings, threads"
+    return [Row(f"{what}: {n}", r, "steps/s", mark, byte_limit(model, r, n)) for n, mark, r in marked]
 
 
 def env(setup: Setup) -> list[Row]:
     """The vector environment with observations, against Gymnasium's loop over environments, and without them."""
-    n_envs, steps, episodes = (64, 64, 1) if setup.quick else (1024, 512, 16)
+    n_envs, steps = setup.lockstep
     rules = make_rules(setup.table)
     ours = LeerooVectorEnv(n_envs, setup.table)
     theirs = SyncVectorEnv([lambda: LeerooEnv(setup.table)] * 64, autoreset_mode=AutoresetMode.SAME_STEP)
     ours.reset(seed=0), theirs.reset(seed=0)
-    works = (lambda: play(ours, steps), lambda: play(theirs, steps // 4), lambda: play_rows(rules, n_envs, episodes))
+    works = (partial(play, ours, steps), partial(play, theirs, steps // 4), playing_rows(rules, n_envs))
     fast, slow, bare = alternated(setup.pairs, *works)
-    copied, what = copy_bytes_per_s(rules.table.device), f"environment, {n_envs:,} episodes"
-    written = limit(fast, step_bytes(rules) + observation_bytes(rules), "B", copied)
+    what = f"environment, {n_envs:,} episodes"
     return [
-        Row(f"{what}, observations written", fast, "steps/s", 1.5e6, written),
-        Row("the same against SyncVectorEnv of 64", fast / slow, "x", 15, f"beside {rate(slow)}"),
-        Row(f"{what}, rows, no observations", bare, "steps/s", 10e6, limit(bare, step_bytes(rules), "B", copied)),
+        Row(f"{what}, observations written", fast, "steps/s", 2.5e6, step_limit(rules, fast)),
+        ratio("the same against SyncVectorEnv of 64", fast, slow, 15),
+        Row(
+            f"{what}, rows, no observations",
+            bare,
+            "steps/s",
+            10e6,
+            step_limit(rules, bare, observed=False),
+        ),
     ]
 
 
@@ -195,15 +218,46 @@ def calls(setup: Setup) -> list[Row]:
     what = "time of a step, 4 calls a query against 1"
     if not setup.table.has_answers():
         return [Row(what, [], "x", 2, "the table has no answers", at_most=True)]
-    n_envs, steps = (64, 64) if setup.quick else (1024, 512)
+    n_envs, steps = setup.lockstep
     envs = [LeerooVectorEnv(n_envs, setup.table, max_calls=m) for m in (1, 4)]
     for each in envs:
         each.reset(seed=0)
-    single, several = alternated(setup.pairs, *(lambda e=e: play(e, steps, masked=True) for e in envs))
-    moved = [step_bytes(e.rules) + observation_bytes(e.rules) for e in envs]
-    reached = limit(several, moved[1], "B", copy_bytes_per_s(setup.table.device))
-    note = f"{rate(several)}; {reached}; bytes alone: {moved[1] / moved[0]:.2f} x"
+    single, several = alternated(setup.pairs, *(partial(play, each, steps, masked=True) for each in envs))
+    moved = [step_bytes(each.rules) for each in envs]
+    reached = step_limit(envs[1].rules, several)
+    note = f"{rate(several)} beside {rate(single)}; {reached}; bytes alone: {moved[1] / moved[0]:.2f} x"
     return [Row(what, single / several, "x", 2, note, at_most=True)]
+
+
+def beside_peers(setup: Setup) -> list[Row]:
+    """PPO by stable-baselines3, CleanRL and PufferLib on the same batch of episodes: with our settings and networks of
+    the same sizes, and with the minibatches and epochs that PufferLib comes with."""
+    n_envs, rows = 128 if setup.quick else 1024, []
+    for batch_size, n_epochs in ((1024, 4), (8192, 1)):
+        sizes: dict[str, Any] = {"n_steps": 64, "batch_size": batch_size, "n_epochs": n_epochs}
+        models = []
+        for kind in (DevicePPO, PPO):
+            env = LeerooSB3VecEnv(LeerooVectorEnv(n_envs, setup.table))
+            models.append(kind("MlpPolicy", env, policy_kwargs=MLP, seed=0, device="cpu", **sizes))
+            learning(models[-1])()
+        given = (setup.name, n_envs, *sizes.values())
+        peers = [partial(run_peer, setup.peers, script, *given) for script in PEERS.values()] if setup.peers else []
+        ours, *theirs = alternated(setup.pairs, *map(learning, models), *peers)
+        what = f"PPO, MLP 64x64, {n_envs:,} episodes, minibatches of {batch_size:,}, epochs: {n_epochs}, against"
+        rows.append(ratio(f"{what} stable-baselines3", ours, theirs[0], 1.2))
+        if not peers:
+            rows += [Row(f"{what} {name}", [], "x", note="--peers is not given") for name in PEERS]
+        rows += [ratio(f"{what} {name}", ours, slow) for name, slow in zip(PEERS, theirs[1:], strict=False)]
+    return rows
+
+
+def run_peer(python: Path, script: str, *given: Any) -> float:
+    """Steps a second of two iterations after a first one, in a process of its own."""
+    command = [str(python), str(ROOT / "benchmarks" / script), *map(str, given), "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(done.stdout)
 
 
 def sb3_defaults(setup: Setup) -> list[Row]:
@@ -216,7 +270,7 @@ def sb3_defaults(setup: Setup) -> list[Row]:
         theirs = PPO("MlpPolicy", DummyVecEnv([lambda: LeerooEnv(setup.table)] * 8), **settings)
         same = DevicePPO("MlpPolicy", LeerooSB3VecEnv(LeerooVectorEnv(8, setup.table)), **settings)
         own, _ = make_model(TrainConfig(policy="mlp", n_envs=n_envs, seed=seed), "mlp", rules)
-        rates.append(alternated(turns, *(learning(model) for model in (theirs, same, own))))
+        rates.append(alternated(turns, *map(learning, (theirs, same, own))))
         results = [val_result(setup, rules, model) for model in (theirs, same, own)]
         gains.append(lead(results[2], results[0]))
         scores.append([result.mean_score for result in results])
@@ -226,66 +280,30 @@ def sb3_defaults(setup: Setup) -> list[Row]:
     what, steps = "PPO, MLP 64x64, against stable-baselines3's defaults with 8 DummyVecEnvs", turns * n_steps * 8
     note = f"standard error {stderr:.2f} a seed; theirs scores {mean_scores}"
     return [
-        Row(f"{what}, the same", alike / slow, "x", 4, f"{rate(alike)} beside {rate(slow)}; {flop_limit(same, alike)}"),
-        Row(f"{what}, our settings", fast / slow, "x", 15, f"{rate(fast)}; {flop_limit(own, fast)}"),
+        ratio(f"{what}, the same", alike, slow, 4),
+        ratio(f"{what}, our settings", fast, slow, 15),
         Row(f"score on val less theirs, {steps:,} steps each, 2 seeds, our settings", points, "points", 0, note),
     ]
 
 
-def batched(setup: Setup) -> list[Row]:
-    """PPO on the device against stable-baselines3's on the same batched environment: speed, and equal parameters."""
-    n_envs = 128 if setup.quick else 1024
-    settings: dict[str, Any] = {"n_steps": 64, "batch_size": 1024, "n_epochs": 4, "seed": 0, "device": "cpu"}
-    models = []
-    for kind in (DevicePPO, PPO):
-        env = LeerooSB3VecEnv(LeerooVectorEnv(n_envs, setup.table))
-        models.append(kind("MlpPolicy", env, policy_kwargs=MLP, **settings))
-        learning(models[-1])()  # at once: making a model seeds the generators, which all share
-    parameters = zip(*(model.policy.parameters() for model in models), strict=True)
-    apart = max(float((a - b).detach().abs().max()) for a, b in parameters)
-    fast, slow = alternated(setup.pairs, *(learning(model) for model in models))
-    what = f"PPO, MLP 64x64, {n_envs:,} episodes, against stable-baselines3 on the same"
-    note = f"{rate(fast)} beside {rate(slow)}; {flop_limit(models[0], fast)}"
-    rounding = f"after {64 * n_envs * 4 // 1024:,} minibatches in single precision"
-    return [
-        Row(what, fast / slow, "x", 1.2, note),
-        Row("largest difference of a parameter, one iteration", [apart], "", 1e-5, rounding, at_most=True),
-    ]
-
-
-def default(setup: Setup) -> list[Row]:
-    """Training as `train.py` does by default, estimates given, with one and with two threads."""
-    model = bid_price_model(setup, 64 if setup.quick else 0)
-    work = learning(model)
-    work()
-    rates = alternated(setup.pairs, *(lambda n=n: with_threads(n, work) for n in (1, 2)))
-    rows = []
-    for n, measured in zip((1, 2), rates, strict=True):
-        note = f"{byte_limit(model, measured, n)}; {flop_limit(model, measured, n)}"
-        rows.append(Row(f"PPO, default policy and settings, threads: {n}", measured, "steps/s", 1e5, note))
-    return rows
+def val_result(setup: Setup, rules: Rules, model: Any) -> Result:
+    val = make_rules(setup.table, "val", min(rules.horizon, len(setup.table.rows("val"))))
+    router = PolicyRouter(model.policy, describe_policy(rules, "ppo", MLP))
+    return evaluate(router, val, budget_grid(val), 8 if setup.quick else None)
 
 
 def update(setup: Setup) -> list[Row]:
     """What the closed form of the gradients of PPO's loss gains: updates by it and by automatic differentiation."""
-    default_model = bid_price_model(setup, 64 if setup.quick else 0)
-    env = LeerooSB3VecEnv(LeerooVectorEnv(64 if setup.quick else 1024, setup.table))
-    mlp = DevicePPO("MlpPolicy", env, n_steps=64, batch_size=1024, policy_kwargs=MLP, seed=0, device="cpu")
-    rows = []
-    for name, model in (("default policy", default_model), ("MLP 64x64", mlp)):
-        learning(model)()
-        learning(model)()  # the default policy's first iteration trains the value alone
-        closed = model.updater
-        assert closed is not None
-        works = []
-        for updater in (closed, AutogradUpdater(closed.policy, closed.storage, closed.settings)):
-            updater.start(0.2, float("inf"))
-            works.append(updating(updater, model.batch_size))
-        fast, slow = alternated(setup.pairs, *works)
-        note = f"{rate(fast)} beside {rate(slow)}"
-        what = f"update of a minibatch, {name}, gradients of the loss in closed form against automatic"
-        rows.append(Row(what, fast / slow, "x", None, note))
-    return rows
+    model, works = bid_price_model(setup, 64 if setup.quick else 0), []
+    learning(model)()
+    learning(model)()  # the first iteration trains the value alone
+    closed = model.updater
+    assert closed is not None
+    for updater in (closed, AutogradUpdater(closed.policy, closed.storage, closed.settings)):
+        updater.start(0.2, float("inf"))
+        works.append(updating(updater, model.batch_size))
+    what = "update of a minibatch, default policy, gradients of the loss in closed form against automatic"
+    return [ratio(what, *alternated(setup.pairs, *works))]
 
 
 class AutogradUpdater(Updater):
@@ -312,85 +330,63 @@ def updating(updater: Updater, batch_size: int) -> Callable[[], float]:
     return work
 
 
-def train_py(setup: Setup) -> list[Row]:
-    """`train.py` from its start to its report, half as many times as there are pairs."""
-    experts, rows = setup.table.experts, []
-    pools = [experts, TWELVE] if set(TWELVE) < set(experts) else [experts]
-    runs = np.array([[run_train(setup, pool) for pool in pools] for _ in range(-(-setup.pairs // 2))])
-    for pool, (wall_s, cpu_s) in zip(pools, runs.transpose(1, 2, 0), strict=True):
-        least_s = np.median(cpu_s) / CORES
-        reached = f"{least_s:.0f} s were {CORES} cores always busy, {least_s / np.median(wall_s):.0%} reached"
-        note = f"{np.median(cpu_s):.0f} CPU seconds: {reached}"
-        rows.append(Row(f"train.py to its report, {len(pool)} experts", wall_s, "s", 60, note, at_most=True))
-    return rows
-
-
 def large(setup: Setup) -> list[Row]:
     """What the size of a table costs."""
     sizes, steps, rounds = ((1_000, 10_000), 8, 2) if setup.quick else ((10**4, 10**5, 10**6, 10**7), 256, setup.pairs)
     measured, rows = large_tables.measure(sizes, steps=steps, rounds=rounds), []
-    same = "bytes and FLOPs of a step are equal; of a large table more of its cache lines come from memory"
     for what, speeds, memory in (("environment", "speeds", "played"), ("PPO", "training_speeds", "trained")):
         for size in measured:
             used = getattr(size, memory)
             note = f"memory: {used.anonymous_mb:,.0f} MB of its own, {used.files_mb:,.0f} MB of files"
             rows.append(Row(f"{what}, {size.queries:,} queries", getattr(size, speeds), "steps/s", None, note))
         slower = np.divide(getattr(measured[0], speeds), getattr(measured[-1], speeds))
+        same = "a step moves as much; of a large table more of it comes from memory"
         rows.append(Row(f"{what}, time of a step, largest against smallest", slower, "x", 1.25, same, at_most=True))
     return rows
 
 
+def fits(setup: Setup) -> list[Row]:
+    """The fits of the agent's estimates that a GPU should speed up."""
+    on_gpu = setup.device.type == "cuda"
+    table = resolve(setup.name, None, setup.device)
+    train = table.rows("train")
+    works = [partial(seconds, partial(fit, table, train), setup.device) for fit in (fit_components, fit_networks)]
+    alternated(1, *works)
+    ridge_s, networks_s = alternated(setup.pairs, *works)
+    what = f"ridge and networks fitted to {len(train):,} queries, {'on a GPU' if on_gpu else 'on a core'}"
+    note = f"ridge {np.median(ridge_s):.2f} s, networks {np.median(networks_s):.2f} s"
+    return [Row(what, ridge_s + networks_s, "s", 2 if on_gpu else None, note, at_most=True)]
+
+
 def cuda(setup: Setup) -> list[Row]:
-    """The environment and the training on a GPU."""
+    """The environment and the training on a GPU; the marks are for the most episodes at a time."""
     if setup.device.type != "cuda":
-        why = "left out by --device cpu" if torch.cuda.is_available() else "torch finds no usable GPU here"
-        return [Row("on a GPU", [], "", None, why)]
-    setup, rows = replace(setup, table=resolve(setup.name, None, setup.device)), []
-    for n_envs in (256,) if setup.quick else (4_096, 16_384, 65_536):
-        rows += [*cuda_env(setup, n_envs), *cuda_training(setup, n_envs)]
-    return rows if setup.quick else [*rows, *cuda_env(setup, 262_144)]
+        return [Row("on a GPU", [], "", None, "torch finds no usable GPU here")]
+    setup = replace(setup, table=resolve(setup.name, None, setup.device))
+    sizes = (256, 512) if setup.quick else (4_096, 16_384, 65_536, 262_144)
+    rows = [cuda_env(setup, n_envs, 2e9 if n_envs == sizes[-1] else None) for n_envs in sizes]
+    return rows + [cuda_training(setup, n_envs, 20e6 if n_envs == sizes[-2] else None) for n_envs in sizes[:-1]]
 
 
-def cuda_env(setup: Setup, n_envs: int, few: int = 32) -> list[Row]:
-    """Rows in place of observations; so few episodes that moving them costs nothing show what launching costs."""
+def cuda_env(setup: Setup, n_envs: int, mark: float | None) -> Row:
+    """Rows in place of observations."""
     rules = make_rules(setup.table)
-    works = [captured_rows(rules, n, on_graph) for n, on_graph in ((n_envs, True), (n_envs, False), (few, True))]
-    for work in works:
-        work()
-    fast, slow, launching = alternated(setup.pairs, *works)
-    launches = bound(fast, float(np.median(launching)) * n_envs / few)
-    note = f"{limit(fast, step_bytes(rules), 'B', copy_bytes_per_s(setup.device))}; launches alone: {launches}"
-    what = f"GPU: environment, {n_envs:,} episodes, rows, no observations"
-    return [
-        Row(what, fast, "steps/s", 500e6, note),
-        Row(f"{what}, captured against not", fast / slow, "x", 1, f"beside {rate(slow)}"),
-    ]
+    works = [playing_rows(rules, n_envs, on_graph) for on_graph in (True, False)]
+    alternated(1, *works)
+    fast, slow = alternated(setup.pairs, *works)
+    note = f"{step_limit(rules, fast, observed=False)}; {rate(slow)} not captured"
+    return Row(f"GPU: environment, {n_envs:,} episodes, rows, no observations", fast, "steps/s", mark, note)
 
 
-def cuda_training(setup: Setup, n_envs: int) -> list[Row]:
+def cuda_training(setup: Setup, n_envs: int, mark: float | None) -> Row:
     ours = bid_price_model(setup, n_envs)
     learning(ours)()
     with patch("agents.ppo.cuda_graph.capture", lambda work, *_: work):
         plain = bid_price_model(setup, n_envs)
         learning(plain)()
     fast, slow = alternated(setup.pairs, learning(ours), learning(plain))
-    steps, replay_s = ours.n_steps * n_envs, replay_seconds(setup.device)
-    replays = ours.n_steps + ours.n_epochs * -(-steps // ours.batch_size)
-    note = f"{replays:,} replays of {replay_s * 1e6:.1f} us or more: {bound(fast, steps / (replays * replay_s))}"
-    what = f"GPU: PPO, default policy and settings, {n_envs:,} episodes"
-    return [
-        Row(what, fast, "steps/s", 5e6, f"{byte_limit(ours, fast)}; {note}"),
-        Row(f"{what}, captured against not", fast / slow, "x", 1, f"beside {rate(slow)}"),
-    ]
-
-
-def alternated(pairs: int, *works: Callable[[], float]) -> np.ndarray:
-    """What each of the works returns, [works, pairs]: A B, B A, ... so that a machine that changes meets all alike."""
-    measured = np.zeros((len(works), pairs))
-    for pair in range(pairs):
-        for i in range(len(works)) if pair % 2 == 0 else reversed(range(len(works))):
-            measured[i, pair] = works[i]()
-    return measured
+    note = f"{byte_limit(ours, fast)}; {rate(slow)} not captured"
+    return Row(f"GPU: PPO, default policy and settings, {n_envs:,} episodes", fast, "steps/s", mark, note)
 
 
 def play(env: VectorEnv, steps: int, masked: bool = False) -> float:
@@ -407,20 +403,8 @@ def play(env: VectorEnv, steps: int, masked: bool = False) -> float:
     return steps * env.num_envs / seconds
 
 
-def play_rows(rules: Rules, n_envs: int, episodes: int) -> float:
-    """Steps a second of whole episodes by `leeroo_env.dynamics`, for an agent that looks features up by rows."""
-    numbers, actions = torch.arange(n_envs), torch.randint(rules.n_actions, (rules.horizon, n_envs))
-    began = time.perf_counter()
-    for episode in range(episodes):
-        state = dynamics.sample_episodes(rules, dynamics.episode_keys(numbers, torch.full_like(numbers, episode)))
-        for chosen in actions:
-            dynamics.current_rows(state)
-            state, _ = dynamics.step(rules, state, chosen)
-    return episodes * actions.numel() / (time.perf_counter() - began)
-
-
-def captured_rows(rules: Rules, n_envs: int, on_graph: bool, episodes: int = 4) -> Callable[[], float]:
-    """`play_rows` on a GPU, in place, with one expert all through an episode; its steps a second."""
+def playing_rows(rules: Rules, n_envs: int, on_graph: bool = False, episodes: int = 8) -> Callable[[], float]:
+    """Whole episodes by `leeroo_env.dynamics`, for an agent that looks features up by rows; their steps a second."""
     device = rules.table.device
     numbers = torch.arange(n_envs, device=device)
     rows, actions = torch.zeros_like(numbers), numbers % rules.n_actions
@@ -431,7 +415,11 @@ def captured_rows(rules: Rules, n_envs: int, on_graph: bool, episodes: int = 4) 
     state = State(**{name: value.clone() for name, value in vars(fresh(0)).items()})
 
     def put(new: State) -> None:
-        for name, value in vars(new).items():
+        nonlocal state
+        if not on_graph:
+            state = new
+            return
+        for name, value in vars(new).items():  # a graph changes its own tensors
             if value is not getattr(state, name):
                 getattr(state, name).copy_(value)
 
@@ -452,25 +440,6 @@ def captured_rows(rules: Rules, n_envs: int, on_graph: bool, episodes: int = 4) 
     return work
 
 
-def learning(model: Any) -> Callable[[], float]:
-    """An iteration of training, which goes on where the last one ended; its steps a second."""
-
-    def work() -> float:
-        steps, began = model.n_steps * model.n_envs, now(model.device)
-        model.learn(steps, log_interval=None, reset_num_timesteps=False)
-        return steps / (now(model.device) - began)
-
-    return work
-
-
-def with_threads(threads: int, work: Callable[[], float]) -> float:
-    torch.set_num_threads(threads)
-    try:
-        return work()
-    finally:
-        torch.set_num_threads(1)
-
-
 def bid_price_model(setup: Setup, n_envs: int = 0) -> DevicePPO:
     """As `train.py` makes it by default."""
     model, _ = make_model(TrainConfig(n_envs=n_envs), "bid-price", setup.played_rules)
@@ -479,40 +448,20 @@ def bid_price_model(setup: Setup, n_envs: int = 0) -> DevicePPO:
     return model
 
 
-def val_result(setup: Setup, rules: Rules, model: Any) -> Result:
-    val = make_rules(setup.table, "val", min(rules.horizon, len(setup.table.rows("val"))))
-    router = PolicyRouter(model.policy, describe_policy(rules, "ppo", MLP))
-    return evaluate(router, val, budget_grid(val), 8 if setup.quick else None)
-
-
-def run_train(setup: Setup, experts: Sequence[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of train.py in a process of its own."""
-    with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "train.py", "--table", setup.name, "--experts", ",".join(experts)]
-        command += ["--max-calls", "1"]
-        command += ["--run-dir", f"{directory}/run", *(["--timesteps", "20000"] if setup.quick else [])]
-        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        wall_s, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def step_bytes(rules: Rules) -> int:
-    """What a step has to move at least for one episode: what it looks up, what of the state it changes, the outcome."""
+def step_bytes(rules: Rules, observed: bool = True) -> int:
+    """What a step has to move at least for one episode: what it looks up, what of the state it changes, the outcome;
+    where it is observed, an embedding read and an observation written."""
     before = dynamics.sample_episodes(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
     after, outcome = dynamics.step(rules, before, torch.zeros_like(before.t))
     old = {id(value) for value in vars(before).values()}
     changed = {id(value): value.nbytes for value in vars(after).values() if id(value) not in old}
     looked_up = before.t.nbytes * 2 + rules.table.scores.element_size() + rules.table.costs_usd.element_size()
-    return looked_up + 2 * sum(changed.values()) + sum(value.nbytes for value in vars(outcome).values())
+    seen = rules.table.embeddings[0].nbytes + dynamics.observe(rules, before).nbytes if observed else 0
+    return seen + looked_up + 2 * sum(changed.values()) + sum(value.nbytes for value in vars(outcome).values())
 
 
-def observation_bytes(rules: Rules) -> int:
-    """An embedding read, an observation written."""
-    state = dynamics.sample_episodes(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
-    return rules.table.embeddings[0].nbytes + dynamics.observe(rules, state).nbytes
+def step_limit(rules: Rules, rates: np.ndarray, observed: bool = True) -> str:
+    return limit(rates, step_bytes(rules, observed), rules.table.device)
 
 
 def byte_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
@@ -522,108 +471,8 @@ def byte_limit(model: DevicePPO, rates: np.ndarray, threads: int = 1) -> str:
     inputs = (stored.digest if stored.digest.shape[2] else stored.tail)[0, 0]
     others = (stored.rows, stored.actions, stored.log_probs, stored.values, stored.advantages, stored.returns)
     kept = inputs.nbytes + sum(tensor.element_size() for tensor in others)
-    moved = step_bytes(rules) + observation_bytes(rules) + (1 + model.n_epochs) * kept
-    return limit(rates, moved, "B", copy_bytes_per_s(model.device, threads))
-
-
-def flop_limit(model: Any, rates: np.ndarray, threads: int = 1) -> str:
-    """Of training: the matrix products of an iteration, at the speed of the widest layer's with a minibatch."""
-    with FlopCounterMode(display=False) as counter:
-        learning(model)()
-    wide = max((m for m in model.policy.modules() if isinstance(m, torch.nn.Linear)), key=lambda m: m.weight.numel())
-    shape = model.batch_size, wide.in_features, wide.out_features
-    per_step = counter.get_total_flops() / (model.n_steps * model.n_envs)
-    return limit(rates, per_step, "FLOP", product_flops_per_s(*shape, threads), f" ({'x'.join(map(str, shape))})")
-
-
-def limit(rates: np.ndarray, per_step: float, unit: str, per_s: float, how: str = "") -> str:
-    return f"{per_step:,.0f} {unit} a step at {per_s / 1e9:,.1f} G{unit}/s{how}: {bound(rates, per_s / per_step)}"
-
-
-def bound(rates: np.ndarray, most: float) -> str:
-    return f"{most:,.0f} steps/s, {np.median(rates) / most:.0%} reached"
-
-
-@cache
-def copy_bytes_per_s(device: torch.device, threads: int = 1) -> float:
-    """Read and written by a copy far larger than any cache."""
-    source = torch.ones(2**26 if device.type == "cpu" else 2**30, device=device)
-    target = torch.empty_like(source)
-    return with_threads(threads, lambda: 2 * source.nbytes / fastest(lambda: target.copy_(source), device))
-
-
-@cache
-def product_flops_per_s(rows: int, inner: int, columns: int, threads: int = 1) -> float:
-    a, b, times = torch.randn(rows, inner), torch.randn(inner, columns), 1 + 10**8 // (rows * inner * columns)
-    work = lambda: [a @ b for _ in range(times)]  # noqa: E731
-    return with_threads(threads, lambda: 2 * times * rows * inner * columns / fastest(work, a.device))
-
-
-def replay_seconds(device: torch.device, times: int = 1000) -> float:
-    """Of a captured graph that does next to nothing."""
-    x = torch.zeros(1, device=device)
-    replay = capture(lambda: x.zero_(), [x], device)  # type: ignore[arg-type, return-value]
-    return fastest(lambda: [replay() for _ in range(times)], device) / times
-
-
-def fastest(work: Callable[[], Any], device: torch.device, times: int = 5) -> float:
-    """Seconds, the least of some tries."""
-    seconds = []
-    for _ in range(times):
-        began = now(device)
-        work()
-        seconds.append(now(device) - began)
-    return min(seconds)
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def rate(rates: np.ndarray) -> str:
-    return f"{np.median(rates):,.0f} steps/s"
-
-
-def shown(x: float) -> str:
-    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
-
-
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{cpu}, {CORES} cores, {memory_gb:.0f} GB, {gpu}"
-
-
-def versions() -> str:
-    packages = (f"{name} {version(name)}" for name in ("torch", "stable-baselines3", "gymnasium", "numpy"))
-    return ", ".join([f"Python {platform.python_version()}", *packages])
-
-
-def write_section(heading: str, text: str) -> None:
-    """Replaces the section of that heading, or adds it. Rows that were not measured now stay, marked as of before."""
-    before = read_section(RESULTS, heading)
-    rows = {cells(line): line for line in text.splitlines() if line.startswith("| ")}
-    merged = [rows.pop(cells(line), marked(line)) for line in before.splitlines() if line.startswith("| ")]
-    above = text[: text.index("| ")].rstrip()
-    table = [*merged, *rows.values()]
-    table.insert(1, "|---" * 5 + "|")
-    title = "# Speed\n\nWritten by `python benchmarks/speed.py`."
-    add_section(RESULTS, title, heading, "\n\n".join([above, "\n".join(table)]))
-
-
-def cells(line: str) -> str:
-    """What a row of a table is about, without the mark of an earlier measurement."""
-    return line.split("|")[1].strip().removesuffix(EARLIER)
-
-
-def marked(line: str) -> str:
-    what = line.split("|")[1]
-    return line if what.strip().endswith(EARLIER) else line.replace(what, f" {what.strip()}{EARLIER} ", 1)
+    moved = step_bytes(rules) + (1 + model.n_epochs) * kept
+    return limit(rates, moved, model.device, threads)
 
 
 if __name__ == "__main__":
