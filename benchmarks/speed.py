@@ -102,11 +102,6 @@ class Setup:
         estimates = table_estimates(self.table, self.predictor)
         return make_rules(self.table, features=estimate_features(estimates, self.table.cost_scale()))
 
-    @property
-    def lockstep(self) -> tuple[int, int]:
-        """Episodes at a time, and steps of each."""
-        return (64, 64) if self.quick else (1024, 512)
-
 
 def main(
     table: Path = Path("../shared/data/mmlu_pro"),
@@ -192,7 +187,7 @@ def default(setup: Setup) -> list[Row]:
 
 def env(setup: Setup) -> list[Row]:
     """The vector environment with observations, against Gymnasium's loop over environments, and without them."""
-    n_envs, steps = setup.lockstep
+    n_envs, steps = (64, 64) if setup.quick else (1024, 512)
     rules = make_rules(setup.table)
     ours = LeerooVectorEnv(n_envs, setup.table)
     theirs = SyncVectorEnv([lambda: LeerooEnv(setup.table)] * 64, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -203,13 +198,7 @@ def env(setup: Setup) -> list[Row]:
     return [
         Row(f"{what}, observations written", fast, "steps/s", 2.5e6, step_limit(rules, fast)),
         ratio("the same against SyncVectorEnv of 64", fast, slow, 15),
-        Row(
-            f"{what}, rows, no observations",
-            bare,
-            "steps/s",
-            10e6,
-            step_limit(rules, bare, observed=False),
-        ),
+        Row(f"{what}, rows, no observations", bare, "steps/s", 10e6, step_limit(rules, bare, observed=False)),
     ]
 
 
@@ -218,7 +207,7 @@ def calls(setup: Setup) -> list[Row]:
     what = "time of a step, 4 calls a query against 1"
     if not setup.table.has_answers():
         return [Row(what, [], "x", 2, "the table has no answers", at_most=True)]
-    n_envs, steps = setup.lockstep
+    n_envs, steps = (64, 64) if setup.quick else (1024, 512)
     envs = [LeerooVectorEnv(n_envs, setup.table, max_calls=m) for m in (1, 4)]
     for each in envs:
         each.reset(seed=0)
@@ -346,16 +335,17 @@ def large(setup: Setup) -> list[Row]:
 
 
 def fits(setup: Setup) -> list[Row]:
-    """The fits of the agent's estimates that a GPU should speed up."""
-    on_gpu = setup.device.type == "cuda"
+    """The fits of the agent's estimates that a GPU speeds up, there."""
+    if setup.device.type != "cuda":
+        return []
     table = resolve(setup.name, None, setup.device)
-    train = table.rows("train")
-    works = [partial(seconds, partial(fit, table, train), setup.device) for fit in (fit_components, fit_networks)]
+    rows = table.rows("train")
+    works = [partial(seconds, partial(fit, table, rows), setup.device) for fit in (fit_components, fit_networks)]
     alternated(1, *works)
     ridge_s, networks_s = alternated(setup.pairs, *works)
-    what = f"ridge and networks fitted to {len(train):,} queries, {'on a GPU' if on_gpu else 'on a core'}"
     note = f"ridge {np.median(ridge_s):.2f} s, networks {np.median(networks_s):.2f} s"
-    return [Row(what, ridge_s + networks_s, "s", 2 if on_gpu else None, note, at_most=True)]
+    what = f"GPU: ridge and networks fitted to {len(rows):,} queries"
+    return [Row(what, ridge_s + networks_s, "s", 2, note, at_most=True)]
 
 
 def cuda(setup: Setup) -> list[Row]:
