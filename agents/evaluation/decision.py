@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from agents.evaluation.evaluate import Result, always, clustered_stderr, lead
 from agents.policies.hull import upper_hull
@@ -224,4 +224,4 @@ def savings(paid_usd: np.ndarray, instead_usd: np.ndarray, clusters: np.ndarray)
 def _quantile(clusters: np.ndarray) -> float:
     """Of Student's t, for a 95 % interval over distinct clusters; NaN for one."""
     n = len(np.unique(clusters))
-    return float(stats.t.ppf(0.975, n - 1)) if n > 1 else float("nan")
+    return float(stdtrit(n - 1, 0.975)) if n > 1 else float("nan")

@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from agents.policies.hull import upper_hull
 from leeroo_env.errors import InputError
@@ -150,7 +150,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
         raise InputError(f"interval of {n} values at level {level:g}: needs a value and a level between 0 and 1")
     if n == 1:
         return float(values[0]), math.nan
-    return float(values.mean()), float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n)
+    return float(values.mean()), float(stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1)) / math.sqrt(n)
 
 
 def _points(cost_usd: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
