@@ -24,9 +24,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from llmrouter import models
 from peer_lottery import Data, save
 
 COST_WEIGHT = 0.2
+PROCESSES = 6
 KNN = {"weights": "uniform", "algorithm": "auto", "leaf_size": 30, "p": 2, "metric": "minkowski"}
 MLP = {"hidden_layer_sizes": [128, 64], "activation": "relu", "lr": 0.001, "batch_size": 32, "alpha": 0.0001}
 MF = {"latent_dim": 128, "lr": 0.001, "noise_alpha": 0.0}
@@ -58,19 +62,17 @@ CLASSES: dict[str, tuple[Any, Any]] = {
 def main(data_path: str, out_path: str) -> None:
     """Fits every router with every setting, and divides the budgets among its points."""
     data = dict(np.load(data_path))
-    points: dict[str, np.ndarray] = {}
-    for name, settings in SETTINGS.items():
-        chosen = [_points(data, name, setting) for setting in settings]
-        points[f"LLMRouter's {name}"] = chosen[0]
-        points[f"LLMRouter's {name}, tuned on val"] = np.concatenate(chosen)
-    save(out_path, data, points)
-
-
-def _points(data: Data, name: str, setting: Setting) -> np.ndarray:
-    """The expert that each point of a router chooses for every row, [P, N]."""
     pools = _pools(data)
     fits = [*((pool, 0.0) for pool in pools), (pools[-1], COST_WEIGHT)]
-    return np.stack([_chosen(data, name, setting, pool, weight) for pool, weight in fits])
+    tasks = [(name, setting, *fit) for name in reversed(SETTINGS) for setting in SETTINGS[name] for fit in fits]
+    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("fork")) as processes:
+        chosen = list(processes.map(partial(_chosen, data), *zip(*tasks, strict=True)))
+    points: dict[str, np.ndarray] = {}
+    for name in SETTINGS:
+        every = np.stack([experts for experts, task in zip(chosen, tasks, strict=True) if task[0] == name])
+        points[f"LLMRouter's {name}"] = every[: len(fits)]
+        points[f"LLMRouter's {name}, tuned on val"] = every
+    save(out_path, data, points)
 
 
 def _pools(data: Data) -> list[np.ndarray]:
