@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy, logsigmoid, one_hot
+from torch.nn.functional import binary_cross_entropy, logsigmoid, pad
 
-from agents.estimators.evidence import CHANCE_WEIGHT, VOTE_WEIGHT, updated
+from agents.estimators.evidence import CHANCE_WEIGHT, VOTE_WEIGHT, log_odds_of
 from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
 from leeroo_env.variants import shared_models
@@ -77,14 +78,20 @@ class Posterior:
     cast: Tensor | None = None
     among: Tensor | None = None
 
+    @cached_property
     def leader(self) -> tuple[Tensor, Tensor]:
         """Votes for the leading answer [B], 0 where there is none, and its group [B]."""
         return self.support.max(dim=1)
 
+    @cached_property
+    def hypotheses(self) -> Tensor:
+        """[B, H], the chance of each."""
+        return self.joint.sum(dim=2)
+
     def leader_chance(self) -> Tensor:
         """[B], the chance that the leading answer is right; 0 where there is none."""
-        votes, leader = self.leader()
-        return torch.where(votes > 0, self.joint.sum(dim=2).gather(1, leader[:, None]).squeeze(1), 0.0)
+        votes, leader = self.leader
+        return self.hypotheses.gather(1, leader[:, None]).squeeze(1).masked_fill(votes <= 0, 0.0)
 
     def right_of(self, experts: Tensor) -> Tensor:
         """`right` of `experts` [B, l], which are among those considered; [B, l, Z]."""
@@ -94,7 +101,7 @@ class Posterior:
 
     def expert_chance(self) -> Tensor:
         """[B, K] or [B, L], the chance that each expert considered and not called yet is right."""
-        return torch.einsum("bz,bkz->bk", self.joint.sum(dim=1), self.right)
+        return torch.bmm(self.right, self.joint.sum(dim=1)[..., None]).squeeze(2)
 
 
 class AnswerModel(nn.Module):
@@ -156,20 +163,19 @@ class AnswerModel(nn.Module):
         trust = (self.trust[experts] * called)[..., None]
         log_answer = torch.where(answered, torch.log1p(-silence), silence.log())[..., None]
         log_wrong = trust * (logsigmoid(-called_log_odds) + log_answer)
-        member = one_hot(calls.group.clamp(min=0), calls.group.shape[1]) * (called & answered)[..., None]  # [B, C, C]
-        right_instead = torch.einsum("bcu,bcz->buz", member.float(), trust * logsigmoid(called_log_odds) - log_wrong)
-        none_right = log_wrong.sum(dim=1, keepdim=True)
-        count = member.sum(dim=1).float()
+        hypotheses = torch.arange(calls.group.shape[1] + 1, device=chance.device)
+        member = (
+            (calls.group[..., None] == hypotheses) & called[..., None]
+        ).float()  # [B, C, H]: no call's is the last
+        right_instead = torch.bmm(member.transpose(1, 2), trust * logsigmoid(called_log_odds) - log_wrong)
+        count = member.sum(dim=1)
         wrong, log_prior = self._group_prior(count)
-        log_joint = torch.cat([none_right + right_instead, none_right], dim=1)
-        log_joint = log_joint + log_prior[..., None] + self.weight.log()
-        votes_for = member * given[..., None]
-        groups = log_joint[:, :-1].masked_fill((count == 0)[..., None], -torch.inf)
-        log_joint = torch.cat([groups, log_joint[:, -1:]], dim=1)
+        log_joint = log_wrong.sum(dim=1, keepdim=True) + right_instead + log_prior[..., None] + self.weight.log()
+        votes_for = member[..., :-1] * given[..., None]
         return Posterior(
             joint=log_joint.flatten(1).softmax(dim=1).view(log_joint.shape),
             right=torch.sigmoid(log_odds),
-            count=count,
+            count=count[:, :-1],
             support=votes_for.sum(dim=1),
             wrong=wrong,
             cast=None if self.models is None else _by_model(votes_for, self.models[experts], len(self.models)),
@@ -178,13 +184,14 @@ class AnswerModel(nn.Module):
 
     def _group_prior(self, count: Tensor) -> tuple[Tensor, Tensor]:
         """Under each hypothesis, the number of wrong answers and the log chance that they form groups of these sizes
-        `count` [B, C] in the Chinese restaurant process; both [B, H]."""
-        concentration = self.log_concentration.exp()
-        group = torch.where(count > 0, self.log_concentration + torch.lgamma(count.clamp(min=1)), 0.0)
-        groups, total = group.sum(dim=1, keepdim=True), count.sum(dim=1, keepdim=True)
-        wrong = torch.cat([total - count, total], dim=1)
+        `count` [B, H], the last 0, in the Chinese restaurant process; -inf for groups without answers. Both [B, H]."""
+        concentration, empty = self.log_concentration.exp(), count <= 0
+        group = (self.log_concentration + torch.lgamma(count.clamp(min=1))).masked_fill(empty, 0.0)
+        wrong = count.sum(dim=1, keepdim=True) - count
         normaliser = torch.lgamma(wrong + concentration) - torch.lgamma(concentration)
-        return wrong, torch.cat([groups - group, groups], dim=1) - normaliser
+        log_prior = group.sum(dim=1, keepdim=True) - group - normaliser
+        groups = log_prior[:, :-1].masked_fill(empty[:, :-1], -torch.inf)
+        return wrong, torch.cat([groups, log_prior[:, -1:]], dim=1)
 
     def support_after(self, posterior: Posterior, experts: Tensor, votes: Tensor) -> Tensor:
         """[B, L, C], the votes for each group if one of `experts` [B, L] joined it with its `votes` [B, L]; to those of
@@ -198,49 +205,51 @@ class AnswerModel(nn.Module):
     def leader_chance_after(self, posterior: Posterior, experts: Tensor, votes: Tensor) -> Tensor:
         """[B, L], the expected chance that the leading answer is right after one more call, to each of `experts` [B, L]
         with `votes` [B, L]."""
-        right = posterior.right_of(experts)
-        both_right = torch.einsum("bhz,blz->blh", posterior.joint, right)  # the expert and the hypothesis
-        fails = posterior.joint.sum(dim=2)[:, None] - both_right
-        silence = self.silence[experts][..., None]
-        concentration = self.log_concentration.exp()
+        both_right = torch.bmm(posterior.right_of(experts), posterior.joint.transpose(1, 2))  # [B, L, H]
+        leader_votes, leader = (part[:, None] for part in posterior.leader)
+        second_votes, second = posterior.support.scatter(1, leader, -1.0).max(dim=1, keepdim=True)
+        places = torch.cat([leader, second], dim=1)
+        silence, concentration = self.silence[experts], self.log_concentration.exp()
+        fails = posterior.hypotheses.gather(1, places)[:, None] - both_right.gather(
+            2, places[:, None].expand(-1, experts.shape[1], -1)
+        )
         # a failing expert joins a wrong answer in proportion to the number of experts that gave it
-        joins_wrong = fails * (1 - silence) / (posterior.wrong + concentration)[:, None]
-        leader_votes, leader = posterior.leader()
-        has_leader = (leader_votes > 0)[:, None]
-        leader_index = leader[:, None, None].expand(-1, experts.shape[1], 1)
-
-        def leader_right(x: Tensor) -> Tensor:
-            return torch.where(has_leader, x.gather(2, leader_index).squeeze(2), 0.0)
-
-        support = self.support_after(posterior, experts, votes)
-        total = leader_right(fails * silence)
-        new_answer_leads = votes > leader_votes[:, None]
-        total = total + torch.where(new_answer_leads, both_right[..., -1], leader_right(joins_wrong) * concentration)
-        for group in range(posterior.count.shape[1]):
-            rivals = posterior.support.clone()
-            rivals[:, group] = -1.0
-            rival_votes, rival = rivals.max(dim=1)
-            wins = support[..., group] >= rival_votes[:, None]
-            rival_right = joins_wrong.gather(2, rival[:, None, None].expand(-1, experts.shape[1], 1)).squeeze(2)
-            rival_right = torch.where((rival_votes > 0)[:, None], rival_right * posterior.count[:, group, None], 0.0)
-            total = total + torch.where(wins, both_right[..., group], rival_right) * (
-                posterior.count[:, group, None] > 0
-            )
+        wrong = (posterior.wrong.gather(1, places) + concentration)[:, None]
+        joins_wrong = fails * (1 - silence[..., None]) / wrong  # and the leading answer, or the second, is right
+        joins_wrong = joins_wrong.masked_fill((torch.cat([leader_votes, second_votes], dim=1) <= 0)[:, None], 0.0)
+        leads = leader == torch.arange(posterior.count.shape[1], device=leader.device)  # [B, C]
+        wins = self.support_after(posterior, experts, votes) >= torch.where(leads, second_votes, leader_votes)[:, None]
+        rival_right = torch.where(leads[:, None], joins_wrong[..., 1:], joins_wrong[..., :1]) * posterior.count[:, None]
+        group_right = torch.where(wins, both_right[..., :-1], rival_right)
+        new_right = torch.where(votes > leader_votes, both_right[..., -1], joins_wrong[..., 0] * concentration)
+        total = (fails[..., 0] * silence).masked_fill(leader_votes <= 0, 0.0) + new_right
+        for right in group_right.masked_fill((posterior.count <= 0)[:, None], 0.0).unbind(2):
+            total = total + right
         return total
 
-    def outcomes(self, posterior: Posterior, experts: Tensor) -> Tensor:
-        """Joint chances [B, 3, L, H, Z] of the outcome of a call to each of `experts` [B, L] (agrees with the leading
-        answer, gives another answer, gives none), hypothesis and ease."""
-        right = posterior.right_of(experts)[:, :, None]
-        joint = posterior.joint[:, None]
-        correct = joint * right
-        silent = (joint - correct) * self.silence[experts][..., None, None]
-        leader_votes, leader = posterior.leader()
-        leads = (one_hot(leader, posterior.joint.shape[1]) * (leader_votes > 0)[:, None]).bool()[:, None, :, None]
-        size = posterior.count.gather(1, leader[:, None])
-        follows = (size / (posterior.wrong + self.log_concentration.exp()))[:, None, :, None]
-        agrees = torch.where(leads, correct, (joint - correct - silent) * follows)
-        return torch.stack([agrees, joint - agrees - silent, silent], dim=1)
+    def outcomes(self, posterior: Posterior, experts: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """What a call to each of `experts` [B, L] may bring: it agrees with the leading answer, gives another, or none.
+
+        Returns:
+            Chances [B, 3, 1 + c, L] of the outcome, alone and together with that each of the `others` [B, c] is right;
+            and chances [B, 3, L] of the outcome together with that the answer that leads now is right.
+        """
+        leader_votes, leader = (part[:, None] for part in posterior.leader)
+        leads = (leader == torch.arange(posterior.wrong.shape[1], device=leader.device)) & (leader_votes > 0)  # [B, H]
+        follows = posterior.count.gather(1, leader) / (posterior.wrong + self.log_concentration.exp())
+        weights = torch.stack([leads.float(), follows.masked_fill(leads, 0.0), torch.ones_like(follows)], dim=1)
+        by_ease = torch.bmm(weights, posterior.joint)  # [B, 3, Z]; all else is linear in these
+        events = pad(posterior.right_of(others), (0, 0, 1, 0), value=1.0)  # [B, 1 + c, Z]
+        first = events[:, :, None] * posterior.right_of(experts)[:, None]  # [B, 1 + c, L, Z]
+        right = torch.bmm(by_ease, first.flatten(1, 2).transpose(1, 2)).unflatten(
+            2, first.shape[1:3]
+        )  # [B, 3, 1 + c, L]
+        either = torch.bmm(by_ease, events.transpose(1, 2))[..., None]  # [B, 3, 1 + c, 1]
+        fails, silence = either - right, self.silence[experts]
+        silent = silence[:, None] * fails[:, 2]
+        agrees = right[:, 0] + (1 - silence)[:, None] * fails[:, 1]
+        leader_right = torch.stack([right[:, 0, 0], (1 - silence) * fails[:, 0, 0], silence * fails[:, 0, 0]], dim=1)
+        return torch.stack([agrees, either[:, 2] - agrees - silent, silent], dim=1), leader_right
 
 
 def repeats(models: Tensor, calls: Calls, votes: Tensor) -> Tensor:
@@ -303,6 +312,8 @@ def calls_from_features(features: Tensor, max_calls: int) -> Calls:
 
 def evidence_by_expert(calls: Calls, k: int) -> Tensor:
     """What calls to each of the K experts told, [B, K]; 0 of those not called."""
+    if calls.features is not None:
+        return calls.features[:, 3 * k : 4 * k]
     if calls.evidence is None:
         return torch.zeros(len(calls.asked), k, dtype=torch.float32, device=calls.asked.device)
     evidence = torch.zeros(len(calls.asked), k + 1, dtype=calls.evidence.dtype, device=calls.asked.device)
@@ -314,8 +325,12 @@ def told(chance: Tensor, calls: Calls) -> tuple[Tensor, Tensor]:
     if calls.evidence is None:
         return chance, vote_weight(chance.clamp(0, 1))
     evidence = evidence_by_expert(calls, chance.shape[1])
-    votes = vote_weight(updated(chance.clamp(0, 1), evidence, VOTE_WEIGHT))
-    return updated(chance, evidence, CHANCE_WEIGHT), votes
+    log_odds, silent = log_odds_of(chance), evidence == 0
+    after, for_votes = (
+        torch.where(silent, chance, torch.sigmoid(log_odds + weight * evidence))
+        for weight in (CHANCE_WEIGHT, VOTE_WEIGHT)
+    )
+    return after, vote_weight(for_votes)
 
 
 def group_answers(answer_ids: Tensor) -> Tensor:
@@ -403,7 +418,7 @@ def _loss(
     expected = model.leader_chance_after(before, last, vote_weight(chance.clamp(0, 1)).gather(1, last)).squeeze(1)
     chance, votes = told(chance, calls)
     after = model.posterior(chance, votes, calls)
-    score = _leader_score(scores, votes, asked, group, after.leader()[1])
+    score = _leader_score(scores, votes, asked, group, after.leader[1])
     targets = [(expected, score), (after.leader_chance(), score), (before.expert_chance(), scores)]
     return sum(binary_cross_entropy(p.clamp(1e-3, 1 - 1e-3), y) for p, y in targets)  # type: ignore[return-value]
 

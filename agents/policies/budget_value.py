@@ -57,19 +57,29 @@ class BudgetValue:
 
         With more than T queries left, it is that of T queries at the same budget per query, in proportion.
         """
+        return self._values_at(queries, usd)[0]
+
+    def _values_at(self, queries: Tensor, *amounts_usd: Tensor) -> list[Tensor]:
+        """`value_at` of each of the amounts, with as many queries left."""
         log_range = self.cost_scale.log_range
         last, step = self.value.shape[1] - 2, 3 * log_range / (self.value.shape[1] - 2)
         points = pad(relative_budgets(log_range, self.value), (1, 0))
         slope = self.value.diff(dim=1) / points.diff()
         intercept = self.value[:, :-1] - slope * points[:-1]
-        budget = usd / (queries.clamp(min=1) * self.cost_scale.low_usd)  # a query, in units of low_usd
-        segment = ((budget.clamp(min=1e-30).log() + log_range) / step).floor() + 1
+        unit_usd = queries.clamp(min=1) * self.cost_scale.low_usd
         planned = queries.clamp(max=len(self.value) - 1)
-        index = (planned * (last + 1) + segment.clamp(0, last)).long()
-        intercept, slope = (
-            part.view(-1).index_select(0, index.reshape(-1)).view(index.shape) for part in (intercept, slope)
-        )
-        return (intercept + slope * budget.clamp(max=points[-1])) * (queries / planned.clamp(min=1))
+        first, longer = planned * (last + 1), queries / planned.clamp(min=1)
+
+        def at(usd: Tensor) -> Tensor:
+            budget = usd / unit_usd  # a query, in units of low_usd
+            segment = budget.clamp(min=1e-30).log_().add_(log_range).div_(step).floor_().add_(1).clamp_(0, last)
+            index = (first + segment).int()
+            start, rise = (
+                part.view(-1).index_select(0, index.reshape(-1)).view(index.shape) for part in (intercept, slope)
+            )
+            return rise.mul_(budget.minimum(points[-1])).add_(start).mul_(longer)
+
+        return [at(usd) for usd in amounts_usd]
 
     def call_terms(
         self, cost_usd: Tensor, usd: Tensor, queries: Tensor, experts: Tensor | None = None
@@ -87,11 +97,11 @@ class BudgetValue:
             mean_usd, ratios = mean_usd[experts], ratios[:, experts]
         cost_usd = cost_usd.maximum(MIN_COST_RATIO * mean_usd)
         rest = queries - 1
-        unspent = self.value_at(rest, usd)
         leading = [1] * (max(cost_usd.dim(), usd.dim()) + 1 - ratios.dim())
         left = usd - cost_usd * ratios.view(-1, *leading, *ratios.shape[1:])  # [J, ..., K]
         affordable = left >= 0
-        price = unspent - self.value_at(rest, left.clamp(min=0))
+        unspent, afterwards = self._values_at(rest, usd, left.clamp(min=0))
+        price = unspent - afterwards
         return affordable.float().mean(dim=0), price.mean(dim=0)
 
     def considered_terms(
@@ -110,7 +120,8 @@ class BudgetValue:
         if score.shape[1] <= MAX_CONSIDERED:
             return *self.call_terms(cost_usd, usd, queries), allowed, None
         part = 0.05 * usd.clamp(min=1e-30)
-        price = (self.value_at(queries - 1, usd) - self.value_at(queries - 1, usd - part)) / part
+        unspent, afterwards = self._values_at(queries - 1, usd, usd - part)
+        price = (unspent - afterwards) / part
         net = (score - price * cost_usd).masked_fill(~allowed, -torch.inf)
         among = net.topk(MAX_CONSIDERED, dim=1).indices
         terms = self.call_terms(cost_usd.gather(1, among), usd, queries, among)

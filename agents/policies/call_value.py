@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import softplus
 
 from agents.estimators.base import MAX_CONSIDERED, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answer_model, group_answers, told
@@ -64,7 +64,7 @@ class CallEstimates:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The experts under consideration for the next call; all [B, L].
+    """The experts under consideration for the next call; [B, L] each.
 
     Attributes:
         experts: int64.
@@ -74,6 +74,8 @@ class Candidates:
         chance: that the expert is right, given the calls made.
         gain: what a call adds to the chance that the leading answer is right.
         net: `gain` less `price`; `FORBIDDEN` where the expert cannot be called.
+        best: [B, l], the largest of `net`, falling.
+        best_place: [B, l] int64, their places.
     """
 
     experts: Tensor
@@ -83,6 +85,8 @@ class Candidates:
     chance: Tensor
     gain: Tensor
     net: Tensor
+    best: Tensor
+    best_place: Tensor
 
 
 @dataclass(frozen=True)
@@ -150,12 +154,13 @@ class CallValue(nn.Module):
         chance, votes = told(chance, calls)
         posterior = self.answer_model.posterior(chance, votes, calls, among)
         stop_value = posterior.leader_chance()
-        alone, experts = _best_alone(posterior, price, allowed)
+        alone, experts, chance = _best_alone(posterior, price, allowed)
         votes, price = votes.gather(1, experts), price.gather(1, experts)
         share = torch.zeros_like(price) if budget_share is None else budget_share.gather(1, experts)
         gain = self.answer_model.leader_chance_after(posterior, experts, votes) - stop_value[:, None]
         net = (gain - price).masked_fill(alone <= FORBIDDEN, FORBIDDEN)
-        candidates = Candidates(experts, votes, price, share, alone + price, gain, net)
+        best = net.topk(min(N_SECOND, net.shape[1]), dim=1)
+        candidates = Candidates(experts, votes, price, share, chance, gain, net, best.values, best.indices)
         second, agrees = self._second_call(posterior, candidates)
         features = self._features(candidates, stop_value, second, agrees, calls.made)
         continues = (calls.made < self.max_calls - 1)[:, None]
@@ -168,57 +173,50 @@ class CallValue(nn.Module):
     def _second_call(self, posterior: Posterior, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """What the best second call after each candidate's is expected to add, less its price, given whether the first
         agrees with the leading answer; and the chance that it does; both [B, L]."""
-        experts, votes, net = candidates.experts, candidates.votes, candidates.net
+        experts, votes, second = candidates.experts, candidates.votes, candidates.best_place
         n = experts.shape[1]
-        outcomes = self.answer_model.outcomes(posterior, experts)  # [B, 3, L, H, Z]
-        by_hypothesis = outcomes.sum(dim=4)
-        chance = by_hypothesis.sum(dim=3)
-        leader_votes, leader = posterior.leader()
-        leader_votes = leader_votes[:, None]
-        index = leader[:, None, None, None].expand(-1, 3, n, 1)
+        outcomes, stop = self.answer_model.outcomes(posterior, experts, experts.gather(1, second))
+        chance, second_right = outcomes[:, :, 0], outcomes[:, :, 1:]  # [B, 3, L] and [B, 3, c, L]
+        leader_votes, leader = (part[:, None] for part in posterior.leader)
         # joint chance of each outcome and that the answer leading after it is right: the same one, or the first call's
-        stop = torch.where((leader_votes > 0)[:, None], by_hypothesis.gather(3, index).squeeze(3), 0.0)
-        first_right = torch.einsum("bz,blz->bl", posterior.joint.sum(dim=1), posterior.right_of(experts))
-        stop[:, 1] = torch.where(votes > leader_votes, first_right - stop[:, 0], stop[:, 1])
+        stop[:, 1] = torch.where(votes > leader_votes, candidates.chance - stop[:, 0], stop[:, 1])
         after = self.answer_model.support_after(posterior, experts, votes)
-        agreed = after.gather(2, leader[:, None, None].expand(-1, n, 1)).squeeze(2)
+        agreed = after.gather(2, leader[..., None].expand(-1, n, 1)).squeeze(2)
         votes_after = torch.stack([agreed, votes.maximum(leader_votes), leader_votes.expand(-1, n)], dim=1)
-        second = net.topk(min(N_SECOND, n), dim=1).indices
-        second_right = torch.einsum("bolhz,bcz->bolc", outcomes, posterior.right_of(experts.gather(1, second)))
-        overrules = votes.gather(1, second)[:, None, None] > votes_after[..., None]
-        value = torch.where(overrules, second_right, stop[..., None])
-        value = value - chance[..., None] * candidates.price.gather(1, second)[:, None, None]
+        overrules = votes.gather(1, second)[:, None, :, None] > votes_after[:, :, None]
+        value = torch.where(overrules, second_right, stop[:, :, None])
+        value = value - chance[:, :, None] * candidates.price.gather(1, second)[:, None, :, None]
         share = candidates.budget_share
-        possible = second[:, None] != torch.arange(n, device=experts.device)[:, None]
-        possible &= (net.gather(1, second) > FORBIDDEN)[:, None]
-        possible &= share[..., None] + share.gather(1, second)[:, None] <= 1
-        value = value.masked_fill(~possible[:, None], -torch.inf).amax(dim=3)
+        possible = second[..., None] != torch.arange(n, device=experts.device)
+        possible &= (candidates.best > FORBIDDEN)[..., None]
+        possible &= share.gather(1, second)[..., None] + share[:, None] <= 1
+        value = value.masked_fill(~possible[:, None], -torch.inf).amax(dim=2)
         return (value - stop).clamp(min=0).sum(dim=1), chance[:, 0]
 
     def _features(
         self, candidates: Candidates, stop_value: Tensor, second: Tensor, agrees: Tensor, made: Tensor
     ) -> Tensor:
         """[B, L, F]; without the experts' identities, against overfitting."""
-        gain, price, net = candidates.gain, candidates.price, candidates.net
+        gain, price = candidates.gain, candidates.price
         log_price = price.clamp(min=1e-5).log() / 4
-        top, place = net.topk(min(2, net.shape[1]), dim=1)
-        best, next_best = top[:, 0].clamp(-1, 1), top[:, -1].clamp(-1, 1)
-        shared = [stop_value, best, next_best, log_price.gather(1, place)[:, 0], gain.gather(1, place)[:, 0]]
+        best, place = candidates.best[:, :2].clamp(-1, 1), candidates.best_place[:, :1]
+        shared = [stop_value[:, None], best[:, :1], best[:, -1:], log_price.gather(1, place), gain.gather(1, place)]
         own = [gain, log_price, price.clamp(max=2), candidates.chance.clamp(-1, 1), agrees, second]
-        n_calls = one_hot(made.clamp(max=self.max_calls - 1), self.max_calls)[:, None, 1:]
-        n_calls = n_calls.expand(-1, net.shape[1], -1).float()
-        return torch.cat([torch.stack([*own, *(x[:, None].expand_as(gain) for x in shared)], dim=2), n_calls], dim=2)
+        n_calls = made.clamp(max=self.max_calls - 1) == torch.arange(1, self.max_calls, device=made.device)[:, None]
+        each = torch.stack([*own, *(x.expand_as(gain) for x in shared)])
+        return torch.cat([each, n_calls[..., None].expand(-1, -1, gain.shape[1])]).permute(1, 2, 0)
 
 
-def _best_alone(posterior: Posterior, price: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """The candidates' chances of being right less their prices, [B, L], `FORBIDDEN` where they are not allowed, and
-    which experts they are, [B, L]; from prices and permissions [B, K]."""
+def _best_alone(posterior: Posterior, price: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The candidates' chances of being right less their prices, [B, L], `FORBIDDEN` where they are not allowed; which
+    experts they are, [B, L]; and their chances; from prices and permissions [B, K]."""
     among = posterior.among
     if among is not None:
         price, allowed = price.gather(1, among), allowed.gather(1, among)
-    alone = (posterior.expert_chance() - price).masked_fill(~allowed, FORBIDDEN)
+    chance = posterior.expert_chance()
+    alone = (chance - price).masked_fill(~allowed, FORBIDDEN)
     alone, place = alone.topk(min(N_CANDIDATES, alone.shape[1]), dim=1)
-    return alone, place if among is None else among.gather(1, place)
+    return alone, place if among is None else among.gather(1, place), chance.gather(1, place)
 
 
 def fit_call_value(
@@ -397,12 +395,15 @@ def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answers
     """
     n, k = chance.shape
     asked = torch.full((n, call_value.max_calls), -1, device=chance.device)
-    active = torch.ones(n, dtype=torch.bool, device=chance.device)
+    playing = torch.arange(n, device=chance.device)
     for call in range(call_value.max_calls):
-        estimates = call_value(chance, price, calls_from_table(asked, answers), not_asked(asked, k))
-        net, place = (estimates.gain - price.gather(1, estimates.experts)).max(dim=1)
-        active = active & ((net > 0) | (call == 0))
-        asked[:, call] = torch.where(active, estimates.experts.gather(1, place[:, None]).squeeze(1), -1)
+        so_far, paid = asked[playing], price[playing]
+        calls = calls_from_table(so_far, answers[playing])
+        estimates = call_value(chance[playing], paid, calls, not_asked(so_far, k))
+        net, place = (estimates.gain - paid.gather(1, estimates.experts)).max(dim=1)
+        goes_on = (net > 0) | (call == 0)
+        playing, place = playing[goes_on], place[goes_on]
+        asked[playing, call] = estimates.experts[goes_on].gather(1, place[:, None]).squeeze(1)
     return asked
 
 

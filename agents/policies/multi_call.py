@@ -56,19 +56,23 @@ class MultiCallNetwork(BidPriceNetwork):
         self.stop_logit = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, 1))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        values = self._net_values(observations)
-        return self._call_logits(observations, values), self._call_features(observations, values)
+        budget = self._budget(observations)
+        values = self._net_values(observations, budget)
+        return self._call_logits(budget[0], values), self._call_features(observations, budget, values)
 
     def forward_actor(self, observations: Tensor) -> Tensor:
-        return self._call_logits(observations, self._net_values(observations))
+        budget = self._budget(observations)
+        return self._call_logits(budget[0], self._net_values(observations, budget))
 
     def forward_critic(self, observations: Tensor) -> Tensor:
-        return self._call_features(observations, self._net_values(observations))
+        budget = self._budget(observations)
+        return self._call_features(observations, budget, self._net_values(observations, budget))
 
-    def _net_values(self, observations: Tensor) -> NetValues:
+    def _net_values(self, observations: Tensor, of_budget: tuple[Tensor, Tensor, Tensor]) -> NetValues:
+        """Of observations and their `_budget`."""
         k = len(self.mean_cost_usd)
         calls = calls_from_features(observations[:, 2 * k : 6 * k + 3], self.max_calls)
-        budget, usd, queries = self._budget(observations)
+        budget, usd, queries = of_budget
         cost_usd = (observations[:, k : 2 * k] * self.high_usd).maximum(MIN_COST_RATIO * self.mean_cost_usd)
         allowed = action_mask(self.mean_cost_usd, usd[:, 0]) & (observations[:, 2 * k : 3 * k] == 0)
         terms = self.budget_value.considered_terms(observations[:, :k], cost_usd, usd, queries, allowed)
@@ -82,16 +86,17 @@ class MultiCallNetwork(BidPriceNetwork):
         net = gain * affordable.gather(1, experts) - price.gather(1, experts)
         return NetValues(experts, net.masked_fill(gain <= FORBIDDEN, FORBIDDEN), estimates.stop_value, calls.made)
 
-    def _call_logits(self, observations: Tensor, values: NetValues) -> Tensor:
-        budget, _, _ = self._budget(observations)
+    def _call_logits(self, budget: Tensor, values: NetValues) -> Tensor:
         call = values.net / TEMPERATURE + self.bias(budget).gather(1, values.experts)
-        logits = torch.full((len(call), self.latent_dim_pi), FORBIDDEN, device=call.device)
+        logits = torch.full((len(call), self.latent_dim_pi - 1), FORBIDDEN, device=call.device)
         stop = self.stop_logit(budget).masked_fill(values.made[:, None] == 0, FORBIDDEN)
-        return torch.cat([logits[:, :-1].scatter(1, values.experts, call.clamp(min=FORBIDDEN)), stop], dim=1)
+        return torch.cat([logits.scatter(1, values.experts, call.clamp(min=FORBIDDEN)), stop], dim=1)
 
-    def _call_features(self, observations: Tensor, values: NetValues) -> Tensor:
+    def _call_features(
+        self, observations: Tensor, of_budget: tuple[Tensor, Tensor, Tensor], values: NetValues
+    ) -> Tensor:
         k = len(self.mean_cost_usd)
-        budget, usd, queries = self._budget(observations)
+        budget, usd, queries = of_budget
         features = self.critic(torch.cat([observations[:, : 2 * k], budget], dim=1))
         best = values.net.detach().amax(dim=1)
         this_query = values.stop_value + torch.where(values.made > 0, best.clamp(min=0), best.clamp(min=-1))

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.policies.answer_model import AnswerModel, Calls, calls_from_features, fit_answer_model, group_answers
+from agents.policies.answer_model import (
+    AnswerModel,
+    Calls,
+    Posterior,
+    calls_from_features,
+    fit_answer_model,
+    group_answers,
+)
 from leeroo_env import ExpertTable, dynamics
 from tests.leeroo_env.dynamics.test_dynamics import keys
 from tests.leeroo_env.dynamics.test_voting import answers_table
@@ -51,6 +58,21 @@ def likelihood(model: AnswerModel, log_odds: torch.Tensor, asked: list[int], gro
             total += chance
         joint[right] = total
     return joint
+
+
+def outcomes_by_ease(model: AnswerModel, posterior: Posterior, expert: int) -> torch.Tensor:
+    """[3, H, Z], chances of the outcome of a call to one expert about one query, hypothesis and ease, one by one."""
+    (joint,), right, silence = posterior.joint, posterior.right[0, expert], float(model.silence[expert])
+    votes, leader = float(posterior.leader[0]), int(posterior.leader[1])
+    found = torch.zeros(3, *joint.shape)
+    for hypothesis, chances in enumerate(joint):
+        wrong = chances * (1 - right)
+        joins = float(posterior.count[0, leader] / (posterior.wrong[0, hypothesis] + model.log_concentration.exp()))
+        leads = votes > 0 and hypothesis == leader
+        found[0, hypothesis] = chances * right if leads else wrong * (1 - silence) * joins
+        found[2, hypothesis] = wrong * silence
+        found[1, hypothesis] = chances - found[0, hypothesis] - found[2, hypothesis]
+    return found
 
 
 cases = st.fixed_dictionaries(
@@ -98,7 +120,7 @@ def test_the_expectation_of_a_call_is_the_mean_over_its_outcomes(case: dict):
     posterior, log_odds = model.posterior(chance, votes, calls), model.log_odds(chance)[0]
     expert = torch.tensor([[nxt]])
     before = sum(likelihood(model, log_odds, asked, group).values())
-    leader = int(posterior.leader()[1]) if any(g >= 0 for g in group) else None
+    leader = int(posterior.leader[1]) if any(g >= 0 for g in group) else None
     expected, agrees, silent = 0.0, 0.0, 0.0
     for answer in {*(g for g in group if g >= 0), len(asked), -1}:
         joint = likelihood(model, log_odds, [*asked, nxt], [*group, answer])
@@ -110,8 +132,14 @@ def test_the_expectation_of_a_call_is_the_mean_over_its_outcomes(case: dict):
     assert float(model.leader_chance_after(posterior, expert, votes[:, nxt : nxt + 1])) == pytest.approx(
         expected, abs=2e-4
     )
-    outcomes = model.outcomes(posterior, expert)[0].sum(dim=(1, 2, 3))
-    assert outcomes.tolist() == pytest.approx([agrees, 1 - agrees - silent, silent], abs=2e-4)
+    everyone = torch.arange(K)[None]
+    outcomes, leader_right = model.outcomes(posterior, expert, everyone)
+    assert outcomes[0, :, 0, 0].tolist() == pytest.approx([agrees, 1 - agrees - silent, silent], abs=2e-4)
+    by_ease = outcomes_by_ease(model, posterior, nxt)
+    together = (by_ease.sum(dim=1)[:, None] * posterior.right[0]).sum(dim=2)
+    assert torch.allclose(outcomes[0, :, 1:, 0], together, atol=1e-6)
+    expected_right = torch.zeros(3) if leader is None else by_ease[:, leader].sum(dim=1)
+    assert torch.allclose(leader_right[0, :, 0], expected_right, atol=1e-6)
 
 
 pairs = st.lists(st.integers(0, 1), min_size=K, max_size=K)
