@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,22 +64,25 @@ class TwoStageTrees(SequenceRouter):
         """Trees decide only about the last expert of their panels."""
         continues = torch.ones_like(policy, dtype=torch.bool)
         last_call = self.by_trees[policy] & (calls.made == self.size[policy] - 1) & (calls.made > 0)
-        panel = torch.where(last_call, self.panel[policy], -1)
-        for number in panel.unique().tolist():
-            if number < 0:
-                continue
-            at = (panel == number).nonzero().squeeze(1)
-            order = self.policies.order[policy[at]]
-            evidence = None if calls.evidence is None else calls.evidence[at]
-            these = Calls(calls.asked[at], calls.group[at], calls.made[at], evidence=evidence)
-            described = described_calls(estimates[at], these, order, self.models)
-            predicted = self.trees[number].predict(_inputs(described, estimates[at])).float()
-            last = order.gather(1, these.made[:, None])
-            chance, cost_usd = (part[at].gather(1, last) for part in (estimates.score, estimates.cost_usd))
-            linear = with_chance(described, chance) @ self.linear[number]
-            predicted, cost_usd = (predicted + linear) / 2, cost_usd.squeeze(1)
-            continues[at] = predicted > self.price[policy[at]] * cost_usd
+        at = last_call.nonzero().squeeze(1)
+        if len(at) == 0:
+            return continues
+        policy, estimates = policy[at], estimates[at]
+        panel, order = self.panel[policy], self.policies.order[policy]
+        evidence = None if calls.evidence is None else calls.evidence[at]
+        these = Calls(calls.asked[at], calls.group[at], calls.made[at], evidence=evidence)
+        described = described_calls(estimates, these, order, self.models)
+        predicted = self.forest.predict(_inputs(described, estimates), panel).float()
+        last = order.gather(1, these.made[:, None])
+        chance, cost_usd = (part.gather(1, last) for part in (estimates.score, estimates.cost_usd))
+        linear = (with_chance(described, chance) * self.linear[panel]).sum(dim=1)
+        continues[at] = (predicted + linear) / 2 > self.price[policy] * cost_usd.squeeze(1)
         return continues
+
+    @cached_property
+    def forest(self) -> Forest:
+        """The trees of all panels."""
+        return Forest.of(self.trees)
 
     def _promising(self, panels: Panels, gains: Tensor) -> list[int]:
         """The panels that are best at the most prices by the linear model."""
@@ -149,18 +153,56 @@ class Trees:
             depth=int(max(tree["depth"].max() for tree in nodes)),
         )
 
-    def predict(self, inputs: Tensor) -> Tensor:
-        """[B, inputs] -> [B] float64, summed tree by tree as scikit-learn does."""
-        t = len(self.feature)
-        at = torch.zeros(t, len(inputs), dtype=torch.int64, device=inputs.device)
+    def predict(self, inputs: Tensor, root: Tensor | int = 0, start: Tensor | None = None) -> Tensor:
+        """[B, inputs] -> [B] float64, summed tree by tree as scikit-learn does; from the nodes `root` [B] and the
+        predictions `start` [B], where these differ."""
+        at = torch.zeros(len(self.feature), len(inputs), dtype=torch.int64, device=inputs.device) + root
         x = inputs.double().T
         for _ in range(self.depth):
             right = x.gather(0, self.feature.gather(1, at)) > self.threshold.gather(1, at)
             at = self.child.flatten(1).gather(1, 2 * at + right)
-        total = torch.full((len(inputs),), self.start, dtype=torch.float64, device=inputs.device)
+        total = x.new_full((len(inputs),), self.start) if start is None else start.clone()
         for value in self.value.gather(1, at):
-            total = total + value
+            total += value
         return total
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The trees of Q panels side by side, so that queries of all panels are predicted together.
+
+    Attributes:
+        trees: with the nodes of one panel's after those of another.
+        panel: [Q] int64, the panels' numbers, rising.
+        root: [Q] int64, the first node of each panel's trees.
+        start: [Q] float64, as of `Trees`.
+    """
+
+    trees: Trees
+    panel: Tensor
+    root: Tensor
+    start: Tensor
+
+    @classmethod
+    def of(cls, trees: dict[int, Trees]) -> Forest:
+        """From the trees of each panel by its number; as many of each."""
+        panels = sorted(trees)
+        parts = [trees[number] for number in panels]
+        feature, threshold, value = (
+            torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("feature", "threshold", "value")
+        )
+        device = feature.device
+        size = torch.tensor([part.feature.shape[1] for part in parts], device=device)
+        root = size.cumsum(0) - size
+        child = torch.cat([part.child + first for part, first in zip(parts, root, strict=True)], dim=1)
+        start = torch.tensor([part.start for part in parts], dtype=torch.float64, device=device)
+        joined = Trees(0.0, feature, threshold, child, value, max(part.depth for part in parts))
+        return cls(joined, torch.tensor(panels, device=device), root, start)
+
+    def predict(self, inputs: Tensor, panel: Tensor) -> Tensor:
+        """[B, inputs] and the numbers of panels [B] -> [B] float64."""
+        which = torch.searchsorted(self.panel, panel)
+        return self.trees.predict(inputs, self.root[which], self.start[which])
 
 
 def _fit(panels: Panels, number: int, seed: int) -> tuple[Tensor, Trees]:

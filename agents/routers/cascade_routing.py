@@ -66,6 +66,7 @@ class CascadeRouting(Router):
         rows = rows[torch.randperm(len(rows), generator=generator, device=table.device)[:ROWS]]
         self.settings, self.spent_usd = self._tune(table, answers, rows)
 
+    @torch.inference_mode()
     def choose(self, context: Context) -> Tensor:
         calls = context.calls
         assert calls is not None

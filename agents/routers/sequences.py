@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,6 +37,21 @@ class Policies:
     cost_usd: Tensor
     tried: Tensor
     hull: Tensor
+
+    @cached_property
+    def hull_cost_usd(self) -> Tensor:
+        """[K, X] float64, the mean costs of `hull`."""
+        return self.cost_usd[self.hull]
+
+    @cached_property
+    def place(self) -> Tensor:
+        """[K + 1, P] float32, experts' places in each policy's order, C where they have none; row K, no call: -1."""
+        (p, c), k = self.order.shape, len(self.hull)
+        place = torch.full((k + 1, p), float(c), device=self.order.device)
+        at = torch.arange(c, device=place.device).float()[:, None].expand(c, p)
+        place.scatter_(0, self.order.where(self.order >= 0, k).T, at)
+        place[k] = -1
+        return place
 
 
 def best_at_prices(order: Tensor, score: Tensor, cost_usd: Tensor, prices: Tensor, mean_cost_usd: Tensor) -> Policies:
@@ -67,6 +83,7 @@ class SequenceRouter(LotteryRouter):
     def continues(self, policy: Tensor, estimates: Estimates, calls: Calls) -> Tensor:
         """[B] bool, whether the `policy` [B] asks the next expert of its list; ignored before the first call."""
 
+    @torch.inference_mode()
     def choose(self, context: Context) -> Tensor:
         estimates, calls = context.estimates, context.calls
         assert calls is not None
@@ -86,16 +103,11 @@ class SequenceRouter(LotteryRouter):
         before_usd = context.remaining_usd + spent_usd(context.estimates, calls)
         n = within_reserve(self.mean_cost_usd, before_usd, context.remaining_queries).sum(dim=1) - 1
         hull = self.policies.hull[n]  # [B, X]
-        drawn = self.mix(self.policies.cost_usd[hull], usd_per_query(before_usd, context.remaining_queries))
-        order = self.policies.order[hull]  # [B, X, C]
-        k = len(self.mean_cost_usd)
-        asked = torch.zeros(len(hull), k + 1, dtype=torch.bool, device=hull.device)
-        asked.scatter_(1, calls.asked.where(calls.asked >= 0, k), True)
-        asked[:, k] = False
-        place = torch.arange(order.shape[2], device=hull.device)
-        same = asked.gather(1, order.where(order >= 0, k).flatten(1)).view(order.shape)
-        same = (same | (place >= calls.made[:, None, None])).all(dim=2)
-        same &= (asked.sum(dim=1) == calls.made)[:, None]
+        drawn = self.mix(self.policies.hull_cost_usd[n], usd_per_query(before_usd, context.remaining_queries))
+        answered = calls.asked >= 0
+        place = self.policies.place[calls.asked.where(answered, len(self.mean_cost_usd))].amax(dim=1)  # [B, P]
+        same = (place < calls.made[:, None]) & (answered.sum(dim=1) == calls.made)[:, None]
+        same = same.gather(1, hull)
         distance = (torch.arange(hull.shape[1], device=hull.device) - drawn[:, None]).abs()
         nearest = distance.masked_fill(~same, hull.shape[1]).argmin(dim=1, keepdim=True)
         return hull.gather(1, nearest).squeeze(1), same.gather(1, nearest).squeeze(1)

@@ -54,7 +54,7 @@ PARTS = (
     *(Neighbours, Networks, Policies, Predictor, PriceTable, Trees),
 )
 CLASSES: dict[str, type] = {one.__name__: one for one in (*ROUTERS, *PARTS)}
-NOT_STORED = ("features", "rules", "generator")  # of routers: made anew, only for tuning, or begun again
+NOT_STORED = ("features", "rules", "generator", "forest")  # of routers: made anew, only for tuning, or begun again
 
 
 class StoredRouter(Router):
