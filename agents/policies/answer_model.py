@@ -417,7 +417,7 @@ def _loss(
     before = model.posterior(*told(chance, calls_before), calls_before)
     expected = model.leader_chance_after(before, last, vote_weight(chance.clamp(0, 1)).gather(1, last)).squeeze(1)
     chance, votes = told(chance, calls)
-    after = model.posterior(chance, votes, calls)
+    after = model.posterior(chance, votes, calls, among=last)  # no other expert's chance is needed
     score = _leader_score(scores, votes, asked, group, after.leader[1])
     targets = [(expected, score), (after.leader_chance(), score), (before.expert_chance(), scores)]
     return sum(binary_cross_entropy(p.clamp(1e-3, 1 - 1e-3), y) for p, y in targets)  # type: ignore[return-value]
