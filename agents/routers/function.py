@@ -44,7 +44,7 @@ class FunctionRouter(Router):
     def choose(self, context: Context) -> Tensor:
         return self.preferences(context).argmax(dim=1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def preferences(self, context: Context) -> Tensor:
         """As `Router.preferences`; -inf for actions that are not open."""
         assert isinstance(context.features, Tensor)

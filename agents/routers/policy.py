@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
@@ -24,6 +25,7 @@ class PolicyRouter(FunctionRouter):
         self.policy, self.description = policy, description
 
 
+@torch.inference_mode()
 def action_scores(policy: Any, observations: Tensor) -> Tensor:
     """The policy's preference for each action, log-probabilities or action values; [B, actions]."""
     if isinstance(policy, BidPricePolicy):
