@@ -48,8 +48,6 @@ from leeroo_env.dynamics import make_rules
 from leeroo_env.errors import first_line
 from leeroo_env.files import write_json
 
-LAPS = Laps(interrupt.BEGAN)
-
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The command line. Returns the exit code: 0, 2 for bad input, 130 for an interrupted run."""
@@ -59,32 +57,36 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         with processes() as started:
             if started.rank > 0:
                 return follow(started)
+            laps = Laps(interrupt.BEGAN)
+            laps.end("imports")
             config = tyro.cli(TrainConfig, prog=prog, args=arguments)
             if not config.resume:
-                return run(config, processes=started)
+                return run(config, None, started, laps)
             run_dir = find_run(config)
             given = tyro.cli(TrainConfig, prog=prog, args=arguments, default=config_of(run_dir))
             check_unchanged(given, run_dir)
             check_resumed(run_dir, started)
             interrupt.will_say(how_to_continue(run_dir, new=False))
-            return run(given, run_dir, started)
+            return run(given, run_dir, started, laps)
 
     return exit_code(work, "nothing was written")
 
 
-def run(config: TrainConfig, run_dir: Path | None = None, processes: Processes = ALONE) -> int:
+def run(
+    config: TrainConfig, run_dir: Path | None = None, processes: Processes = ALONE, laps: Laps | None = None
+) -> int:
     """The whole of a run; returns the exit code.
 
     Args:
         config: the settings.
         run_dir: a run that was begun with these settings, to go on with; None: a new one.
         processes: that train together, of which this is the first.
+        laps: how long phases took so far.
 
     Raises:
         InputError: before anything is written, if the settings make no sense.
     """
     config.check()
-    LAPS.end("imports")
     torch.set_num_threads(config.threads)
     table = resolve(config.table, config.experts or None, choose_device(config.device), config.verify)
     make_rules(table, "train", config.horizon, config.budget or None, config.cost_weight, config.most_calls(table))
@@ -101,7 +103,7 @@ def run(config: TrainConfig, run_dir: Path | None = None, processes: Processes =
         check_new_run(run_dir)
     try:
         with nullcontext() if new else locked(run_dir):
-            return train_agents(config, table, run_dir, new, processes)
+            return train_agents(config, table, run_dir, new, processes, laps or Laps())
     except BaseException as error:
         if not (is_interruption(error) or isinstance(error, OSError)):
             raise
@@ -112,21 +114,24 @@ def run(config: TrainConfig, run_dir: Path | None = None, processes: Processes =
         raise InputError(f"{run_dir}: cannot be written: {error.strerror or first_line(error)}; {kept}") from None
 
 
-def train_agents(config: TrainConfig, table: ExpertTable, run_dir: Path, new: bool, processes: Processes) -> int:
+def train_agents(
+    config: TrainConfig, table: ExpertTable, run_dir: Path, new: bool, processes: Processes, laps: Laps
+) -> int:
     """One agent, or several seeds with what they share fitted once; arguments as `train_agent`."""
     seeds = range(config.seed, config.seed + config.seeds)
-    LAPS.end("table")
+    laps.end("table")
     print(table)
     fits = (
         lambda: fit_predictors(table, seeds, shown),
         lambda: one_call_routers(table, config.horizon, config.seed, shown),
     )
     predictors, routers = run_in_parallel(*fits)
-    LAPS.end("estimates")
+    laps.end("estimates")
     if config.tune and new:
         config = replace(config, tuned=search_settings(config, table, predictors[0], run_dir))
     if config.seeds == 1:
-        return train_agent(config, Trainer(config, table, predictors[0], shown, processes), routers, run_dir, new)
+        trainer = Trainer(config, table, predictors[0], shown, processes, laps)
+        return train_agent(config, trainer, routers, run_dir, new)
     interrupt.raise_again()
     if new:
         begin_run(run_dir, config.as_settings(run_dir))
@@ -197,7 +202,7 @@ def train_agent(config: TrainConfig, trainer: Trainer, routers: dict[str, Router
             print(f"saved; go on with: python train.py --resume --run-dir {run_dir}")
             return 130
         print(show(trainer.evaluate(run_dir, routers, baselines)))
-        write_json(run_dir / "timings.json", LAPS.seconds | trainer.laps.seconds)
+        write_json(run_dir / "timings.json", trainer.laps.seconds)
         finish_run(run_dir)
     print(f"report: {run_dir / 'report.md'}, as a page: {run_dir / 'report.html'}")
     return 0

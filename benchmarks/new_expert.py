@@ -46,7 +46,7 @@ def main(
         seed: of everything.
     """
     full = resolve(table, experts or None)
-    heading = f"{full.name}, {len(full.experts)} experts"
+    heading = f"{full.name}, {len(full.experts)} experts, {queries} answers of the new one"
     lines = [
         f"Test split, mean score over six budgets, seed {seed}; leads over the agent without the expert, ± one "
         "standard error (by query).",

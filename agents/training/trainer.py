@@ -81,10 +81,11 @@ class Trainer:
         predictor: Predictor | None = None,
         bars: Bars = silent,
         processes: Processes = ALONE,
+        laps: Laps | None = None,
     ):
         """Fits the predictor, unless one fitted to this table is given. `bars` show the progress. Of the `processes`,
-        which train together, this is the first. Raises InputError for settings that make no sense."""
-        self.processes, self.laps = processes, Laps()
+        which train together, this is the first. `laps` go on. Raises InputError for settings that make no sense."""
+        self.processes, self.laps = processes, laps or Laps()
         self.config, self.table, self.policy_kind, self.bars = config, table, config.policy_kind(), bars
         self.max_calls = config.most_calls(table)
         self.predictor = predictor or fit_predictor(table, config.seed)
