@@ -29,15 +29,16 @@ MOST_TOKENS = 40_000
 DELAY_S = 0.03
 
 
-async def load(url: str, secret: str, texts: list[str], seconds: float, seed: int) -> int:
-    """Asks without pause until the time is over or the server is gone; returns the number of answers."""
-    answered, ends = 0, time.monotonic() + seconds
+async def under_load(server: Running, secret: str, texts: list[str], seed: int, after_s: float) -> int:
+    """Asks without pause, and kills the server after a while, the first time not before it has answered twice; returns
+    the number of answers that came."""
+    answered, killed, busy = 0, False, asyncio.Event()
 
     async def one(number: int) -> None:
         nonlocal answered
         draw = random.Random(f"{seed} {number}")
         async with httpx2.AsyncClient(headers={"authorization": f"Bearer {secret}"}, timeout=20) as client:
-            while time.monotonic() < ends:
+            while not killed:
                 content = [{"role": "user", "content": draw.choice(texts)}]
                 body = {
                     "model": "leeroo",
@@ -46,20 +47,20 @@ async def load(url: str, secret: str, texts: list[str], seconds: float, seed: in
                     "max_tokens": MOST_TOKENS,
                 }
                 with contextlib.suppress(httpx2.HTTPError):
-                    response = await client.post(f"{url}/v1/chat/completions", json=body)
+                    response = await client.post(f"{server.url}/v1/chat/completions", json=body)
                     assert response.status_code in (200, 429, 503), response.text
                     answered += response.status_code == 200
+                    if answered > 1:
+                        busy.set()
 
-    await asyncio.gather(*(one(i) for i in range(12)))
-    return answered
-
-
-async def under_load(server: Running, secret: str, texts: list[str], seed: int, after_s: float) -> int:
-    """Kills the server after a while; returns the number of answers that came."""
-    asking = asyncio.create_task(load(server.url, secret, texts, after_s + 0.5, seed))
+    asking = [asyncio.create_task(one(number)) for number in range(12)]
     await asyncio.sleep(after_s)
+    if seed == 0:
+        await asyncio.wait_for(busy.wait(), 60)
     server.kill()
-    return await asking
+    killed = True
+    await asyncio.gather(*asking)
+    return answered
 
 
 @pytest.mark.parametrize("workers", [1, 2])
