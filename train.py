@@ -182,6 +182,7 @@ def train_agent(config: TrainConfig, trainer: Trainer, routers: dict[str, Router
     """One agent, from its settings to its report; if it is not `new`, it goes on with what `run_dir` holds."""
     if config.agent != AGENT:
         return deploy_router(config, trainer, routers, run_dir, new)
+    trainer.begin_report()
     baselines = trainer.baselines(routers)
     trainer.prepare()
     sha256 = trainer.description.table_sha256

@@ -45,8 +45,13 @@ def log_odds_of(chance: Tensor) -> Tensor:
 
 def updated(chance: Tensor, evidence: Tensor, weight: float) -> Tensor:
     """Estimated chances of being right after `weight` x `evidence`, both [...]."""
-    log_odds = log_odds_of(chance) + weight * evidence
-    return torch.where(evidence == 0, chance, torch.sigmoid(log_odds))
+    return updated_each(chance, evidence, weight)[0]
+
+
+def updated_each(chance: Tensor, evidence: Tensor, *weights: float) -> list[Tensor]:
+    """`updated` by each of the weights."""
+    log_odds, silent = log_odds_of(chance), evidence == 0
+    return [torch.where(silent, chance, torch.sigmoid(log_odds + weight * evidence)) for weight in weights]
 
 
 class EvidenceModel(nn.Module):

@@ -102,11 +102,10 @@ class Played:
 def play(routers: Mapping[str, Router], episodes: Played, bars: Bars = silent) -> Played:
     """The results of the routers alone on the same episodes as those that have been played."""
     rules, budgets, seed = episodes.rules, episodes.budgets.all, episodes.seed
-    played = replace(episodes, all={})
+    played, number = replace(episodes, all={}), episodes_for(rules, episodes.queries)
     steps = {name: rules.horizon * router.max_calls for name, router in routers.items()}
     with bars(f"evaluating on {episodes.split}", sum(steps.values())) as bar:
         for i, (name, router) in enumerate(routers.items(), start=1):
-            number = episodes_for(rules, episodes.queries)
             played.all[name] = evaluate(router, rules, budgets, number, seed, bar.update)
             bar.update(sum(list(steps.values())[:i]) - bar.n)  # with several calls, episodes may end early
     return played

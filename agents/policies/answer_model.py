@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy, logsigmoid, pad
 
-from agents.estimators.evidence import CHANCE_WEIGHT, VOTE_WEIGHT, log_odds_of
+from agents.estimators.evidence import CHANCE_WEIGHT, VOTE_WEIGHT, updated_each
 from leeroo_env.dynamics import vote_weight
 from leeroo_env.table import ExpertTable
 from leeroo_env.variants import shared_models
@@ -325,11 +325,7 @@ def told(chance: Tensor, calls: Calls) -> tuple[Tensor, Tensor]:
     if calls.evidence is None:
         return chance, vote_weight(chance.clamp(0, 1))
     evidence = evidence_by_expert(calls, chance.shape[1])
-    log_odds, silent = log_odds_of(chance), evidence == 0
-    after, for_votes = (
-        torch.where(silent, chance, torch.sigmoid(log_odds + weight * evidence))
-        for weight in (CHANCE_WEIGHT, VOTE_WEIGHT)
-    )
+    after, for_votes = updated_each(chance, evidence, CHANCE_WEIGHT, VOTE_WEIGHT)
     return after, vote_weight(for_votes)
 
 

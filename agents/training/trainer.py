@@ -162,8 +162,7 @@ class Trainer:
         return Played(self.held_out_rules("test"), "test", self.budgets(), self.config.seed)
 
     def baselines(self, routers: dict[str, Router]) -> Baselines:
-        """Begins to play the `routers` of one call on these episodes, and what the report says of the data."""
-        self._data = in_background(lambda: iter([self._data_lines()]))
+        """Begins to play the `routers` of one call on these episodes."""
         begun = Baselines(self.val(), self.test(), self.bars)
         begun.begin(lambda: routers)
         return begun
@@ -347,12 +346,16 @@ class Trainer:
                 horizon={"train": config.horizon, "val": val.rules.horizon, "test": test.rules.horizon},
                 command=deploy_command(config),
                 notes=notes,
-                data=self._data_lines() if self._data is None else next(self._data),
+                data=next(self._data or self._data_lines()),
             ),
         )
 
-    def _data_lines(self) -> list[str]:
-        return data_lines(self.table, self.predictor, self.budgets().main, self.max_calls, self.config.seed)
+    def begin_report(self) -> None:
+        """Begins what the report says of the data, which needs no agent."""
+        self._data = in_background(self._data_lines)
+
+    def _data_lines(self) -> Iterator[list[str]]:
+        yield data_lines(self.table, self.predictor, self.budgets().main, self.max_calls, self.config.seed)
 
     def _log_end(self, test: Played, decision: Decision, rival: str | None) -> None:
         """Test scores and the decision, for TensorBoard."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,24 @@ def number_in(value: Any, where: str, highest: float = math.inf) -> float:
         limits = "a number of 0 or more" if highest == math.inf else f"a number from 0 to {highest:g}"
         raise InputError(f"{where}: {shown(value)} is not {limits}")
     return float(value)
+
+
+def check_tokens(tokens: Mapping[str, Any], where: str) -> None:
+    """Raises InputError, which begins with `where` and the name, unless all are numbers of tokens or None."""
+    for name, count in tokens.items():
+        if count is not None and (type(count) is not int or count < 0):
+            raise InputError(f"{where} {name}: {shown(count)} is not a number of tokens")
+
+
+def read_list(file: Path, of: str) -> list[Any]:
+    """The JSON list in a file; raises InputError, which says what it should be a list `of`, where there is none."""
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, list):
+        raise InputError(f"{file}: is not a list of {of}")
+    return values
 
 
 def read_columns(file: Path) -> pa.Table:

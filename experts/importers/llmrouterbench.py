@@ -8,8 +8,7 @@ from typing import Any
 import tyro
 
 from experts.data.fields import text_of
-from experts.data.readers import shown
-from experts.importers.base import Imported, Output, number_in, storable, write_imported
+from experts.importers.base import Imported, Output, check_tokens, number_in, storable, write_imported
 from experts.types import Query
 from leeroo_env.errors import InputError
 from leeroo_env.files import read_json
@@ -62,9 +61,7 @@ def _add(collected: Imported, where: str, prefix: str, dataset: str, model: str,
     if collected.queries.setdefault(query.query_id, query).text != text:
         return collected.leave_out("answers to another wording of a question")
     tokens = {name: record.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    for name, count in tokens.items():
-        if count is not None and (type(count) is not int or count < 0):
-            raise InputError(f"{where}: field {name}: {shown(count)} is not a number of tokens")
+    check_tokens(tokens, f"{where}: field")
     score = number_in(record.get("score"), f"{where}: field score", 1.0)
     cost_usd = number_in(record.get("cost"), f"{where}: field cost")
     output = record.get("raw_output") if outputs else None

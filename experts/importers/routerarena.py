@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
 
 from experts.data.fields import text_of
-from experts.data.readers import read_jsonl, shown
-from experts.importers.base import Imported, Output, number_in, storable, write_imported
+from experts.data.readers import read_jsonl
+from experts.importers.base import Imported, Output, check_tokens, number_in, read_list, storable, write_imported
 from experts.types import Query
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertInfo, ExpertTable
@@ -50,7 +48,8 @@ def import_routerarena(
     wanted = [name.strip() for name in models.split(",") if name.strip()]
     collected, seen = Imported(), set[tuple[str, str]]()
     for file in files:
-        for row, record in enumerate(_records(file)):
+        records = read_jsonl(file) if file.suffix == ".jsonl" else read_list(file, "predictions")
+        for row, record in enumerate(records):
             answer = _answer(record)
             if not wanted or answer.model in wanted:
                 _add(collected, seen, f"{file}: row {row}", answer, outputs)
@@ -63,18 +62,6 @@ def import_routerarena(
     return write_imported(
         output, description, [ExpertInfo(name=name) for name in names], collected, list(collected.queries)
     )
-
-
-def _records(file: Path) -> Iterable[Any]:
-    if file.suffix == ".jsonl":
-        return read_jsonl(file)
-    try:
-        records = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(records, list):
-        raise InputError(f"{file}: is not a list of predictions")
-    return records
 
 
 def _answer(record: Any) -> Answer:
@@ -116,9 +103,7 @@ def _add(collected: Imported, seen: set[tuple[str, str]], where: str, answer: An
     seen.add((query.query_id, answer.model))
     usage = _fields(answer.tokens)
     tokens = {"prompt_tokens": usage.get("input_tokens"), "completion_tokens": usage.get("output_tokens")}
-    for name, count in tokens.items():
-        if count is not None and (type(count) is not int or count < 0):
-            raise InputError(f"{where}: {name}: {shown(count)} is not a number of tokens")
+    check_tokens(tokens, f"{where}:")
     score, cost_usd = number_in(answer.score, f"{where}: score", 1.0), number_in(answer.cost, f"{where}: cost")
     text_kept = storable(answer.output) if outputs and isinstance(answer.output, str) else None
     collected.add(query, answer.model, score, cost_usd, **tokens, output=text_kept)

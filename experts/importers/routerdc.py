@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import tyro
 
 from experts.data.fields import text_of
 from experts.data.readers import shown
-from experts.importers.base import Imported, Output, number_in, storable, write_imported
+from experts.importers.base import Imported, Output, number_in, read_list, storable, write_imported
 from experts.types import Query
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertInfo, ExpertTable
@@ -33,7 +32,7 @@ def import_routerdc(directory: tyro.conf.Positional[Path], output: Output) -> Ex
     for test, any_is_right in TESTS.items():
         for part in ("train", "test"):
             file = _find(directory, test, part)
-            for row, line in enumerate(_read(file)):
+            for row, line in enumerate(read_list(file, "questions")):
                 split = "test" if part == "test" else "val" if row % VAL_EVERY == VAL_EVERY - 1 else "train"
                 query = Query(f"{test}-{part}-{row}", _text(line, f"{file}: question {row}"), test, split=split)
                 _add(collected, f"{file}: question {row}", query, line, any_is_right)
@@ -49,16 +48,6 @@ def _find(directory: Path, test: str, part: str) -> Path:
         if path.is_file():
             return path
     raise InputError(f"{directory}: contains no {names[0]}")
-
-
-def _read(file: Path) -> list[Any]:
-    try:
-        lines = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(lines, list):
-        raise InputError(f"{file}: is not a list of questions")
-    return lines
 
 
 def _text(line: Any, where: str) -> str:
