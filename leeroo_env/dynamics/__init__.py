@@ -8,6 +8,7 @@ functions alone; the same inputs give the same episodes on every device.
 B episodes, H queries per episode, N queries in the table, K experts, M: max_calls, F features of a query.
 """
 
+from leeroo_env.dynamics.fused import play
 from leeroo_env.dynamics.observation import (
     action_mask,
     budget_features,
@@ -49,6 +50,7 @@ __all__ = [
     "make_rules",
     "new_episodes",
     "observe",
+    "play",
     "replace_ended",
     "replace_episodes",
     "sample_episodes",

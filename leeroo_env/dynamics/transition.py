@@ -162,4 +162,9 @@ def _lookup(values: Tensor, places: Tensor, experts: Tensor) -> Tensor:
 
 
 def _reward(rules: Rules, score: Tensor, cost_usd: Tensor) -> Tensor:
-    return (score - rules.cost_weight / rules.cost_scale.high_usd * cost_usd).float()
+    return (score - score_per_usd(rules) * cost_usd).float()
+
+
+def score_per_usd(rules: Rules) -> float:
+    """What a dollar costs in the reward."""
+    return rules.cost_weight / rules.cost_scale.high_usd

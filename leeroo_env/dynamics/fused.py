@@ -1,0 +1,82 @@
+"""Plays many steps of actions that are known beforehand: on a GPU in one launch of a Triton kernel.
+
+Random play, replays and the statistics of fixed routers know their actions; a policy that looks at the budget does not.
+
+B episodes, T steps, H queries per episode, K experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from leeroo_env.dynamics.rules import Rules
+from leeroo_env.dynamics.state import State
+from leeroo_env.dynamics.transition import Outcome, score_per_usd, step
+from leeroo_env.tensors import normal_tensors
+
+BLOCK = 64  # episodes of a program, one a thread: 4,096 episodes make 64 programs
+
+
+@normal_tensors
+def play(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
+    """What `actions.shape[0]` calls of `step` return: the state after them, and their outcomes, each [T, B].
+
+    In one launch on a GPU where triton is installed and queries take one call; else step by step, with equal results.
+    The kernel raises no error for an action outside 0 to K - 1: it is no call, and turns the episode's money into NaN.
+
+    Args:
+        rules: of the episodes.
+        state: before the first step.
+        actions: [T, B] int64, the experts to call, T at least 1.
+    """
+    if rules.max_calls == 1 and actions.is_cuda and find_spec("triton"):
+        return play_in_one_launch(rules, state, actions)
+    outcomes = []
+    for chosen in actions:
+        state, outcome = step(rules, state, chosen)
+        outcomes.append(outcome)
+    return state, Outcome(**{f.name: torch.stack([getattr(o, f.name) for o in outcomes]) for f in fields(Outcome)})
+
+
+def play_in_one_launch(rules: Rules, state: State, actions: Tensor) -> tuple[State, Outcome]:
+    """`play` with one call per query by the kernel; on a CPU too, by Triton's interpreter, where TRITON_INTERPRET=1 was
+    set before triton was imported.
+
+    A program plays BLOCK episodes, whose time, money, score and cut-offs stay in registers. A step of an episode reads
+    its row and action, 8 bytes each, looks up a score and a cost, 8 or 6 bytes, counts the call, 4 bytes that stay in a
+    cache, and writes 18 bytes of outcome. `step` reads and writes the state besides.
+    """
+    from leeroo_env.dynamics.fused_kernel import play_kernel
+
+    (n_steps, b), actions, table = actions.shape, actions.contiguous(), rules.table
+    state_fields = ("t", "left_usd", "score", "cut_off", "calls")
+    changed = {name: getattr(state, name).clone(memory_format=torch.contiguous_format) for name in state_fields}
+    kinds = {"reward": torch.float32, "terminated": torch.bool, "score": torch.float32, "cost_usd": torch.float64}
+    kinds |= {"cut_off": torch.bool}
+    told = {name: torch.empty(n_steps, b, dtype=kind, device=actions.device) for name, kind in kinds.items()}
+    with torch.cuda.device_of(actions):
+        play_kernel[(-(-b // BLOCK),)](
+            state.rows.contiguous(),
+            actions,
+            table.scores,
+            table.costs_usd,
+            *changed.values(),
+            *told.values(),
+            score_per_usd(rules),
+            rules.horizon,
+            state.rows.shape[1],
+            n_steps,
+            b,
+            len(table.experts),
+            *table.scores.stride(),
+            *table.costs_usd.stride(),
+            BLOCK=BLOCK,
+            num_warps=BLOCK // 32,
+            enable_fp_fusion=False,  # a fused multiply-add rounds otherwise than `step`
+        )
+    delivered = torch.ones(1, dtype=torch.bool, device=actions.device).expand(n_steps, b)
+    return replace(state, **changed, steps=changed["t"]), Outcome(**told, delivered=delivered)

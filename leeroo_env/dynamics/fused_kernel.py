@@ -1,0 +1,74 @@
+# mypy: ignore-errors
+"""The step of an episode with one call per query as a Triton kernel; imported only where triton is installed."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def play_kernel(
+    rows,
+    actions,
+    scores,
+    costs_usd,
+    t,
+    left_usd,
+    total_score,
+    cut_offs,
+    calls,
+    reward,
+    terminated,
+    score,
+    cost_usd,
+    cut_off,
+    score_per_usd: tl.float64,
+    horizon,
+    width,
+    n_steps,
+    n_episodes,
+    n_experts,
+    score_row,
+    score_column,
+    cost_row,
+    cost_column,
+    BLOCK: tl.constexpr,
+):
+    """Plays `n_steps` of BLOCK episodes, by the rules and in the order of floating point operations of
+    `leeroo_env.dynamics.transition`.
+
+    Pointers: `rows` [B, width], `actions` [T, B], `scores` and `costs_usd` [N, K] with their strides; the state [B] and
+    `calls` [B, K], which change; the outcome [T, B], written.
+    """
+    episode = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = episode < n_episodes
+    now = tl.load(t + episode, here, 0)
+    left = tl.load(left_usd + episode, here, 0)
+    total = tl.load(total_score + episode, here, 0)
+    cuts = tl.load(cut_offs + episode, here, 0)
+    place = episode
+    for _ in range(n_steps):
+        action = tl.load(actions + place, here, -1)
+        row = tl.load(rows + episode * width + tl.minimum(now, width - 1), here, 0)
+        valid = (action >= 0) & (action < n_experts)
+        expert_score = tl.load(scores + row * score_row + action * score_column, valid, 0).to(tl.float32)
+        usd = tl.load(costs_usd + row * cost_row + action * cost_column, valid, float("nan")).to(tl.float64)
+        cut = usd > left
+        paid = tl.where(cut, left, usd)
+        earned = tl.where(cut, 0.0, expert_score)
+        left -= paid
+        total += earned
+        cuts += cut.to(tl.int64)
+        now += 1
+        tl.atomic_add(calls + episode * n_experts + action, 1, valid, sem="relaxed")
+        tl.store(reward + place, (earned - score_per_usd * paid).to(tl.float32), here)
+        tl.store(terminated + place, now >= horizon, here)
+        tl.store(score + place, earned, here)
+        tl.store(cost_usd + place, paid, here)
+        tl.store(cut_off + place, cut, here)
+        place += n_episodes
+    tl.store(t + episode, now, here)
+    tl.store(left_usd + episode, left, here)
+    tl.store(total_score + episode, total, here)
+    tl.store(cut_offs + episode, cuts, here)

@@ -1,0 +1,101 @@
+"""Many steps at once are the steps that `dynamics.step` plays, by the kernel too; it compiles for a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from leeroo_env import dynamics
+from leeroo_env.dynamics.fused import BLOCK, play
+from tests.conftest import random_table
+from tests.leeroo_env.dynamics.fused_parity import CASES, started
+
+ROOT = Path(__file__).parents[3]
+POINTERS = {"rows": "i64", "actions": "i64", "scores": "fp32", "costs_usd": "fp32", "t": "i64", "left_usd": "fp64"}
+POINTERS |= {"total_score": "fp32", "cut_offs": "i64", "calls": "i32", "reward": "fp32", "terminated": "i1"}
+POINTERS |= {"score": "fp32", "cost_usd": "fp64", "cut_off": "i1"}
+
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton, of torch's CUDA builds, is not installed")
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """What the kernel's steps differ by from `dynamics.step`, in Triton's interpreter, in all cases."""
+    command = [sys.executable, "-m", "tests.leeroo_env.dynamics.fused_parity"]
+    told = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_triton
+@pytest.mark.parametrize("case", CASES)
+def test_the_kernel_plays_by_the_rules_to_the_bit(case: str, interpreted: dict[str, Any]):
+    differences = interpreted["compared"][case]
+    cut_off = differences.pop("cut off")
+    assert differences == {}
+    assert cut_off > 0.8 if case == "money runs out" else 0 <= cut_off < 0.8
+
+
+@needs_triton
+def test_a_choice_of_no_expert_reads_nothing_and_shows(interpreted: dict[str, Any]):
+    lost, calls, t = interpreted["no action"]
+    assert lost == [True, True, False] and calls == [0, 0, 2] and t == [2, 2, 2]
+
+
+@needs_triton
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("scores", ["fp16", "fp32"])
+def test_the_kernel_compiles_for_an_h100(scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from leeroo_env.dynamics.fused_kernel import play_kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kinds = {name: f"*{kind}" for name, kind in (POINTERS | {"scores": scores}).items()}
+    kinds |= {"score_per_usd": "fp64", "BLOCK": "constexpr"}
+    source = ASTSource(play_kernel, {name: kinds.get(name, "i32") for name in play_kernel.arg_names}, {"BLOCK": BLOCK})
+    options = {"num_warps": BLOCK // 32, "enable_fp_fusion": False}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
+    assert ".target sm_90" in compiled["ptx"] and len(compiled["cubin"]) > 0
+    assert "red.global" in compiled["ptx"] and "fma.rn" not in compiled["ptx"]
+    assert f".reqntid {BLOCK}" in compiled["ptx"] and "bar.sync" not in compiled["ptx"], "an episode a thread, alone"
+
+
+@pytest.mark.parametrize("max_calls", [1, 3])
+def test_a_cpu_plays_step_by_step(max_calls: int):
+    answers = np.random.default_rng(0).choice(np.array(["A", "B", None], dtype=object), size=(60, 4))
+    rules = dynamics.make_rules(random_table(answers=answers), horizon=6, max_calls=max_calls)
+    number = torch.arange(9)
+    before = state = dynamics.sample_episodes(rules, dynamics.episode_keys(number, number))
+    actions = torch.randint(rules.n_actions, (5, 9), generator=torch.Generator().manual_seed(0))
+    after, outcome = play(rules, before, actions)
+    for t in range(5):
+        state, expected = dynamics.step(rules, state, actions[t])
+        for name, value in vars(expected).items():
+            assert torch.equal(getattr(outcome, name)[t], value), name
+    for name, value in vars(state).items():
+        assert torch.equal(getattr(after, name), value), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compares the kernel with a CPU's steps")
+def test_a_gpu_plays_the_same():
+    rules, state = started(0, b=1000)
+    actions = torch.randint(5, (12, 1000), generator=torch.Generator().manual_seed(0))
+    there = dynamics.make_rules(rules.table.to("cuda"), horizon=12, cost_weight=0.3)
+    moved = dynamics.State(**{name: value.to("cuda") for name, value in vars(state).items()})
+    for ours, theirs in zip(play(there, moved, actions.to("cuda")), play(rules, state, actions), strict=True):
+        for name, value in vars(theirs).items():
+            other = getattr(ours, name).cpu()
+            assert torch.equal(other, value) or torch.allclose(other.double(), value.double(), atol=1e-6), name
