@@ -71,6 +71,7 @@ from agents.training.runtime import choose_device  # noqa: E402
 from leeroo_env import ExpertTable, LeerooEnv, LeerooVectorEnv, dynamics  # noqa: E402
 from leeroo_env.builtin import DEFAULT, resolve  # noqa: E402
 from leeroo_env.dynamics import Rules, State, budget_grid, make_rules  # noqa: E402
+from leeroo_env.dynamics.fused import sample  # noqa: E402
 from leeroo_env.sb3 import LeerooSB3VecEnv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -354,18 +355,23 @@ def cuda(setup: Setup) -> list[Row]:
         return [Row("on a GPU", [], "", None, "torch finds no usable GPU here")]
     setup = replace(setup, table=resolve(setup.name, None, setup.device))
     sizes = (256, 512) if setup.quick else (4_096, 16_384, 65_536, 262_144)
-    rows = [cuda_env(setup, n_envs, 2e9 if n_envs == sizes[-1] else None) for n_envs in sizes]
+    rows = [row for n_envs in sizes for row in cuda_env(setup, n_envs, 2e9 if n_envs == sizes[-1] else None)]
     return rows + [cuda_training(setup, n_envs, 20e6 if n_envs == sizes[-2] else None) for n_envs in sizes[:-1]]
 
 
-def cuda_env(setup: Setup, n_envs: int, mark: float | None) -> Row:
-    """Rows in place of observations."""
+def cuda_env(setup: Setup, n_envs: int, mark: float | None) -> list[Row]:
+    """Rows in place of observations, step by step and, for actions known beforehand, an episode a launch."""
     rules = make_rules(setup.table)
-    works = [playing_rows(rules, n_envs, on_graph) for on_graph in (True, False)]
+    works = [*(playing_rows(rules, n_envs, on_graph) for on_graph in (True, False)), playing_known(rules, n_envs)]
     alternated(1, *works)
-    fast, slow = alternated(setup.pairs, *works)
+    fast, slow, fused = alternated(setup.pairs, *works)
+    what = f"GPU: environment, {n_envs:,} episodes"
     note = f"{step_limit(rules, fast, observed=False)}; {rate(slow)} not captured"
-    return Row(f"GPU: environment, {n_envs:,} episodes, rows, no observations", fast, "steps/s", mark, note)
+    reached = f"{limit(fused, known_step_bytes(rules), rules.table.device)}; {rate(fast)} step by step"
+    return [
+        Row(f"{what}, rows, no observations", fast, "steps/s", None, note),
+        Row(f"{what}, actions known beforehand", fused, "steps/s", mark, reached),
+    ]
 
 
 def cuda_training(setup: Setup, n_envs: int, mark: float | None) -> Row:
@@ -430,6 +436,22 @@ def playing_rows(rules: Rules, n_envs: int, on_graph: bool = False, episodes: in
     return work
 
 
+def playing_known(rules: Rules, n_envs: int, episodes: int = 8) -> Callable[[], float]:
+    """Whole episodes by `leeroo_env.dynamics.play`, sampled anew each time; their steps a second."""
+    device = rules.table.device
+    numbers = torch.arange(n_envs, device=device)
+    actions = (numbers % rules.n_actions).repeat(rules.horizon, 1)
+
+    def work() -> float:
+        began = now(device)
+        for episode in range(episodes):
+            keys = dynamics.episode_keys(numbers, torch.full_like(numbers, episode))
+            dynamics.play(rules, sample(rules, keys), actions)
+        return actions.numel() * episodes / (now(device) - began)
+
+    return work
+
+
 def bid_price_model(setup: Setup, n_envs: int = 0) -> DevicePPO:
     """As `train.py` makes it by default."""
     model, _ = make_model(TrainConfig(n_envs=n_envs), "bid-price", setup.played_rules)
@@ -448,6 +470,15 @@ def step_bytes(rules: Rules, observed: bool = True) -> int:
     looked_up = before.t.nbytes * 2 + rules.table.scores.element_size() + rules.table.costs_usd.element_size()
     seen = rules.table.embeddings[0].nbytes + dynamics.observe(rules, before).nbytes if observed else 0
     return seen + looked_up + 2 * sum(changed.values()) + sum(value.nbytes for value in vars(outcome).values())
+
+
+def known_step_bytes(rules: Rules) -> int:
+    """The same of `leeroo_env.dynamics.play` on a GPU, where the state stays in registers: a row sampled, written and
+    read, an action read, a score and a cost looked up, and the outcome written but for `delivered`, always true."""
+    before = dynamics.sample_episodes(rules, torch.zeros(1, dtype=torch.int64, device=rules.table.device))
+    _, outcome = dynamics.step(rules, before, torch.zeros_like(before.t))
+    looked_up = rules.table.scores.element_size() + rules.table.costs_usd.element_size()
+    return 3 * before.t.nbytes + looked_up + sum(v.nbytes for name, v in vars(outcome).items() if name != "delivered")
 
 
 def step_limit(rules: Rules, rates: np.ndarray, observed: bool = True) -> str:

@@ -1,6 +1,7 @@
-"""Plays many steps of actions that are known beforehand: on a GPU in one launch of a Triton kernel.
+"""Samples episodes, and plays many steps of actions known beforehand: on a GPU in one launch of a Triton kernel each.
 
 Random play, replays and the statistics of fixed routers know their actions; a policy that looks at the budget does not.
+A kernel keeps in registers what torch, which launches one for every operation, writes to memory and reads again.
 
 B episodes, T steps, H queries per episode, K experts.
 """
@@ -13,12 +14,34 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from leeroo_env.dynamics.rng import feistel_sizes
 from leeroo_env.dynamics.rules import Rules
-from leeroo_env.dynamics.state import State
+from leeroo_env.dynamics.state import State, new_episodes, sample_budgets_usd, sample_episodes
 from leeroo_env.dynamics.transition import Outcome, score_per_usd, step
 from leeroo_env.tensors import normal_tensors
 
-BLOCK = 64  # episodes of a program, one a thread: 4,096 episodes make 64 programs
+BLOCK = 64  # of a program, one a thread: of episodes that are played, or of queries that are sampled
+
+
+@normal_tensors
+def sample(rules: Rules, keys: Tensor) -> State:
+    """`sample_episodes`, on a GPU with rows in one launch where triton is installed."""
+    if keys.is_cuda and find_spec("triton"):
+        return new_episodes(rules, sample_rows(rules, keys), sample_budgets_usd(rules, keys) * rules.horizon)
+    return sample_episodes(rules, keys)
+
+
+def sample_rows(rules: Rules, keys: Tensor) -> Tensor:
+    """The rows [B, H] of `sample_episodes` by the kernel, on a CPU as `play_in_one_launch`; it writes 8 bytes each."""
+    from leeroo_env.dynamics.fused_kernels import sample_kernel
+
+    a, b, rounds = feistel_sizes(len(rules.rows))
+    rows = torch.empty(len(keys), rules.horizon, dtype=torch.int64, device=keys.device)
+    sizes = (len(rules.rows), a, b, rules.horizon, rows.numel(), rounds)
+    grid, settings = (-(-rows.numel() // BLOCK),), {"BLOCK": BLOCK, "num_warps": BLOCK // 32}
+    with torch.cuda.device_of(keys):
+        sample_kernel[grid](keys.contiguous(), rules.rows.contiguous(), rows, *sizes, **settings)
+    return rows
 
 
 @normal_tensors
@@ -50,7 +73,7 @@ def play_in_one_launch(rules: Rules, state: State, actions: Tensor) -> tuple[Sta
     its row and action, 8 bytes each, looks up a score and a cost, 8 or 6 bytes, counts the call, 4 bytes that stay in a
     cache, and writes 18 bytes of outcome. `step` reads and writes the state besides.
     """
-    from leeroo_env.dynamics.fused_kernel import play_kernel
+    from leeroo_env.dynamics.fused_kernels import play_kernel
 
     (n_steps, b), actions, table = actions.shape, actions.contiguous(), rules.table
     state_fields = ("t", "left_usd", "score", "cut_off", "calls")

@@ -64,11 +64,15 @@ def sample_episodes(rules: Rules, keys: Tensor, budget_usd_per_query: Tensor | N
         keys: [B] int64, any numbers, such as those of `episode_keys`.
         budget_usd_per_query: [B], replaces the sampled budget.
     """
-    if budget_usd_per_query is None:
-        low, high = rules.budget_usd_per_query
-        budget_usd_per_query = low * (high / low) ** uniform(keys + 1)
     rows = rules.rows[sample_without_replacement(keys, len(rules.rows), rules.horizon)]
-    return new_episodes(rules, rows, budget_usd_per_query.double() * rules.horizon)
+    given = sample_budgets_usd(rules, keys) if budget_usd_per_query is None else budget_usd_per_query
+    return new_episodes(rules, rows, given.double() * rules.horizon)
+
+
+def sample_budgets_usd(rules: Rules, keys: Tensor) -> Tensor:
+    """Budgets in dollars per query of the episodes with these `keys` [B], log-uniform; [B] float64."""
+    low, high = rules.budget_usd_per_query
+    return low * (high / low) ** uniform(keys + 1)
 
 
 @normal_tensors

@@ -1,5 +1,5 @@
-"""Plays random episodes by the Triton kernel in its interpreter, beside `leeroo_env.dynamics.step`; prints as JSON, for
-every case, how it differs. A program of its own: TRITON_INTERPRET=1 has to be set before triton is imported."""
+"""Samples and plays random episodes by the Triton kernels in its interpreter, beside torch; prints as JSON, for every
+case, how they differ. A program of its own: TRITON_INTERPRET=1 has to be set before triton is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from leeroo_env import ExpertTable, dynamics
 from leeroo_env.dynamics import Rules, State
-from leeroo_env.dynamics.fused import play, play_in_one_launch
+from leeroo_env.dynamics.fused import play, play_in_one_launch, sample_rows
 
 CASES: dict[str, dict[str, Any]] = {
     "one expert, one episode": {"k": 1, "b": 1},
@@ -35,6 +35,9 @@ CASES: dict[str, dict[str, Any]] = {
     "one query": {"horizon": 1, "n_steps": 1},
     "actions of every other step": {"action_stride": 2},
 }
+
+
+SAMPLED = ((1, 1), (2, 1), (3, 3), (5, 2), (49, 48), (50, 50), (1000, 7), (10_000, 4))  # queries of a split, horizon
 
 
 def started(
@@ -76,6 +79,16 @@ def differences(seed: int, n_steps: int = 12, action_stride: int = 1, **given: A
     return found
 
 
+def sampled_alike(n: int, horizon: int) -> bool:
+    """Whether the kernel samples the rows that torch does, of a split of every other query."""
+    rng = np.random.default_rng(0)
+    embeddings, scores, costs_usd = rng.random((3, 2 * n, 1))
+    table = ExpertTable.from_arrays("random", ["expert"], embeddings, scores, costs_usd, split=["val", "train"] * n)
+    rules, number = dynamics.make_rules(table, horizon=horizon), torch.arange(21)
+    keys = dynamics.episode_keys(torch.full_like(number, n), number)
+    return torch.equal(sample_rows(rules, keys), dynamics.sample_episodes(rules, keys).rows)
+
+
 def after_no_action() -> list[Any]:
     """Money, calls and time after the actions -1, K and 0, two steps each."""
     rules, state = started(0, k=4, b=3)
@@ -86,4 +99,5 @@ def after_no_action() -> list[Any]:
 if __name__ == "__main__":
     torch.manual_seed(0)
     compared = {name: differences(i, **case) for i, (name, case) in enumerate(CASES.items())}
-    print(json.dumps({"compared": compared, "no action": after_no_action()}))
+    sampled = [sampled_alike(*case) for case in SAMPLED]
+    print(json.dumps({"compared": compared, "sampled": sampled, "no action": after_no_action()}))

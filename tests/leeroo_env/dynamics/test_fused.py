@@ -1,4 +1,4 @@
-"""Many steps at once are the steps that `dynamics.step` plays, by the kernel too; it compiles for a GPU."""
+"""Many steps at once are the steps that `dynamics.step` plays, by the kernel too; the kernels compile for a GPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from leeroo_env import dynamics
-from leeroo_env.dynamics.fused import BLOCK, play
+from leeroo_env.dynamics.fused import BLOCK, play, sample
 from tests.conftest import random_table
-from tests.leeroo_env.dynamics.fused_parity import CASES, started
+from tests.leeroo_env.dynamics.fused_parity import CASES, SAMPLED, started
 
 ROOT = Path(__file__).parents[3]
 POINTERS = {"rows": "i64", "actions": "i64", "scores": "fp32", "costs_usd": "fp32", "t": "i64", "left_usd": "fp64"}
 POINTERS |= {"total_score": "fp32", "cut_offs": "i64", "calls": "i32", "reward": "fp32", "terminated": "i1"}
-POINTERS |= {"score": "fp32", "cost_usd": "fp64", "cut_off": "i1"}
+POINTERS |= {"score": "fp32", "cost_usd": "fp64", "cut_off": "i1", "keys": "i64", "split_rows": "i64"}
 
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton, of torch's CUDA builds, is not installed")
 
@@ -53,24 +53,32 @@ def test_a_choice_of_no_expert_reads_nothing_and_shows(interpreted: dict[str, An
 
 
 @needs_triton
+@pytest.mark.parametrize("case", range(len(SAMPLED)), ids=str)
+def test_the_kernel_samples_the_same_rows(case: int, interpreted: dict[str, Any]):
+    assert interpreted["sampled"][case], SAMPLED[case]
+
+
+@needs_triton
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("scores", ["fp16", "fp32"])
-def test_the_kernel_compiles_for_an_h100(scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("name", "scores"), [("play", "fp16"), ("play", "fp32"), ("sample", "")])
+def test_the_kernels_compile_for_an_h100(name: str, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from leeroo_env.dynamics.fused_kernel import play_kernel
+    from leeroo_env.dynamics import fused_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(fused_kernels, f"{name}_kernel")
     kinds = {name: f"*{kind}" for name, kind in (POINTERS | {"scores": scores}).items()}
     kinds |= {"score_per_usd": "fp64", "BLOCK": "constexpr"}
-    source = ASTSource(play_kernel, {name: kinds.get(name, "i32") for name in play_kernel.arg_names}, {"BLOCK": BLOCK})
+    source = ASTSource(kernel, {name: kinds.get(name, "i32") for name in kernel.arg_names}, {"BLOCK": BLOCK})
     options = {"num_warps": BLOCK // 32, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
-    assert ".target sm_90" in compiled["ptx"] and len(compiled["cubin"]) > 0
-    assert "red.global" in compiled["ptx"] and "fma.rn" not in compiled["ptx"]
-    assert f".reqntid {BLOCK}" in compiled["ptx"] and "bar.sync" not in compiled["ptx"], "an episode a thread, alone"
+    assert ".target sm_90" in compiled["ptx"] and f".reqntid {BLOCK}" in compiled["ptx"]
+    assert "fma.rn" not in compiled["ptx"] and len(compiled["cubin"]) > 0
+    if name == "play":
+        assert "red.global" in compiled["ptx"] and "bar." not in compiled["ptx"], "an episode a thread, alone"
 
 
 @pytest.mark.parametrize("max_calls", [1, 3])
@@ -89,12 +97,20 @@ def test_a_cpu_plays_step_by_step(max_calls: int):
         assert torch.equal(getattr(after, name), value), name
 
 
+def test_a_cpu_samples_as_ever():
+    rules, keys = dynamics.make_rules(random_table(), horizon=6), torch.arange(9)
+    for name, value in vars(dynamics.sample_episodes(rules, keys)).items():
+        assert torch.equal(getattr(sample(rules, keys), name), value), name
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: compares the kernel with a CPU's steps")
 def test_a_gpu_plays_the_same():
     rules, state = started(0, b=1000)
     actions = torch.randint(5, (12, 1000), generator=torch.Generator().manual_seed(0))
     there = dynamics.make_rules(rules.table.to("cuda"), horizon=12, cost_weight=0.3)
     moved = dynamics.State(**{name: value.to("cuda") for name, value in vars(state).items()})
+    keys = torch.arange(1000)
+    assert torch.equal(sample(there, keys.to("cuda")).rows.cpu(), dynamics.sample_episodes(rules, keys).rows)
     for ours, theirs in zip(play(there, moved, actions.to("cuda")), play(rules, state, actions), strict=True):
         for name, value in vars(theirs).items():
             other = getattr(ours, name).cpu()

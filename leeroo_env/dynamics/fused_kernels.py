@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The step of an episode with one call per query as a Triton kernel; imported only where triton is installed."""
+"""Computes what `leeroo_env.dynamics.fused` launches, as Triton kernels; imported only where triton is installed."""
 
 from __future__ import annotations
 
@@ -72,3 +72,41 @@ def play_kernel(
     tl.store(left_usd + episode, left, here)
     tl.store(total_score + episode, total, here)
     tl.store(cut_offs + episode, cuts, here)
+
+
+@triton.jit
+def sample_kernel(keys, split_rows, rows, n, a, b, horizon, n_places, rounds, BLOCK: tl.constexpr):
+    """`leeroo_env.dynamics.rng.sample_without_replacement` for BLOCK of the `n_places` of `rows` [B, H], by `keys` [B]
+    and with the rows of the split [n] that the drawn numbers stand for."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = place < n_places
+    key = tl.load(keys + place // horizon, here, 0)
+    x = _permute(place % horizon, key, a, b, rounds)
+    while tl.max((x >= n).to(tl.int32), 0) > 0:
+        x = tl.where(x >= n, _permute(x, key, a, b, rounds), x)
+    tl.store(rows + place, tl.load(split_rows + x, here, 0), here)
+
+
+@triton.jit
+def _permute(x, key, a, b, rounds):
+    left, right = x % a, x // a
+    for i in range(0, rounds, 2):
+        left = _remainder(_hash_bits(_hash_bits(key + (2 + i)) + right) + left, a)
+        right = _remainder(_hash_bits(_hash_bits(key + (3 + i)) + left) + right, b)
+    return left + a * right
+
+
+@triton.jit
+def _remainder(x, divisor):
+    """Not negative, whatever the sign of x, unlike that of C."""
+    r = x % divisor
+    return tl.where(r < 0, r + divisor, r)
+
+
+@triton.jit
+def _hash_bits(x):
+    """`leeroo_env.dynamics.rng.hash_bits` on int64."""
+    x = x.to(tl.uint64)
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return (x ^ (x >> 31)).to(tl.int64)
