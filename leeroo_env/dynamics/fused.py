@@ -1,7 +1,8 @@
 """Samples episodes, and plays many steps of actions known beforehand: on a GPU in one launch of a Triton kernel each.
 
 Random play, replays and the statistics of fixed routers know their actions; a policy that looks at the budget does not.
-A kernel keeps in registers what torch, which launches one for every operation, writes to memory and reads again.
+A kernel keeps in registers what torch, which launches one for every operation, writes to memory and reads again. Triton
+compiles at the first launch, its launcher with a C compiler.
 
 B episodes, T steps, H queries per episode, K experts.
 """
@@ -21,6 +22,8 @@ from leeroo_env.dynamics.transition import Outcome, score_per_usd, step
 from leeroo_env.tensors import normal_tensors
 
 BLOCK = 64  # of a program, one a thread: of episodes that are played, or of queries that are sampled
+# Multiply and add are not fused, which would round otherwise than torch.
+SETTINGS = {"BLOCK": BLOCK, "num_warps": BLOCK // 32, "enable_fp_fusion": False}
 
 
 @normal_tensors
@@ -38,9 +41,9 @@ def sample_rows(rules: Rules, keys: Tensor) -> Tensor:
     a, b, rounds = feistel_sizes(len(rules.rows))
     rows = torch.empty(len(keys), rules.horizon, dtype=torch.int64, device=keys.device)
     sizes = (len(rules.rows), a, b, rules.horizon, rows.numel(), rounds)
-    grid, settings = (-(-rows.numel() // BLOCK),), {"BLOCK": BLOCK, "num_warps": BLOCK // 32}
+    grid = (-(-rows.numel() // BLOCK),)
     with torch.cuda.device_of(keys):
-        sample_kernel[grid](keys.contiguous(), rules.rows.contiguous(), rows, *sizes, **settings)
+        sample_kernel[grid](keys.contiguous(), rules.rows.contiguous(), rows, *sizes, **SETTINGS)
     return rows
 
 
@@ -97,9 +100,7 @@ def play_in_one_launch(rules: Rules, state: State, actions: Tensor) -> tuple[Sta
             len(table.experts),
             *table.scores.stride(),
             *table.costs_usd.stride(),
-            BLOCK=BLOCK,
-            num_warps=BLOCK // 32,
-            enable_fp_fusion=False,  # a fused multiply-add rounds otherwise than `step`
+            **SETTINGS,
         )
     delivered = torch.ones(1, dtype=torch.bool, device=actions.device).expand(n_steps, b)
     return replace(state, **changed, steps=changed["t"]), Outcome(**told, delivered=delivered)
