@@ -2,7 +2,7 @@
 
 Random play, replays and the statistics of fixed routers know their actions; a policy that looks at the budget does not.
 A kernel keeps in registers what torch, which launches one for every operation, writes to memory and reads again. Triton
-compiles at the first launch, its launcher with a C compiler.
+compiles at the first launch with each T, its launcher with a C compiler.
 
 B episodes, T steps, H queries per episode, K experts.
 """

@@ -26,7 +26,7 @@ def play_kernel(
     score_per_usd: tl.float64,
     horizon,
     width,
-    n_steps,
+    n_steps: tl.constexpr,
     n_episodes,
     n_experts,
     score_row,
@@ -75,7 +75,7 @@ def play_kernel(
 
 
 @triton.jit
-def sample_kernel(keys, split_rows, rows, n, a, b, horizon, n_places, rounds, BLOCK: tl.constexpr):
+def sample_kernel(keys, split_rows, rows, n, a, b, horizon, n_places, rounds: tl.constexpr, BLOCK: tl.constexpr):
     """`leeroo_env.dynamics.rng.sample_without_replacement` for BLOCK of the `n_places` of `rows` [B, H], by `keys` [B]
     and with the rows of the split [n] that the drawn numbers stand for."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -88,7 +88,7 @@ def sample_kernel(keys, split_rows, rows, n, a, b, horizon, n_places, rounds, BL
 
 
 @triton.jit
-def _permute(x, key, a, b, rounds):
+def _permute(x, key, a, b, rounds: tl.constexpr):
     left, right = x % a, x // a
     for i in range(0, rounds, 2):
         left = _remainder(_hash_bits(_hash_bits(key + (2 + i)) + right) + left, a)
