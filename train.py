@@ -184,7 +184,7 @@ def train_agent(config: TrainConfig, trainer: Trainer, routers: dict[str, Router
         return deploy_router(config, trainer, routers, run_dir, new)
     trainer.begin_report()
     baselines = trainer.baselines(routers)
-    trainer.prepare()
+    trainer.begin()
     sha256 = trainer.description.table_sha256
     interrupt.raise_again()
     checkpoint = None

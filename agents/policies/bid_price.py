@@ -74,6 +74,11 @@ class BidPriceNetwork(nn.Module):
     def forward_critic(self, observations: Tensor) -> Tensor:
         return self._value_features(self.digest(observations))
 
+    @property
+    def digest_width(self) -> int:
+        """F of `digest`."""
+        return 4 * len(self.mean_cost_usd) + 3
+
     def digest(self, observations: Tensor) -> Tensor:
         """The part of the forward pass without learnable parameters, [B, 4K + 3]: score x chance that the call is
         affordable, very low where it is not allowed, [K]; opportunity costs [K]; estimates [2K]; budget features [2];
@@ -148,7 +153,7 @@ class BidPricePolicy(ActorCriticPolicy):
     @property
     def digest_width(self) -> int:
         """F of `digest`; 0 for a policy without one."""
-        return 4 * len(self.network.mean_cost_usd) + 3
+        return self.network.digest_width
 
     def digest(self, observations: Tensor) -> Tensor:
         """The part of the forward pass that training does not change, [B, F]: PPO computes it once an iteration."""

@@ -11,7 +11,6 @@ F features of the continuation network. Prices are in score: what a call's money
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +28,6 @@ FORBIDDEN = -1e4
 HIDDEN = 32
 PRICES = (5e-3, 40.0)  # of the most expensive expert's mean cost, in score: from nearly free to prohibitive
 SWEEPS = 3
-PARTS = SWEEPS + 2  # of a fit: the answer model, the sweeps, and the weight of later calls
 LATER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 WEIGHING_QUERIES = 2_048  # that the weight of later calls is chosen on
 WEIGHING_PRICES = 8
@@ -116,12 +114,12 @@ class CallValue(nn.Module):
     continuation_weight: Tensor
     later_weight: Tensor
 
-    def __init__(self, n_experts: int, max_calls: int):
+    def __init__(self, n_experts: int, max_calls: int, answer_model: AnswerModel | None = None):
         super().__init__()
-        self.max_calls = max_calls
+        self.max_calls, self.n_candidates = max_calls, min(N_CANDIDATES, n_experts)
         self.register_buffer("continuation_weight", torch.ones(()))  # 1 while `continuation_net` is fitted
         self.register_buffer("later_weight", torch.ones(()))  # what part of the gain of calls after the first is real
-        self.answer_model = AnswerModel(n_experts)
+        self.answer_model = answer_model or AnswerModel(n_experts)
         self.continuation_net = nn.Sequential(
             nn.Linear(10 + max_calls, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)
         )
@@ -225,10 +223,10 @@ def fit_call_value(
     estimates: Estimates,
     max_calls: int,
     seed: int = 0,
-    on_part: Callable[[], object] = lambda: None,
     evidence: Tensor | None = None,
+    answer_model: AnswerModel | None = None,
 ) -> CallValue:
-    """Fits the answer model and the continuation network to training queries.
+    """Fits the continuation network, and the answer model unless it is given, to training queries.
 
     Each sweep simulates calls at prices from low to high, mostly those of highest value by the last sweep, and fits the
     network to what the lookahead leaves out: the value of the state that a call led to, less its lookahead. The most
@@ -242,8 +240,8 @@ def fit_call_value(
         estimates: of these, out of fold.
         max_calls: M.
         seed: of draws and initial weights.
-        on_part: called after each of `PARTS` parts of the work.
         evidence: [n, K], what calls tell of their answers, from models that did not see these; None: nothing.
+        answer_model: fitted to these queries; None: it is fitted here.
     """
     device = table.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -251,14 +249,12 @@ def fit_call_value(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         call_value = CallValue(chance.shape[1], max_calls).to(device)
-    call_value.answer_model = fit_answer_model(table, rows, chance, seed, evidence)
+    call_value.answer_model = answer_model or fit_answer_model(table, rows, chance, seed, evidence)
     call_value.requires_grad_(False)
-    on_part()
     cost = cost_usd / table.mean_cost_usd().max().clamp(min=1e-30)
     answers = Answers.of(table.answer_ids[rows], evidence)
-    fit_continuation(call_value, chance, cost, answers, generator, on_part)
+    fit_continuation(call_value, chance, cost, answers, generator)
     fit_later_weight(call_value, chance, cost, answers, table.scores[rows])
-    on_part()
     return call_value
 
 
@@ -306,7 +302,6 @@ def fit_continuation(
     cost: Tensor,
     answers: Answers,
     generator: torch.Generator,
-    on_sweep: Callable[[], object] = lambda: None,
 ) -> None:
     """Fits the continuation network to the answers of n queries, as `fit_call_value` describes.
 
@@ -316,7 +311,6 @@ def fit_continuation(
         cost: [n, K], estimated, in units of the highest mean cost.
         answers: to these queries.
         generator: of draws.
-        on_sweep: called after each of `SWEEPS`.
     """
     if call_value.max_calls == 1:
         return
@@ -329,7 +323,6 @@ def fit_continuation(
             transitions += _explore(call_value, chance[batch], cost[batch], answers[batch], generator)
         features, second, value = (torch.cat(part) for part in zip(*transitions, strict=True))
         _fit_continuation_net(call_value.continuation_net, features, second, value, generator)
-        on_sweep()
     call_value.continuation_weight.fill_(CONTINUATION_WEIGHT)
 
 

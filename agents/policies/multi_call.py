@@ -8,7 +8,6 @@ Shapes: B observations, n training queries, K experts, L candidates, M = `max_ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,27 +17,9 @@ from agents.estimators.base import Estimates
 from agents.policies.answer_model import AnswerModel, calls_from_features
 from agents.policies.bid_price import NARROW, TEMPERATURE, BidPriceNetwork, BidPricePolicy
 from agents.policies.budget_value import MIN_COST_RATIO, fit_budget_value
-from agents.policies.call_value import FORBIDDEN, PARTS, CallValue, fit_call_value
-from agents.progress import Bars, silent
+from agents.policies.call_value import FORBIDDEN, CallValue, fit_call_value
 from leeroo_env.dynamics import action_mask
 from leeroo_env.table import ExpertTable
-
-
-@dataclass(frozen=True)
-class NetValues:
-    """The value of one more call less its opportunity cost.
-
-    Attributes:
-        experts: [B, L] int64, the candidates.
-        net: [B, L]; `FORBIDDEN` where the expert cannot be called.
-        stop_value: [B], the chance that the leading answer is right.
-        made: [B] int64, number of calls made.
-    """
-
-    experts: Tensor
-    net: Tensor
-    stop_value: Tensor
-    made: Tensor
 
 
 class MultiCallNetwork(BidPriceNetwork):
@@ -55,53 +36,70 @@ class MultiCallNetwork(BidPriceNetwork):
         self.call_value = CallValue(len(mean_cost_usd), max_calls).requires_grad_(False)
         self.stop_logit = nn.Sequential(nn.Linear(2, NARROW), nn.Tanh(), nn.Linear(NARROW, 1))
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        budget = self._budget(observations)
-        values = self._net_values(observations, budget)
-        return self._call_logits(budget[0], values), self._call_features(observations, budget, values)
+    @property
+    def digest_width(self) -> int:
+        """F of `digest`."""
+        return 2 * len(self.mean_cost_usd) + 3 * self.call_value.n_candidates + 5
 
-    def forward_actor(self, observations: Tensor) -> Tensor:
-        budget = self._budget(observations)
-        return self._call_logits(budget[0], self._net_values(observations, budget))
-
-    def forward_critic(self, observations: Tensor) -> Tensor:
-        budget = self._budget(observations)
-        return self._call_features(observations, budget, self._net_values(observations, budget))
-
-    def _net_values(self, observations: Tensor, of_budget: tuple[Tensor, Tensor, Tensor]) -> NetValues:
-        """Of observations and their `_budget`."""
+    def digest(self, observations: Tensor) -> Tensor:
+        """The part of the forward pass without learnable parameters, [B, 2K + 3L + 5]: estimates [2K], budget features
+        [2]; value of stopping now, whether there was a call, value of the queries to come [1] each; and of the
+        candidates [L] each: which expert it is, gain x chance that the call is affordable (`FORBIDDEN` where it cannot
+        be called), opportunity cost."""
         k = len(self.mean_cost_usd)
         calls = calls_from_features(observations[:, 2 * k : 6 * k + 3], self.max_calls)
-        budget, usd, queries = of_budget
+        budget, usd, queries = self._budget(observations)
         cost_usd = (observations[:, k : 2 * k] * self.high_usd).maximum(MIN_COST_RATIO * self.mean_cost_usd)
         allowed = action_mask(self.mean_cost_usd, usd[:, 0]) & (observations[:, 2 * k : 3 * k] == 0)
         terms = self.budget_value.considered_terms(observations[:, :k], cost_usd, usd, queries, allowed)
         affordable, price, allowed, among = terms
-        price = self.price(budget).exp() * price
-        with torch.no_grad():
-            if_affordable = torch.where(affordable > 0, price / affordable, 1.0)
-            budget_share = cost_usd / usd.clamp(min=1e-30)
-            estimates = self.call_value(observations[:, :k], if_affordable, calls, allowed, budget_share, among)
+        if_affordable = torch.where(affordable > 0, price / affordable, 1.0)
+        budget_share = cost_usd / usd.clamp(min=1e-30)
+        estimates = self.call_value(observations[:, :k], if_affordable, calls, allowed, budget_share, among)
         experts, gain = estimates.experts, estimates.gain
-        net = gain * affordable.gather(1, experts) - price.gather(1, experts)
-        return NetValues(experts, net.masked_fill(gain <= FORBIDDEN, FORBIDDEN), estimates.stop_value, calls.made)
+        closed = gain <= FORBIDDEN
+        gain = (gain * affordable.gather(1, experts)).masked_fill(closed, FORBIDDEN)
+        price = price.gather(1, experts).masked_fill(closed, 0.0)
+        to_come = self.budget_value.value_at(queries - 1, usd)
+        once = [budget, estimates.stop_value[:, None], (calls.made > 0)[:, None], to_come]
+        return torch.cat([observations[:, : 2 * k], *once, experts, gain, price], dim=1)
 
-    def _call_logits(self, budget: Tensor, values: NetValues) -> Tensor:
-        call = values.net / TEMPERATURE + self.bias(budget).gather(1, values.experts)
+    def evaluate_digest(self, digest: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K + 1] and value features [B, 33] from `digest`."""
+        net = self._net_values(digest)
+        return self._call_logits(digest, net), self._call_features(digest, net)
+
+    def forward_actor(self, observations: Tensor) -> Tensor:
+        digest = self.digest(observations)
+        return self._call_logits(digest, self._net_values(digest))
+
+    def forward_critic(self, observations: Tensor) -> Tensor:
+        digest = self.digest(observations)
+        return self._call_features(digest, self._net_values(digest))
+
+    def _parts(self, digest: Tensor) -> tuple[Tensor, ...]:
+        """The parts of `digest`."""
+        k, n = len(self.mean_cost_usd), self.call_value.n_candidates
+        return digest.split([2 * k, 2, 1, 1, 1, n, n, n], dim=1)
+
+    def _net_values(self, digest: Tensor) -> Tensor:
+        """[B, L], what a call to each candidate is worth less its price."""
+        _, budget, *_, gain, price = self._parts(digest)
+        return gain - self.price(budget).exp() * price
+
+    def _call_logits(self, digest: Tensor, net: Tensor) -> Tensor:
+        _, budget, _, begun, _, experts, *_ = self._parts(digest)
+        experts = experts.long()
+        call = net / TEMPERATURE + self.bias(budget).gather(1, experts)
         logits = torch.full((len(call), self.latent_dim_pi - 1), FORBIDDEN, device=call.device)
-        stop = self.stop_logit(budget).masked_fill(values.made[:, None] == 0, FORBIDDEN)
-        return torch.cat([logits.scatter(1, values.experts, call.clamp(min=FORBIDDEN)), stop], dim=1)
+        stop = self.stop_logit(budget).masked_fill(begun == 0, FORBIDDEN)
+        return torch.cat([logits.scatter(1, experts, call.clamp(min=FORBIDDEN)), stop], dim=1)
 
-    def _call_features(
-        self, observations: Tensor, of_budget: tuple[Tensor, Tensor, Tensor], values: NetValues
-    ) -> Tensor:
-        k = len(self.mean_cost_usd)
-        budget, usd, queries = of_budget
-        features = self.critic(torch.cat([observations[:, : 2 * k], budget], dim=1))
-        best = values.net.detach().amax(dim=1)
-        this_query = values.stop_value + torch.where(values.made > 0, best.clamp(min=0), best.clamp(min=-1))
-        value = self.budget_value.value_at(queries - 1, usd) + this_query[:, None]
-        return torch.cat([features, value], dim=1)
+    def _call_features(self, digest: Tensor, net: Tensor) -> Tensor:
+        estimates, budget, stop_value, begun, to_come, *_ = self._parts(digest)
+        best = net.detach().amax(dim=1, keepdim=True)
+        this_query = stop_value + torch.where(begun > 0, best.clamp(min=0), best.clamp(min=-1))
+        return torch.cat([self.critic(torch.cat([estimates, budget], dim=1)), to_come + this_query], dim=1)
 
 
 class MultiCallPolicy(BidPricePolicy):
@@ -121,10 +119,6 @@ class MultiCallPolicy(BidPricePolicy):
 
     def _actor(self) -> tuple[nn.Sequential, ...]:
         return (*super()._actor(), self.network.stop_logit)
-
-    @property
-    def digest_width(self) -> int:
-        return 0
 
     @property
     def answer_model(self) -> AnswerModel:
@@ -147,18 +141,17 @@ def start_from_plan(
     rows: Tensor,
     estimates: Estimates,
     seed: int = 0,
-    bars: Bars = silent,
     evidence: Tensor | None = None,
+    call_value: CallValue | None = None,
 ) -> None:
     """Makes an untrained policy the greedy one with respect to a budget value (and call value) fitted to the training
-    queries `rows` [n] with these out-of-fold estimates, and evidence [n, K] of their answers. `bars` show the progress.
+    queries `rows` [n] with these out-of-fold estimates, and evidence [n, K] of their answers. A `call_value` that is
+    given has been fitted to these.
 
     The budget value is that of one call a query for several calls, too: one from simulated calls scored
     a little less on two tables, and more on a third.
     """
-    several = isinstance(policy, MultiCallPolicy)
-    with bars("starting policy", 1 + several * PARTS) as bar:
-        if isinstance(policy, MultiCallPolicy):
-            policy.set_call_value(fit_call_value(table, rows, estimates, policy.max_calls, seed, bar.update, evidence))
-        policy.start_from(fit_budget_value(table, rows, estimates, seed))
-        bar.update()
+    if isinstance(policy, MultiCallPolicy):
+        max_calls = policy.max_calls
+        policy.set_call_value(call_value or fit_call_value(table, rows, estimates, max_calls, seed, evidence))
+    policy.start_from(fit_budget_value(table, rows, estimates, seed))

@@ -26,10 +26,12 @@ def make_model(
     model_class: Any = algorithm.load()
     settings, n_envs = dict(algorithm.settings), algorithm.n_envs
     if policy == "bid-price" and config.algo == "ppo":
-        one = {"learning_rate": 1e-3, "n_epochs": 2, "batch_size": 4096}
-        several = {"learning_rate": 3e-4, "n_epochs": 1, "batch_size": 1024}
-        settings |= {"ent_coef": 0.0, **(several if rules.max_calls > 1 else one)}
-        n_envs = 256 if rules.max_calls > 1 else 1024
+        n_envs = 1024
+        settings |= {"ent_coef": 0.0, "learning_rate": 1e-3, "n_epochs": 2, "batch_size": 4096}
+        if rules.max_calls > 1:
+            n_steps = 16_384 // (config.n_envs or n_envs)  # updates as often, whatever the number of episodes
+            several = {"learning_rate": 3e-4, "n_epochs": 1, "batch_size": 1024}
+            settings |= {**several, "n_steps": min(max(n_steps, 16), settings["n_steps"])}
         settings["batch_size"] *= max(config.n_envs // n_envs, 1)  # more episodes do not make more minibatches
     settings |= {name: type(settings[name])(value) for name, value in config.tuned.items()}
     n_envs = -(-(config.n_envs or n_envs) // processes.world)

@@ -10,6 +10,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 from tqdm import tqdm
@@ -21,7 +23,9 @@ from agents.evaluation.data import data_lines
 from agents.evaluation.decision import AGENT, ONE_CALL, SEVERAL_CALLS, best_router, choose_calls, mean_interval
 from agents.evaluation.headline import Decision, Training, algorithm_name, headline
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
+from agents.policies.answer_model import AnswerModel, fit_answer_model
 from agents.policies.bid_price import BidPricePolicy, estimate_features
+from agents.policies.call_value import CallValue, fit_call_value
 from agents.policies.description import NO_ALGORITHM, PolicyDescription, describe_policy
 from agents.policies.io import load_policy, save_policy, save_predictor
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
@@ -63,10 +67,11 @@ class Trainer:
         evidence_model: estimates it; None where there is none.
         processes: that train together, of which this is the first.
         laps: how long the phases of the run took.
-        model: the algorithm on its environment; made by `prepare`, as are the next two.
+        answer_model: of the policy of several calls; None: there is none, or none yet.
+        model: the algorithm on its environment; made by `begin`, as are the next two.
         hyperparameters: those that the algorithm was made with.
         description: what `policy.json` says of the policy.
-        start: the policy before training.
+        start: the policy before training; made by `prepare`.
     """
 
     model: BaseAlgorithm
@@ -96,6 +101,8 @@ class Trainer:
         fitted = fit_evidence(table, self.predictor.rows, self.estimates, config.seed) if several else None
         self.evidence_model: EvidenceModel | None = fitted and fitted[0]
         self.evidence: Tensor | None = fitted and fitted[1]
+        self.answer_model: AnswerModel | None = None
+        self._call_value: Iterator[dict[str, np.ndarray]] | None = None
         self._data: Iterator[list[str]] | None = None
         self.one_call: Trainer | None = None
         if config.max_calls == "auto" and config.agent == AGENT and self.max_calls > 1:
@@ -130,21 +137,48 @@ class Trainer:
             self.evidence,
         )
 
-    def prepare(self) -> None:
-        """Makes the model; a bid-price policy starts from the plan that follows from the estimates."""
+    def begin(self) -> None:
+        """Makes the model, and begins to fit what the bid-price policy of several calls starts from."""
         config, rules = self.config, self.training_rules()
         own = own_rules(rules, self.processes)
         self.model, self.hyperparameters = make_model(config, self.policy_kind, own, self.processes)
-        if isinstance(self.model.policy, BidPricePolicy):
-            rows, estimates = self.predictor.rows, self.predictor.out_of_fold
-            evidence = None if self.evidence is None else self.evidence[rows]
-            start_from_plan(self.model.policy, self.table, rows, estimates, config.seed, self.bars, evidence)
         network = self.hyperparameters["policy_kwargs"]
         self.description = describe_policy(rules, config.algo, network, self.policy_kind, config.hide_budget)
         if self.evidence_model is not None:
             columns = {"evidence_columns": self.evidence_model.columns}
             self.description = self.description.model_copy(update=columns)
-        start = deepcopy(self.model.policy)
+        if isinstance(self.model.policy, MultiCallPolicy):
+            rows, chance = self.predictor.rows, self.predictor.out_of_fold.score
+            self.answer_model = fit_answer_model(self.table, rows, chance, config.seed, self._training_evidence())
+            self._call_value = in_background(self._fit_call_value)
+
+    def _training_evidence(self) -> Tensor | None:
+        return None if self.evidence is None else self.evidence[self.predictor.rows]
+
+    def _fit_call_value(self) -> Iterator[dict[str, np.ndarray]]:
+        rows, estimates, evidence = self.predictor.rows, self.predictor.out_of_fold, self._training_evidence()
+        fitted = (self.max_calls, self.config.seed, evidence, self.answer_model)
+        value = fit_call_value(self.table, rows, estimates, *fitted)
+        yield {name: tensor.cpu().numpy() for name, tensor in value.state_dict().items()}
+
+    def prepare(self) -> None:
+        """Makes the model, unless `begin` has; a bid-price policy starts from the plan that follows from the estimates.
+        Once is enough."""
+        if hasattr(self, "start"):
+            return
+        if not hasattr(self, "model"):
+            self.begin()
+        policy, call_value = self.model.policy, None
+        if isinstance(policy, BidPricePolicy):
+            with self.bars("starting policy", 1) as bar:
+                if self._call_value is not None:
+                    call_value = CallValue(len(self.table.experts), self.max_calls, self.answer_model)
+                    call_value.load_state_dict({n: torch.from_numpy(v) for n, v in next(self._call_value).items()})
+                    self._call_value = None
+                rows, estimates = self.predictor.rows, self.predictor.out_of_fold
+                start_from_plan(policy, self.table, rows, estimates, self.config.seed, None, call_value)
+                bar.update()
+        start = deepcopy(policy)
         start.set_training_mode(False)
         self.start = PolicyRouter(start, self.description, self.features)
         self.laps.end("starting policy")
@@ -183,12 +217,8 @@ class Trainer:
 
     def multi_call_routers(self) -> dict[str, Router]:
         """The routers that may ask several experts about a query, from the same estimates as the agent."""
-        policy = self.model.policy if hasattr(self, "model") else None
-        answer_model = policy.answer_model if isinstance(policy, MultiCallPolicy) else None  # takes seconds to fit
-        seed = self.config.seed
-        return multi_call_routers(
-            self.table, self.estimates, self.max_calls, seed, answer_model, self.bars, self.evidence
-        )
+        fitted = (self.answer_model, self.bars, self.evidence)
+        return multi_call_routers(self.table, self.estimates, self.max_calls, self.config.seed, *fitted)
 
     def fit(self, run_dir: Path, baselines: Baselines, checkpoint: Path | None = None) -> bool:
         """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val; before that
@@ -204,6 +234,7 @@ class Trainer:
         """
         if self.one_call is not None and not self._fit_one_call(self.one_call, run_dir, baselines):
             return False
+        self.prepare()
         val = baselines.on_val(1 if self.max_calls == 1 else None)
         self.laps.end("other routers")
         model, timesteps = self.model, self.config.timesteps
@@ -218,7 +249,7 @@ class Trainer:
             self.description,
             {**asdict(self.config), **self.hyperparameters, "policy": self.policy_kind},
             timesteps,
-            max(timesteps // (20 if self.max_calls == 1 else 8), iteration),  # several calls take longer to evaluate
+            max(timesteps // (10 if self.max_calls == 1 else 5), iteration),  # several calls take longer to evaluate
             iteration,
             self.processes,
         )
@@ -248,7 +279,6 @@ class Trainer:
         The training that follows is the same as without it."""
         own = run_dir / ONE_CALL_DIR
         with generators_restored():
-            one.prepare()
             tqdm.write(f"training with one call a query, then with up to {self.max_calls}; val decides which is kept")
             done = one.fit(own, baselines, latest_checkpoint(own / "checkpoints"))
         one.model.logger.close()

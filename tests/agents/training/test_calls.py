@@ -110,6 +110,12 @@ def test_each_is_trained_as_with_a_number(number: str, policy: str, run_dir: Pat
     assert evaluation["decision"]["training"]["calls"] is None and not (fixed / "one-call").exists()
 
 
+def test_the_starting_policy_is_the_same_without_a_process_of_its_own(run_dir: Path):
+    with patch("agents.training.trainer.in_background", lambda work: work()):
+        assert train.main(arguments(run_dir.parent / "alone", "--max-calls", "3")) == 0
+    assert same_policy(run_dir.parent / "alone/policy", run_dir / "several-calls/policy")
+
+
 def test_one_call_is_kept_where_several_are_worse(run_dir: Path):
     """Said by a rule that is turned round; the run is evaluated again."""
     copy = run_dir.parent / "turned"
