@@ -352,7 +352,7 @@ def optimizer_state(run_dir: Path) -> set[str]:
 def test_off_policy_runs_go_on_too(small_synthetic: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
     options = ("--algo", "dqn", "--timesteps", "8000", "--n-envs", "8", "--horizon", "16")
-    killed_at(CHECKPOINTS, 15, begin(small_synthetic, run_dir, *options), after=True)
+    killed_at(CHECKPOINTS, 7, begin(small_synthetic, run_dir, *options), after=True)
     assert steps(run_dir)[-1] > 5_000, "it has begun to learn"
     assert train.main(resume(run_dir)) == 0
     assert steps(run_dir)[-1] == 8_000 and (run_dir / "evaluation.json").exists()
