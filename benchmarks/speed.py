@@ -456,7 +456,7 @@ def bid_price_model(setup: Setup, n_envs: int = 0) -> DevicePPO:
     """As `train.py` makes it by default."""
     model, _ = make_model(TrainConfig(n_envs=n_envs), "bid-price", setup.played_rules)
     assert isinstance(model, DevicePPO) and isinstance(model.policy, BidPricePolicy)
-    start_from_plan(model.policy, setup.table, setup.predictor.rows, setup.predictor.out_of_fold)
+    start_from_plan(model.policy, setup.played_rules, setup.predictor.rows, setup.predictor.out_of_fold)
     return model
 
 

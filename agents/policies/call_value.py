@@ -10,7 +10,6 @@ F features of the continuation network. Prices are in score: what a call's money
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +24,10 @@ from leeroo_env.table import ExpertTable
 N_CANDIDATES = 5  # the experts that would add most by themselves; 4 to 8 do alike on train and val
 N_SECOND = 3  # of the candidates, as the second of two calls
 FORBIDDEN = -1e4
+LEAST_GAIN = 1e-5  # of a later call, so that none is made for nothing where money has no other use
 HIDDEN = 32
 PRICES = (5e-3, 40.0)  # of the most expensive expert's mean cost, in score: from nearly free to prohibitive
 SWEEPS = 3
-LATER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
-WEIGHING_QUERIES = 2_048  # that the weight of later calls is chosen on
-WEIGHING_PRICES = 8
 QUERIES = 16_000  # a sweep
 STEPS = 500
 BATCH = 2_048
@@ -114,12 +111,12 @@ class CallValue(nn.Module):
     continuation_weight: Tensor
     later_weight: Tensor
 
-    def __init__(self, n_experts: int, max_calls: int, answer_model: AnswerModel | None = None):
+    def __init__(self, n_experts: int, max_calls: int):
         super().__init__()
         self.max_calls, self.n_candidates = max_calls, min(N_CANDIDATES, n_experts)
         self.register_buffer("continuation_weight", torch.ones(()))  # 1 while `continuation_net` is fitted
         self.register_buffer("later_weight", torch.ones(()))  # what part of the gain of calls after the first is real
-        self.answer_model = answer_model or AnswerModel(n_experts)
+        self.answer_model = AnswerModel(n_experts)
         self.continuation_net = nn.Sequential(
             nn.Linear(10 + max_calls, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)
         )
@@ -163,7 +160,7 @@ class CallValue(nn.Module):
         features = self._features(candidates, stop_value, second, agrees, calls.made)
         continues = (calls.made < self.max_calls - 1)[:, None]
         continuation = self.continuation_weight * softplus(self.continuation_net(features).squeeze(-1))
-        gain = torch.where((calls.made > 0)[:, None], self.later_weight * gain, gain)
+        gain = torch.where((calls.made > 0)[:, None], self.later_weight * gain - LEAST_GAIN, gain)
         later = self.later_weight * (second + continuation)
         gain = (gain + later * continues).masked_fill(alone <= FORBIDDEN, FORBIDDEN)
         return CallEstimates(experts, gain, stop_value, second, features)
@@ -229,10 +226,7 @@ def fit_call_value(
     """Fits the continuation network, and the answer model unless it is given, to training queries.
 
     Each sweep simulates calls at prices from low to high, mostly those of highest value by the last sweep, and fits the
-    network to what the lookahead leaves out: the value of the state that a call led to, less its lookahead. The most
-    promising of many calls is overrated (Smith and Winkler, The optimizer's curse, Management Science, 2006), and
-    answers may agree for other reasons than being right, so the gain of later calls counts with the weight that
-    brings most by the true scores; that may be 0.
+    network to what the lookahead leaves out: the value of the state that a call led to, less its lookahead.
 
     Args:
         table: with answers.
@@ -254,34 +248,7 @@ def fit_call_value(
     cost = cost_usd / table.mean_cost_usd().max().clamp(min=1e-30)
     answers = Answers.of(table.answer_ids[rows], evidence)
     fit_continuation(call_value, chance, cost, answers, generator)
-    fit_later_weight(call_value, chance, cost, answers, table.scores[rows])
     return call_value
-
-
-def fit_later_weight(call_value: CallValue, chance: Tensor, cost: Tensor, answers: Answers, scores: Tensor) -> None:
-    """Chooses the weight of later calls: the one with the most score less price, at prices from low to high.
-
-    Args:
-        call_value: otherwise fitted.
-        chance: [n, K], estimated, that experts are right.
-        cost: [n, K], estimated, in units of the highest mean cost.
-        answers: to these queries.
-        scores: [n, K].
-    """
-    chance, cost, scores = (part[:WEIGHING_QUERIES] for part in (chance, cost, scores))
-    answers = answers[:WEIGHING_QUERIES]
-    low, high = PRICES
-    prices = torch.logspace(math.log10(low), math.log10(high), WEIGHING_PRICES, device=chance.device)
-    values = []
-    for weight in LATER_WEIGHTS:
-        call_value.later_weight.fill_(weight)
-        value = chance.new_zeros(())
-        for price in prices:
-            asked = simulate_calls(call_value, chance, price * cost, answers)
-            paid = (price * cost.gather(1, asked.clamp(min=0)) * (asked >= 0)).sum(dim=1)
-            value += (delivered_scores(asked, chance, answers, scores, call_value.answer_model.models) - paid).mean()
-        values.append(value)
-    call_value.later_weight.fill_(LATER_WEIGHTS[int(torch.stack(values).argmax())])
 
 
 def delivered_scores(

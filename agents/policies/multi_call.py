@@ -18,8 +18,11 @@ from agents.policies.answer_model import AnswerModel, calls_from_features
 from agents.policies.bid_price import NARROW, TEMPERATURE, BidPriceNetwork, BidPricePolicy
 from agents.policies.budget_value import MIN_COST_RATIO, fit_budget_value
 from agents.policies.call_value import FORBIDDEN, CallValue, fit_call_value
-from leeroo_env.dynamics import action_mask
-from leeroo_env.table import ExpertTable
+from leeroo_env import dynamics
+from leeroo_env.dynamics import Rules, action_mask
+
+LATER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
+WEIGHING_QUERIES = 16_384  # that one of them is chosen on
 
 
 class MultiCallNetwork(BidPriceNetwork):
@@ -27,6 +30,8 @@ class MultiCallNetwork(BidPriceNetwork):
 
     Logits of calls are (gain x chance that the call is affordable - price x opportunity cost) / temperature + bias; the
     last logit is that of the stop action. Price, biases and stop logit depend on the budget alone and start as 1, 0, 0.
+    Gains count later calls at the prices of the plan: what training changes is left out of what it reads, which is then
+    computed once a rollout.
     """
 
     def __init__(self, mean_cost_usd: list[float], price_range_usd: list[float], horizon: int, max_calls: int):
@@ -137,21 +142,49 @@ class MultiCallPolicy(BidPricePolicy):
 
 def start_from_plan(
     policy: BidPricePolicy,
-    table: ExpertTable,
+    rules: Rules,
     rows: Tensor,
     estimates: Estimates,
     seed: int = 0,
-    evidence: Tensor | None = None,
-    call_value: CallValue | None = None,
+    answer_model: AnswerModel | None = None,
 ) -> None:
     """Makes an untrained policy the greedy one with respect to a budget value (and call value) fitted to the training
-    queries `rows` [n] with these out-of-fold estimates, and evidence [n, K] of their answers. A `call_value` that is
-    given has been fitted to these.
+    queries.
 
     The budget value is that of one call a query for several calls, too: one from simulated calls scored
     a little less on two tables, and more on a third.
+
+    Args:
+        policy: to be trained by the `rules`.
+        rules: of training episodes.
+        rows: [n], the training queries.
+        estimates: of these, out of fold.
+        seed: of draws.
+        answer_model: fitted to these queries; None: it is fitted here, if several calls need it.
     """
     if isinstance(policy, MultiCallPolicy):
-        max_calls = policy.max_calls
-        policy.set_call_value(call_value or fit_call_value(table, rows, estimates, max_calls, seed, evidence))
-    policy.start_from(fit_budget_value(table, rows, estimates, seed))
+        fitted = (policy.max_calls, seed, rules.evidence[rows], answer_model)
+        policy.set_call_value(fit_call_value(rules.table, rows, estimates, *fitted))
+    policy.start_from(fit_budget_value(rules.table, rows, estimates, seed))
+    if isinstance(policy, MultiCallPolicy):
+        choose_later_weight(policy, rules, seed)
+
+
+@torch.no_grad()
+def choose_later_weight(policy: MultiCallPolicy, rules: Rules, seed: int = 0) -> None:
+    """Chooses what the gain of later calls counts: as much as scores most in episodes by these rules of training.
+
+    The most promising of many calls is overrated (Smith and Winkler, The optimizer's curse, Management Science, 2006),
+    answers may agree for other reasons than being right, and who overrates calls spends too early.
+    """
+    number = torch.arange(-(-WEIGHING_QUERIES // rules.horizon), device=rules.table.device)
+    start = dynamics.sample_episodes(rules, dynamics.episode_keys(torch.full_like(number, -1 - seed), number))
+    weight, scores = policy.network.call_value.later_weight, []
+    for each in LATER_WEIGHTS:
+        state = start
+        weight.fill_(each)
+        for _ in range(rules.horizon * rules.max_calls):
+            actions = policy.log_probabilities(dynamics.observe(rules, state)).argmax(dim=1)
+            state, _ = dynamics.step(rules, state, actions)
+        scores.append(state.score.mean())
+    weight.fill_(LATER_WEIGHTS[int(torch.stack(scores).argmax())])

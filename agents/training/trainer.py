@@ -25,7 +25,6 @@ from agents.evaluation.headline import Decision, Training, algorithm_name, headl
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
 from agents.policies.answer_model import AnswerModel, fit_answer_model
 from agents.policies.bid_price import BidPricePolicy, estimate_features
-from agents.policies.call_value import CallValue, fit_call_value
 from agents.policies.description import NO_ALGORITHM, PolicyDescription, describe_policy
 from agents.policies.io import load_policy, save_policy, save_predictor
 from agents.policies.multi_call import MultiCallPolicy, start_from_plan
@@ -102,7 +101,7 @@ class Trainer:
         self.evidence_model: EvidenceModel | None = fitted and fitted[0]
         self.evidence: Tensor | None = fitted and fitted[1]
         self.answer_model: AnswerModel | None = None
-        self._call_value: Iterator[dict[str, np.ndarray]] | None = None
+        self._plan: Iterator[dict[str, np.ndarray]] | None = None
         self._data: Iterator[list[str]] | None = None
         self.one_call: Trainer | None = None
         if config.max_calls == "auto" and config.agent == AGENT and self.max_calls > 1:
@@ -138,7 +137,7 @@ class Trainer:
         )
 
     def begin(self) -> None:
-        """Makes the model, and begins to fit what the bid-price policy of several calls starts from."""
+        """Makes the model, and begins to compute the plan that a bid-price policy starts from."""
         config, rules = self.config, self.training_rules()
         own = own_rules(rules, self.processes)
         self.model, self.hyperparameters = make_model(config, self.policy_kind, own, self.processes)
@@ -149,35 +148,32 @@ class Trainer:
             self.description = self.description.model_copy(update=columns)
         if isinstance(self.model.policy, MultiCallPolicy):
             rows, chance = self.predictor.rows, self.predictor.out_of_fold.score
-            self.answer_model = fit_answer_model(self.table, rows, chance, config.seed, self._training_evidence())
-            self._call_value = in_background(self._fit_call_value)
+            evidence = None if self.evidence is None else self.evidence[rows]
+            self.answer_model = fit_answer_model(self.table, rows, chance, config.seed, evidence)
+        if isinstance(self.model.policy, BidPricePolicy):
+            self._plan = in_background(self._starting_policy)
 
-    def _training_evidence(self) -> Tensor | None:
-        return None if self.evidence is None else self.evidence[self.predictor.rows]
-
-    def _fit_call_value(self) -> Iterator[dict[str, np.ndarray]]:
-        rows, estimates, evidence = self.predictor.rows, self.predictor.out_of_fold, self._training_evidence()
-        fitted = (self.max_calls, self.config.seed, evidence, self.answer_model)
-        value = fit_call_value(self.table, rows, estimates, *fitted)
-        yield {name: tensor.cpu().numpy() for name, tensor in value.state_dict().items()}
+    def _starting_policy(self) -> Iterator[dict[str, np.ndarray]]:
+        policy: Any = self.model.policy
+        known = (self.predictor.rows, self.predictor.out_of_fold, self.config.seed, self.answer_model)
+        start_from_plan(policy, self.training_rules(), *known)
+        yield {name: tensor.cpu().numpy() for name, tensor in policy.state_dict().items()}
 
     def prepare(self) -> None:
         """Makes the model, unless `begin` has; a bid-price policy starts from the plan that follows from the estimates.
-        Once is enough."""
+        Does nothing the second time."""
         if hasattr(self, "start"):
             return
         if not hasattr(self, "model"):
             self.begin()
-        policy, call_value = self.model.policy, None
-        if isinstance(policy, BidPricePolicy):
+        policy: Any = self.model.policy
+        if self._plan is not None:
             with self.bars("starting policy", 1) as bar:
-                if self._call_value is not None:
-                    call_value = CallValue(len(self.table.experts), self.max_calls, self.answer_model)
-                    call_value.load_state_dict({n: torch.from_numpy(v) for n, v in next(self._call_value).items()})
-                    self._call_value = None
-                rows, estimates = self.predictor.rows, self.predictor.out_of_fold
-                start_from_plan(policy, self.table, rows, estimates, self.config.seed, None, call_value)
+                policy.load_state_dict({name: torch.from_numpy(value) for name, value in next(self._plan).items()})
                 bar.update()
+            self._plan = None
+        if self.answer_model is not None:
+            policy.set_models(self.answer_model.models)
         start = deepcopy(policy)
         start.set_training_mode(False)
         self.start = PolicyRouter(start, self.description, self.features)

@@ -46,7 +46,9 @@ FEW = {"QUERIES": 2_000, "STEPS": 150, "BATCH": 500}
 def short_fits():
     """Fewer steps: these tests need no precision."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, few in (("answer_model", {"LOADING_STEPS": 40, "STEPS": 120, "BATCH": 400}), ("call_value", FEW)):
+        few_of_answers = {"LOADING_STEPS": 40, "STEPS": 120, "BATCH": 400}
+        weighing = {"WEIGHING_QUERIES": 1_024}
+        for module, few in (("answer_model", few_of_answers), ("call_value", FEW), ("multi_call", weighing)):
             for name, value in few.items():
                 patch.setattr(f"agents.policies.{module}.{name}", value)
         yield
@@ -80,7 +82,7 @@ def planned(
     rules = dynamics.make_rules(table, "train", horizon, None, 0.02, max_calls, reliability, features)
     model, settings = make_model(config, "bid-price", rules)
     rows = table.rows("train")
-    start_from_plan(model.policy, table, rows, estimates[rows])  # type: ignore[arg-type]
+    start_from_plan(model.policy, rules, rows, estimates[rows])  # type: ignore[arg-type]
     description = describe_policy(rules, "ppo", settings["policy_kwargs"], "bid-price")
     test = dynamics.make_rules(table, "test", horizon, reliability=reliability, features=features)
     return PolicyRouter(model.policy, description, features), test, description
@@ -160,12 +162,13 @@ def test_later_calls_count_for_nothing_where_agreement_tells_nothing():
     table = ExpertTable.from_arrays(
         "free text", ["a", "b", "c"], np.ones((600, 2)), right.astype(float), np.full((600, 3), 1e-4), answers=answers
     )
-    rows = table.rows("train")
-    estimates = Estimates(torch.full((len(table), 3), 0.5), torch.full((len(table), 3), 1e-4))[rows]
-    call_value = fit_call_value(table, rows, estimates, max_calls=3)
-    price = torch.full((len(rows), 3), 0.01)
-    asked = simulate_calls(call_value, estimates.score, price, Answers.of(table.answer_ids[rows]))
-    assert float((asked[:, 1:] >= 0).float().mean()) < 0.05
+    router, rules, _ = planned(table, max_calls=3)
+    weight = router.policy.network.call_value.later_weight  # type: ignore[union-attr]
+    assert weight == 0
+    budgets = [3e-4]  # for all of them
+    assert evaluate(router, replace(rules, max_calls=3), budgets, episodes=16).calls.sum() < 1.05
+    weight.fill_(1.0)
+    assert evaluate(router, replace(rules, max_calls=3), budgets, episodes=16).calls.sum() > 1.5, "it was the weight"
 
 
 def test_the_agent_spends_as_the_best_would(agent: tuple[PolicyRouter, dynamics.Rules, PolicyDescription]):

@@ -51,17 +51,19 @@ def orchestrator_of(
     estimates = table_estimates(table, predictor)
     scale = table.cost_scale()
     calls: dict[str, Any] = {"max_calls": max_calls, "reliability": estimates.reliability()}
-    rules = make_rules(table, "train", horizon, **calls, features=estimate_features(estimates, scale))
+    fitted = fit_evidence(table, predictor.rows, estimates) if told else None
+    told_by_calls = fitted and fitted[1]
+    rules = make_rules(
+        table, "train", horizon, **calls, features=estimate_features(estimates, scale), evidence=told_by_calls
+    )
     prices = {"mean_cost_usd": scale.mean_usd.tolist(), "price_range_usd": [scale.low_usd, scale.high_usd]}
     settings = {**prices, "horizon": horizon}
     settings |= {"max_calls": max_calls} if max_calls > 1 else {}
     description = describe_policy(rules, "ppo", settings, "bid-price")
     policy = empty_policy(description)
     assert isinstance(policy, BidPricePolicy)
-    fitted = fit_evidence(table, predictor.rows, estimates) if told else None
     if planned:
-        evidence = fitted and fitted[1][predictor.rows]
-        start_from_plan(policy, table, predictor.rows, predictor.out_of_fold, evidence=evidence)
+        start_from_plan(policy, rules, predictor.rows, predictor.out_of_fold)
     policy.set_training_mode(False)
     if fitted is None:
         return Orchestrator(policy, description, predictor)
