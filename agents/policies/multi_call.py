@@ -183,7 +183,7 @@ def choose_later_weight(policy: MultiCallPolicy, rules: Rules, seed: int = 0) ->
     for each in LATER_WEIGHTS:
         state = start
         weight.fill_(each)
-        for _ in range(rules.horizon * rules.max_calls):
+        while bool((state.t < rules.horizon).any()):
             actions = policy.log_probabilities(dynamics.observe(rules, state)).argmax(dim=1)
             state, _ = dynamics.step(rules, state, actions)
         scores.append(state.score.mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -63,7 +64,8 @@ def orchestrator_of(
     policy = empty_policy(description)
     assert isinstance(policy, BidPricePolicy)
     if planned:
-        start_from_plan(policy, rules, predictor.rows, predictor.out_of_fold)
+        with patch("agents.policies.multi_call.WEIGHING_QUERIES", 2_048):
+            start_from_plan(policy, rules, predictor.rows, predictor.out_of_fold)
     policy.set_training_mode(False)
     if fitted is None:
         return Orchestrator(policy, description, predictor)
