@@ -18,7 +18,6 @@ from torch.nn.functional import softplus
 
 from agents.estimators.base import MAX_CONSIDERED, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, Posterior, fit_answer_model, group_answers, told
-from leeroo_env.dynamics import count_votes
 from leeroo_env.table import ExpertTable
 
 N_CANDIDATES = 5  # the experts that would add most by themselves; 4 to 8 do alike on train and val
@@ -251,18 +250,6 @@ def fit_call_value(
     return call_value
 
 
-def delivered_scores(
-    asked: Tensor, chance: Tensor, answers: Answers, scores: Tensor, models: Tensor | None = None
-) -> Tensor:
-    """[n], the scores of the answers that are delivered after calls to `asked` [n, C], -1 where there is none, from
-    the experts' estimated chances of being right, and scores, [n, K]; `models` as in `count_votes`."""
-    experts = asked.clamp(min=0)
-    _, votes = told(chance, calls_from_table(asked, answers))
-    ids, votes = answers.ids.gather(1, experts), votes.gather(1, experts)
-    leader = count_votes(asked, asked >= 0, ids, votes, models).leader
-    return torch.where(leader >= 0, scores.gather(1, leader.clamp(min=0)[:, None]).squeeze(1).float(), 0.0)
-
-
 def fit_continuation(
     call_value: CallValue,
     chance: Tensor,
@@ -339,32 +326,6 @@ def _fit_continuation_net(
         optimizer.step()
         schedule.step()
     net.requires_grad_(False)
-
-
-def simulate_calls(call_value: CallValue, chance: Tensor, price: Tensor, answers: Answers) -> Tensor:
-    """Calls experts for n queries for as long as a call is worth its price.
-
-    Args:
-        call_value: the policy.
-        chance: [n, K], estimated, that experts are right.
-        price: [n, K], of calls, in score.
-        answers: to these queries.
-
-    Returns:
-        The experts called, [n, M], -1 where there is no call any more.
-    """
-    n, k = chance.shape
-    asked = torch.full((n, call_value.max_calls), -1, device=chance.device)
-    playing = torch.arange(n, device=chance.device)
-    for call in range(call_value.max_calls):
-        so_far, paid = asked[playing], price[playing]
-        calls = calls_from_table(so_far, answers[playing])
-        estimates = call_value(chance[playing], paid, calls, not_asked(so_far, k))
-        net, place = (estimates.gain - paid.gather(1, estimates.experts)).max(dim=1)
-        goes_on = (net > 0) | (call == 0)
-        playing, place = playing[goes_on], place[goes_on]
-        asked[playing, call] = estimates.experts[goes_on].gather(1, place[:, None]).squeeze(1)
-    return asked
 
 
 def calls_from_table(asked: Tensor, answers: Answers) -> Calls:

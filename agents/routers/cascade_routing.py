@@ -13,10 +13,11 @@ from torch.nn.functional import one_hot
 
 from agents.estimators.base import MAX_CONSIDERED, MAX_PANEL_QUERIES, Estimates
 from agents.policies.answer_model import AnswerModel, Calls, fit_answer_model, told
-from agents.policies.call_value import Answers, calls_from_table, delivered_scores
+from agents.policies.call_value import Answers, calls_from_table
 from agents.routers.base import Context, Router, experts_by_cost, price_grid, usd_per_query, within_reserve
 from agents.routers.panels import PRICE_ENDS
 from agents.routers.sequences import ask_or_deliver, can_pay, spent_usd
+from leeroo_env.dynamics import count_votes
 from leeroo_env.table import ExpertTable
 
 SAMPLES = 24
@@ -239,3 +240,15 @@ class CascadeRouting(Router):
         weight = ((pace[:, None] - low) / (high - low).clamp(min=1e-30)).clamp(0, 1).float()
         ends = [settings.gather(2, at[:, None].expand(-1, 3, -1)).squeeze(2) for at in (above - 1, above)]
         return torch.lerp(ends[0], ends[1], weight).exp().unbind(1)
+
+
+def delivered_scores(
+    asked: Tensor, chance: Tensor, answers: Answers, scores: Tensor, models: Tensor | None = None
+) -> Tensor:
+    """[n], the scores of the answers that are delivered after calls to `asked` [n, C], -1 where there is none, from
+    the experts' estimated chances of being right, and scores, [n, K]; `models` as in `count_votes`."""
+    experts = asked.clamp(min=0)
+    _, votes = told(chance, calls_from_table(asked, answers))
+    ids, votes = answers.ids.gather(1, experts), votes.gather(1, experts)
+    leader = count_votes(asked, asked >= 0, ids, votes, models).leader
+    return torch.where(leader >= 0, scores.gather(1, leader.clamp(min=0)[:, None]).squeeze(1).float(), 0.0)

@@ -148,15 +148,14 @@ class Trainer:
             self.description = self.description.model_copy(update=columns)
         if isinstance(self.model.policy, MultiCallPolicy):
             rows, chance = self.predictor.rows, self.predictor.out_of_fold.score
-            evidence = None if self.evidence is None else self.evidence[rows]
-            self.answer_model = fit_answer_model(self.table, rows, chance, config.seed, evidence)
+            self.answer_model = fit_answer_model(self.table, rows, chance, config.seed, rules.evidence[rows])
         if isinstance(self.model.policy, BidPricePolicy):
-            self._plan = in_background(self._starting_policy)
+            self._plan = in_background(lambda: self._starting_policy(rules))
 
-    def _starting_policy(self) -> Iterator[dict[str, np.ndarray]]:
+    def _starting_policy(self, rules: Rules) -> Iterator[dict[str, np.ndarray]]:
         policy: Any = self.model.policy
         known = (self.predictor.rows, self.predictor.out_of_fold, self.config.seed, self.answer_model)
-        start_from_plan(policy, self.training_rules(), *known)
+        start_from_plan(policy, rules, *known)
         yield {name: tensor.cpu().numpy() for name, tensor in policy.state_dict().items()}
 
     def prepare(self) -> None:

@@ -25,7 +25,6 @@ from agents.policies.call_value import (
     calls_from_table,
     fit_call_value,
     not_asked,
-    simulate_calls,
 )
 from agents.policies.description import PolicyDescription, describe_policy
 from agents.policies.io import load_policy, save_policy
@@ -91,6 +90,32 @@ def planned(
 @pytest.fixture(scope="module")
 def agent(doubting: ExpertTable) -> tuple[PolicyRouter, dynamics.Rules, PolicyDescription]:
     return planned(doubting, max_calls=3)
+
+
+def simulate_calls(call_value: CallValue, chance: torch.Tensor, price: torch.Tensor, answers: Answers) -> torch.Tensor:
+    """Calls experts for n queries for as long as a call is worth its price.
+
+    Args:
+        call_value: the policy.
+        chance: [n, K], estimated, that experts are right.
+        price: [n, K], of calls, in score.
+        answers: to these queries.
+
+    Returns:
+        The experts called, [n, M], -1 where there is no call any more.
+    """
+    n, k = chance.shape
+    asked = torch.full((n, call_value.max_calls), -1, device=chance.device)
+    playing = torch.arange(n, device=chance.device)
+    for call in range(call_value.max_calls):
+        so_far, paid = asked[playing], price[playing]
+        calls = calls_from_table(so_far, answers[playing])
+        estimates = call_value(chance[playing], paid, calls, not_asked(so_far, k))
+        net, place = (estimates.gain - paid.gather(1, estimates.experts)).max(dim=1)
+        goes_on = (net > 0) | (call == 0)
+        playing, place = playing[goes_on], place[goes_on]
+        asked[playing, call] = estimates.experts[goes_on].gather(1, place[:, None]).squeeze(1)
+    return asked
 
 
 def test_the_expensive_expert_is_called_where_the_cheap_ones_differ(doubting: ExpertTable, call_value: CallValue):
