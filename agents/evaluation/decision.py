@@ -16,7 +16,7 @@ from agents.policies.hull import upper_hull
 from leeroo_env.table import ExpertTable
 
 AGENT = "agent"
-ONE_CALL, SEVERAL_CALLS = "agent with one call", "agent with several calls"  # of two that are trained, the one not kept
+ONE_CALL, SEVERAL_CALLS = "agent with one call", "agent with several calls"  # of two agents, the one not kept
 IGNORE_QUERY = ("best mixture", "best single", "cheapest", "random")  # routers that do
 TOLERANCE = 0.01  # of the score: what is further below is not as good, however few the queries
 KEPT = 0.95  # of the best expert's score: what a cheaper router must keep at least to be deployed
@@ -77,6 +77,7 @@ class CallsChoice:
         worst_budget_usd_per_1000_queries: where several do least well, by the gain plus its standard error.
         worst_gain: there.
         worst_stderr: its standard error.
+        trained: whether several calls were; else they are a plan that scored no more than that of one.
     """
 
     several: bool
@@ -86,16 +87,17 @@ class CallsChoice:
     worst_budget_usd_per_1000_queries: float
     worst_gain: float
     worst_stderr: float
+    trained: bool = True
 
 
 def choose_calls(budgets_usd: Sequence[float], several: Result, one: Result, max_calls: int) -> CallsChoice:
-    """Several calls are kept unless they score less in the mean over the budgets [G], dollars a query, or at one of
-    them by more than `WORSE` standard errors: with one, a budget out of six would fail by chance more often than not.
-    The results are of the same episodes."""
+    """Several calls are kept where they score more in the mean over the budgets [G], dollars a query, and at none of
+    them less by more than `WORSE` standard errors: with one, a budget out of six would fail by chance more often than
+    not. The results are of the same episodes."""
     gains, stderrs, gain, stderr = lead(several, one)
     worst = int(np.lexsort((gains, (gains + stderrs).round(9)))[0])
     return CallsChoice(
-        several=gain >= -1e-9 and bool((gains >= -WORSE * stderrs - 1e-9).all()),
+        several=gain > 1e-9 and bool((gains >= -WORSE * stderrs - 1e-9).all()),
         max_calls=max_calls,
         gain=gain,
         stderr=stderr,

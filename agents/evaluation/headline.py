@@ -297,11 +297,12 @@ def _calls(calls: CallsChoice | None) -> str:
         return ""
     kept = "Several calls a query were kept, not one" if calls.several else "One call a query was kept, not several"
     at = f"{100 * calls.worst_gain:+.2f} ± {100 * calls.worst_stderr:.2f} points"
+    untrained = "" if calls.trained else " They were not trained, as their plan scored no more than that of one."
     return (
         f"{kept}: on val, up to {calls.max_calls} calls score {100 * calls.gain:+.2f} ± {100 * calls.stderr:.2f} "
         "points against one, mean over the budgets (± one standard error), and where they do least well, at "
-        f"{dollars(calls.worst_budget_usd_per_1000_queries)} per 1,000 queries, {at}. Several are kept unless they "
-        f"score less in the mean, or at one budget by more than {WORSE:g} standard errors."
+        f"{dollars(calls.worst_budget_usd_per_1000_queries)} per 1,000 queries, {at}. Several are kept where they "
+        f"score more in the mean, and at no budget less by more than {WORSE:g} standard errors.{untrained}"
     )
 
 

@@ -21,6 +21,7 @@ from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
 from agents.estimators.evidence import VOTE_WEIGHT, EvidenceModel, fit_evidence, updated
 from agents.evaluation.data import data_lines
 from agents.evaluation.decision import AGENT, ONE_CALL, SEVERAL_CALLS, best_router, choose_calls, mean_interval
+from agents.evaluation.evaluate import episodes_for, evaluate
 from agents.evaluation.headline import Decision, Training, algorithm_name, headline
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
 from agents.policies.answer_model import AnswerModel, fit_answer_model
@@ -58,7 +59,7 @@ class Trainer:
         policy_kind: "bid-price" or "mlp".
         max_calls: the most calls of a query.
         one_call: trains an agent that makes one, where `config.max_calls` is auto and that may be several: val decides
-            which of the two is kept.
+            whether several calls are trained, too, and which of the two is kept.
         predictor: estimates scores and costs of queries.
         estimates: those of all N rows of the table; of the training rows they are out of fold.
         features: [N, F], what a bid-price policy observes of each query; None: the embeddings.
@@ -217,7 +218,7 @@ class Trainer:
 
     def fit(self, run_dir: Path, baselines: Baselines, checkpoint: Path | None = None) -> bool:
         """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val; before that
-        the agent of one call, if there is one.
+        the agent of one call, if there is one; then several calls are trained where their plan scores more on val.
 
         Args:
             run_dir: where to write.
@@ -230,9 +231,14 @@ class Trainer:
         if self.one_call is not None and not self._fit_one_call(self.one_call, run_dir, baselines):
             return False
         self.prepare()
+        model, timesteps = self.model, self.config.timesteps
+        if checkpoint is None and not self._worth_training():
+            model.set_logger(tensorboard_logger(run_dir, resumed_at=0))
+            start = self.description.model_copy(update={"step": 0})
+            save_policy(self._policy_dir(run_dir), model.policy, start, self.predictor, self.evidence_model)
+            return True
         val = baselines.on_val(1 if self.max_calls == 1 else None)
         self.laps.end("other routers")
-        model, timesteps = self.model, self.config.timesteps
         iteration = self.hyperparameters["n_envs"] * getattr(model, "n_steps", self.config.horizon)
         monitor = Monitor(
             run_dir,
@@ -274,12 +280,27 @@ class Trainer:
         The training that follows is the same as without it."""
         own = run_dir / ONE_CALL_DIR
         with generators_restored():
-            tqdm.write(f"training with one call a query, then with up to {self.max_calls}; val decides which is kept")
+            tqdm.write(f"training with one call a query; val decides whether up to {self.max_calls} are more")
             done = one.fit(own, baselines, latest_checkpoint(own / "checkpoints"))
         one.model.logger.close()
         if done and not (run_dir / "policy").exists():
             one._keep(one.kept_router(own), run_dir)
         return done
+
+    def _worth_training(self) -> bool:
+        """Whether the plan of several calls scores more on val than that of one, if there is such an agent: training
+        adds about as much to either."""
+        if self.one_call is None or self.config.tuned:
+            return True
+        plans = (self.start, self.one_call.start)
+        rules, budgets = self.held_out_rules("val"), self.budgets().main
+        several, one = (evaluate(plan, rules, budgets, episodes_for(rules, VAL_QUERIES)).mean_score for plan in plans)
+        worth = several > one + 1e-9
+        tqdm.write(
+            f"the plans score {several:.4f} with up to {self.max_calls} calls and {one:.4f} with one on val: several "
+            f"calls are {'' if worth else 'not '}trained"
+        )
+        return worth
 
     def _keep(self, agent: PolicyRouter, run_dir: Path) -> None:
         """Makes it the policy that `Orchestrator.load` finds."""
@@ -287,7 +308,7 @@ class Trainer:
         save_policy(run_dir / "policy", agent.policy, agent.description, self.predictor, evidence)
 
     def evaluate(self, run_dir: Path, routers: dict[str, Router], baselines: Baselines) -> Decision:
-        """Decides on val, where `fit` trained two agents, which is kept; plays it, its start and the other one on test,
+        """Decides on val, where `fit` made two agents, which is kept; plays it, its start and the other one on test,
         chooses what to deploy by the results on val, and writes the report, beside the `routers` of one call and the
         baselines' results."""
         kept, agent, val = self, self.kept_router(run_dir), baselines.on_val()
@@ -296,6 +317,7 @@ class Trainer:
             one = self.one_call.kept_router(run_dir / ONE_CALL_DIR)
             one_on_val = play({AGENT: one}, val)
             calls = choose_calls(val.budgets.main, own.main[AGENT], one_on_val.main[AGENT], self.max_calls)
+            calls = replace(calls, trained=self.model.num_timesteps > 0)
             other = {ONE_CALL: one}
             if not calls.several:
                 kept, agent, own, other = self.one_call, one, one_on_val, {SEVERAL_CALLS: agent}

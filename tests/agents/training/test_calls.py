@@ -1,4 +1,5 @@
-"""With `--max-calls auto` an agent of several calls and one of one call are trained, and val decides which is kept."""
+"""With `--max-calls auto` an agent of one call is trained, and one of several where its plan is better on val, which
+decides which of them is kept."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from agents.training.trainer import deploy_command
 from leeroo_env import ExpertTable, InputError
 from tests.agents.policies.test_multi_call import short_fits  # noqa: F401 - these tests need no precision either
 from tests.conftest import random_table
-from tests.synthetic import DOUBTS, doubting_table
+from tests.synthetic import DOUBT_COST_USD, DOUBTS, doubting_table
 from tests.test_train import CHECKPOINTS, killed_at
 
 OPTIONS = ("--timesteps", "3000", "--n-envs", "16", "--horizon", "8")
@@ -36,8 +37,8 @@ OPTIONS = ("--timesteps", "3000", "--n-envs", "16", "--horizon", "8")
 def short_evaluations() -> Iterator[None]:
     """Fewer episodes: what is compared here differs by a lot."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("agents.evaluation.evaluate", "agents.evaluation.report", "agents.training.callbacks"):
-            patch.setattr(f"{module}.episodes_for", lambda rules, queries=0: 48)
+        for module in ("evaluation.evaluate", "evaluation.report", "training.callbacks", "training.trainer"):
+            patch.setattr(f"agents.{module}.episodes_for", lambda rules, queries=0: 48)
         yield
 
 
@@ -76,7 +77,7 @@ def evaluation_of(run_dir: Path) -> dict[str, Any]:
 def test_val_decides_and_the_report_says_so(run_dir: Path):
     evaluation, report = evaluation_of(run_dir), (run_dir / "report.md").read_text()
     calls = evaluation["decision"]["training"]["calls"]
-    assert calls["several"] and calls["max_calls"] == 3 and calls["gain"] > 0.02
+    assert calls["several"] and calls["trained"] and calls["max_calls"] == 3 and calls["gain"] > 0.02
     assert (
         "- Several calls a query were kept, not one: on val, up to 3 calls score +" in report.split("## What each")[0]
     )
@@ -108,6 +109,34 @@ def test_each_is_trained_as_with_a_number(number: str, policy: str, run_dir: Pat
     evaluation, row = evaluation_of(fixed), "agent" if number == "3" else "agent with one call"
     assert evaluation["routers"]["agent"] == evaluation_of(run_dir)["routers"][row]
     assert evaluation["decision"]["training"]["calls"] is None and not (fixed / "one-call").exists()
+
+
+def test_several_calls_that_cannot_gain_are_not_trained(where: Path):
+    """Where all experts give the same answers, the plan of several calls scores no more than that of one."""
+    rng = np.random.default_rng(0)
+    right = rng.random((400, 1)) < np.full(3, 0.6)
+    same = ExpertTable.from_arrays(
+        "same",
+        DOUBTS,
+        rng.normal(size=(400, 4)).astype(np.float32),
+        right,
+        np.broadcast_to(DOUBT_COST_USD, (400, 3)),
+        answers=np.where(right, "right", "wrong").astype(object),
+    )
+    run_dir = where / "same" / "run"
+    same.save(run_dir.parent / "table")
+    assert train.main(arguments(run_dir)) == 0
+    calls = evaluation_of(run_dir)["decision"]["training"]["calls"]
+    assert not calls["trained"] and not calls["several"] and not (run_dir / "checkpoints").exists()
+    assert (
+        "They were not trained, as their plan scored no more than that of one." in (run_dir / "report.md").read_text()
+    )
+    assert same_policy(run_dir / "policy", run_dir / "one-call/policy")
+    untrained = Orchestrator.load(run_dir / "several-calls")
+    assert (untrained.max_calls, Orchestrator.load(run_dir).max_calls) == (3, 1)
+    before = (run_dir / "evaluation.json").read_bytes()
+    assert train.main(["--resume", "--run-dir", str(run_dir)]) == 0
+    assert (run_dir / "evaluation.json").read_bytes() == before
 
 
 def test_the_starting_policy_is_the_same_without_a_process_of_its_own(run_dir: Path):
