@@ -1,6 +1,6 @@
 """What fits to large tables cost and bring: a section of `benchmarks/SCALE.md`.
 
-python benchmarks/scale_fits.py --questions ../shared/data/mmlu_pro
+python benchmarks/scale_fits.py --questions tables/mmlu_pro
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ FITS: dict[str, Callable[[ExpertTable], Any]] = {
 
 
 def fits(
-    questions: str = "../shared/data/mmlu_pro",
+    questions: str = "tables/mmlu_pro",
     queries: tuple[int, ...] = (100_000,),
     parts: tuple[int, ...] = (6_000,),
     experts: int = 20,

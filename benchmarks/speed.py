@@ -105,7 +105,7 @@ class Setup:
 
 
 def main(
-    table: Path = Path("../shared/data/mmlu_pro"),
+    table: Path = Path("tables/mmlu_pro"),
     pairs: int = 5,
     quick: bool = False,
     only: tuple[Measure, ...] = (),

@@ -28,10 +28,10 @@ from leeroo_env.variants import shared_models
 
 EASE_NODES = 7  # of the Gauss-Hermite quadrature
 MIN_CHANCE = 0.01  # estimated chances are clamped to this and 1 less this
-LOADING_STEPS = 150
-STEPS = 400
-BATCH = 1_500
-LEARNING_RATE = 0.02
+LOADING_STEPS = 75
+STEPS = 200
+BATCH = 750
+LEARNING_RATE = 0.1
 BATCH_SCORES = 64_000  # the most scores in a batch: of many experts fewer queries are taken
 FITTED_CALLS = 4  # the most calls of a query in fitting
 
