@@ -30,7 +30,7 @@ BAR = "paced kernel ridge"
 TERMS = """\
 - budget: dollars for an episode of queries, given here for 1,000 queries; spend: what was really paid
 - agent: the router that reinforcement learning trained; before PPO, or another algorithm: its start, without training
-- agent with one call, agent with several calls: the other agent, which val did not keep
+- agent with one call, agent with several calls: the other agent, which was not kept
 - best single: at each budget the best expert that it pays for; best mixture: the best lottery between two experts
 - domain means, kNN, kernel ridge, MLP, LinUCB: how a router estimates each expert's score and cost on a query
 - paced: the estimated score less a price on cost, which is solved again at every query so that the money lasts

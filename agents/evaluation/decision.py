@@ -20,6 +20,7 @@ ONE_CALL, SEVERAL_CALLS = "agent with one call", "agent with several calls"  # o
 IGNORE_QUERY = ("best mixture", "best single", "cheapest", "random")  # routers that do
 TOLERANCE = 0.01  # of the score: what is further below is not as good, however few the queries
 KEPT = 0.95  # of the best expert's score: what a cheaper router must keep at least to be deployed
+LEAST_GAIN = 0.001  # in score, of several calls over one: they take longer, and are more to run
 WORSE = 2.0  # standard errors by which several calls may score less than one at a budget
 RULE = (
     "on the val queries alone, the cheapest budget at which the agent, or a router or single expert that is clearly "
@@ -67,7 +68,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class CallsChoice:
-    """Whether the agent keeps several calls a query or one, as val has it.
+    """Whether the agent keeps several calls a query or one, as train and val have it.
 
     Attributes:
         several: whether several are kept.
@@ -77,7 +78,7 @@ class CallsChoice:
         worst_budget_usd_per_1000_queries: where several do least well, by the gain plus its standard error.
         worst_gain: there.
         worst_stderr: its standard error.
-        trained: whether several calls were; else they are a plan that scored no more than that of one.
+        trained: whether several calls were; else these are the numbers of the two plans.
     """
 
     several: bool
@@ -91,13 +92,13 @@ class CallsChoice:
 
 
 def choose_calls(budgets_usd: Sequence[float], several: Result, one: Result, max_calls: int) -> CallsChoice:
-    """Several calls are kept where they score more in the mean over the budgets [G], dollars a query, and at none of
-    them less by more than `WORSE` standard errors: with one, a budget out of six would fail by chance more often than
-    not. The results are of the same episodes."""
+    """Several calls are kept where they gain at least `LEAST_GAIN` in the mean over the budgets [G], dollars a query,
+    and at none of them lose more than `WORSE` standard errors: with one, a budget out of six would fail by chance more
+    often than not. The results are of the same episodes."""
     gains, stderrs, gain, stderr = lead(several, one)
     worst = int(np.lexsort((gains, (gains + stderrs).round(9)))[0])
     return CallsChoice(
-        several=gain > 1e-9 and bool((gains >= -WORSE * stderrs - 1e-9).all()),
+        several=gain >= LEAST_GAIN - 1e-9 and bool((gains >= -WORSE * stderrs - 1e-9).all()),
         max_calls=max_calls,
         gain=gain,
         stderr=stderr,

@@ -14,6 +14,7 @@ import numpy as np
 
 from agents.evaluation.decision import (
     AGENT,
+    LEAST_GAIN,
     RULE,
     WORSE,
     CallsChoice,
@@ -296,13 +297,17 @@ def _calls(calls: CallsChoice | None) -> str:
     if calls is None:
         return ""
     kept = "Several calls a query were kept, not one" if calls.several else "One call a query was kept, not several"
+    who = (
+        f"up to {calls.max_calls} calls score" if calls.trained else f"the plan of up to {calls.max_calls} calls scores"
+    )
     at = f"{100 * calls.worst_gain:+.2f} ± {100 * calls.worst_stderr:.2f} points"
-    untrained = "" if calls.trained else " They were not trained, as their plan scored no more than that of one."
+    untrained = "" if calls.trained else " So they were not trained."
     return (
-        f"{kept}: on val, up to {calls.max_calls} calls score {100 * calls.gain:+.2f} ± {100 * calls.stderr:.2f} "
-        "points against one, mean over the budgets (± one standard error), and where they do least well, at "
-        f"{dollars(calls.worst_budget_usd_per_1000_queries)} per 1,000 queries, {at}. Several are kept where they "
-        f"score more in the mean, and at no budget less by more than {WORSE:g} standard errors.{untrained}"
+        f"{kept}: on train and val, {who} {100 * calls.gain:+.2f} ± {100 * calls.stderr:.2f} points against "
+        f"{'one' if calls.trained else 'that of one'}, mean over the budgets (± one standard error), and where several "
+        f"do least well, at {dollars(calls.worst_budget_usd_per_1000_queries)} per 1,000 queries, {at}. Several are "
+        f"kept where they gain at least {100 * LEAST_GAIN:g} points in the mean, and at no budget lose more than "
+        f"{WORSE:g} standard errors.{untrained}"
     )
 
 

@@ -49,8 +49,8 @@ class TrainConfig:
     max_calls: int | Literal["auto"] = "auto"
     """Experts that may be asked about one query. With more than one, their answers are compared and the one with the
     strongest support is delivered; the table must hold the answers. auto: up to 4 where it does and the policy is
-    bid-price, beside an agent of one call; val decides whether several are trained, and which of the two is kept. Else,
-    and for mlp, auto is 1."""
+    bid-price, beside an agent of one call; train and val decide whether several are trained, and which of the two is
+    kept. Else, and for mlp, auto is 1."""
     cost_weight: float = COST_WEIGHT
     """What a call of the most expensive expert costs in the reward, where a right answer counts 1."""
     hide_budget: bool = False

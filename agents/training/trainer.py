@@ -20,7 +20,16 @@ from agents.distributed import ALONE, Processes
 from agents.estimators.ensemble import Predictor, fit_predictor, table_estimates
 from agents.estimators.evidence import VOTE_WEIGHT, EvidenceModel, fit_evidence, updated
 from agents.evaluation.data import data_lines
-from agents.evaluation.decision import AGENT, ONE_CALL, SEVERAL_CALLS, best_router, choose_calls, mean_interval
+from agents.evaluation.decision import (
+    AGENT,
+    LEAST_GAIN,
+    ONE_CALL,
+    SEVERAL_CALLS,
+    CallsChoice,
+    best_router,
+    choose_calls,
+    mean_interval,
+)
 from agents.evaluation.evaluate import episodes_for, evaluate
 from agents.evaluation.headline import Decision, Training, algorithm_name, headline
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
@@ -46,7 +55,8 @@ from agents.training.trials import search_section
 from leeroo_env import ExpertTable
 from leeroo_env.dynamics import COST_WEIGHT, HORIZON, Rules, make_rules
 
-ONE_CALL_DIR, SEVERAL_CALLS_DIR = "one-call", "several-calls"  # in a run directory, where val decides between them
+ONE_CALL_DIR, SEVERAL_CALLS_DIR = "one-call", "several-calls"  # in a run directory, where one of them is kept
+CALLS_QUERIES = 4_096  # played at a budget to decide that
 DECIDES_ROUTERS = ("table", "experts", "horizon", "budget", "max_calls", "seed")  # settings that do
 
 
@@ -58,8 +68,8 @@ class Trainer:
         table: the experts' scores and costs.
         policy_kind: "bid-price" or "mlp".
         max_calls: the most calls of a query.
-        one_call: trains an agent that makes one, where `config.max_calls` is auto and that may be several: val decides
-            whether several calls are trained, too, and which of the two is kept.
+        one_call: trains an agent that makes one, where `config.max_calls` is auto and that may be several: train and
+            val decide whether several calls are trained, too, and which of the two is kept.
         predictor: estimates scores and costs of queries.
         estimates: those of all N rows of the table; of the training rows they are out of fold.
         features: [N, F], what a bid-price policy observes of each query; None: the embeddings.
@@ -72,12 +82,14 @@ class Trainer:
         hyperparameters: those that the algorithm was made with.
         description: what `policy.json` says of the policy.
         start: the policy before training; made by `prepare`.
+        calls: why several calls are not trained; None: they are.
     """
 
     model: BaseAlgorithm
     hyperparameters: dict[str, Any]
     description: PolicyDescription
     start: PolicyRouter
+    calls: CallsChoice | None = None
 
     def __init__(
         self,
@@ -208,7 +220,7 @@ class Trainer:
         return PolicyRouter(policy, description, self.features)
 
     def _policy_dir(self, run_dir: Path) -> Path:
-        """Where `fit` keeps the policy; until val has decided beside what the run directory delivers."""
+        """Where `fit` keeps the policy; until one of two is chosen beside what the run directory delivers."""
         return run_dir / (SEVERAL_CALLS_DIR if self.one_call else "") / "policy"
 
     def multi_call_routers(self) -> dict[str, Router]:
@@ -218,7 +230,7 @@ class Trainer:
 
     def fit(self, run_dir: Path, baselines: Baselines, checkpoint: Path | None = None) -> bool:
         """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val; before that
-        the agent of one call, if there is one; then several calls are trained where their plan scores more on val.
+        the agent of one call, if there is one; then several calls are trained where their plan gains enough.
 
         Args:
             run_dir: where to write.
@@ -276,29 +288,37 @@ class Trainer:
         return True
 
     def _fit_one_call(self, one: Trainer, run_dir: Path, baselines: Baselines) -> bool:
-        """`fit` of the agent of one call, in a directory of its own; its policy is that of the run until val decides.
+        """`fit` of the agent of one call, in a directory of its own; its policy is that of the run until one is chosen.
         The training that follows is the same as without it."""
         own = run_dir / ONE_CALL_DIR
         with generators_restored():
-            tqdm.write(f"training with one call a query; val decides whether up to {self.max_calls} are more")
+            tqdm.write(f"training with one call a query; the plan of up to {self.max_calls} is made meanwhile")
             done = one.fit(own, baselines, latest_checkpoint(own / "checkpoints"))
         one.model.logger.close()
         if done and not (run_dir / "policy").exists():
             one._keep(one.kept_router(own), run_dir)
         return done
 
+    def _choose_calls(self, several: PolicyRouter, one: PolicyRouter) -> CallsChoice:
+        """Which of the two does better on train and val: the estimates of training queries are out of fold, and val
+        alone has too few to tell."""
+        rules, budgets = self.held_out_rules("val"), self.budgets().main
+        rules = replace(rules, rows=torch.cat([self.table.rows("train"), rules.rows]))
+        number = episodes_for(rules, CALLS_QUERIES)
+        results = [evaluate(router, rules, budgets, number) for router in (several, one)]
+        return choose_calls(budgets, results[0], results[1], self.max_calls)
+
     def _worth_training(self) -> bool:
-        """Whether the plan of several calls scores more on val than that of one, if there is such an agent: training
-        adds about as much to either."""
+        """Whether the plan of several calls gains enough over that of one, if there is an agent of one call: training
+        adds about as much to either. Else the choice between the two is made."""
         if self.one_call is None or self.config.tuned:
             return True
-        plans = (self.start, self.one_call.start)
-        rules, budgets = self.held_out_rules("val"), self.budgets().main
-        several, one = (evaluate(plan, rules, budgets, episodes_for(rules, VAL_QUERIES)).mean_score for plan in plans)
-        worth = several > one + 1e-9
+        plans = self._choose_calls(self.start, self.one_call.start)
+        worth = plans.gain >= LEAST_GAIN
+        self.calls = None if worth else replace(plans, several=False, trained=False)
         tqdm.write(
-            f"the plans score {several:.4f} with up to {self.max_calls} calls and {one:.4f} with one on val: several "
-            f"calls are {'' if worth else 'not '}trained"
+            f"the plan of up to {self.max_calls} calls scores {plans.gain:+.4f} over that of one on train and val: "
+            f"several calls are {'' if worth else 'not '}trained"
         )
         return worth
 
@@ -308,7 +328,7 @@ class Trainer:
         save_policy(run_dir / "policy", agent.policy, agent.description, self.predictor, evidence)
 
     def evaluate(self, run_dir: Path, routers: dict[str, Router], baselines: Baselines) -> Decision:
-        """Decides on val, where `fit` made two agents, which is kept; plays it, its start and the other one on test,
+        """Decides, where `fit` made two agents, which is kept; plays it, its start and the other one on test,
         chooses what to deploy by the results on val, and writes the report, beside the `routers` of one call and the
         baselines' results."""
         kept, agent, val = self, self.kept_router(run_dir), baselines.on_val()
@@ -316,8 +336,7 @@ class Trainer:
         if self.one_call is not None:
             one = self.one_call.kept_router(run_dir / ONE_CALL_DIR)
             one_on_val = play({AGENT: one}, val)
-            calls = choose_calls(val.budgets.main, own.main[AGENT], one_on_val.main[AGENT], self.max_calls)
-            calls = replace(calls, trained=self.model.num_timesteps > 0)
+            calls = self.calls or self._choose_calls(agent, one)
             other = {ONE_CALL: one}
             if not calls.several:
                 kept, agent, own, other = self.one_call, one, one_on_val, {SEVERAL_CALLS: agent}

@@ -88,7 +88,7 @@ def test_it_says_how_many_calls_were_kept_and_why(several: bool, tmp_path: Path)
     table = synthetic_table()
     text = report_of(table, clairvoyant(table), tmp_path, training=training).split("## What each budget buys")[0]
     kept = "Several calls a query were kept, not one" if several else "One call a query was kept, not several"
-    assert f"- {kept}: on val, up to 4 calls score +0.85 ± 0.30 points against one" in text
+    assert f"- {kept}: on train and val, up to 4 calls score +0.85 ± 0.30 points against one" in text
     assert "at $0.500 per 1,000 queries, -0.10 ± 0.20 points" in text
     assert json.loads((tmp_path / "evaluation.json").read_text())["decision"]["training"]["calls"]["several"] == several
 
