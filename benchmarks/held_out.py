@@ -3,7 +3,7 @@
 python benchmarks/held_out.py --table tables/mine --name mine --horizons 64 8 --seeds 5
 
 Each run is `train.py` with its defaults but for the table, the experts, the horizon and the seed, which also decides
-the episodes of the evaluation; `--arguments "--max-calls 1"` measures the agent with one call a query. Results are
+the episodes of the evaluation; `--arguments="--max-calls 1"` measures the agent with one call a query. Results are
 added to `benchmarks/HELD_OUT.md`.
 """
 
