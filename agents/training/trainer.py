@@ -310,7 +310,7 @@ class Trainer:
 
     def _worth_training(self) -> bool:
         """Whether the plan of several calls gains enough over that of one, if there is an agent of one call: training
-        adds about as much to either. Else the choice between the two is made."""
+        rarely makes up for what a plan lacks. If not, the choice between the two is made."""
         if self.one_call is None or self.config.tuned:
             return True
         plans = self._choose_calls(self.start, self.one_call.start)
