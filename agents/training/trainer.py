@@ -332,15 +332,16 @@ class Trainer:
         chooses what to deploy by the results on val, and writes the report, beside the `routers` of one call and the
         baselines' results."""
         kept, agent, val = self, self.kept_router(run_dir), baselines.on_val()
-        own, other, calls = play({AGENT: agent}, val), {}, None
+        other: dict[str, PolicyRouter] = {}
+        calls: CallsChoice | None = None
         if self.one_call is not None:
             one = self.one_call.kept_router(run_dir / ONE_CALL_DIR)
-            one_on_val = play({AGENT: one}, val)
             calls = self.calls or self._choose_calls(agent, one)
             other = {ONE_CALL: one}
             if not calls.several:
-                kept, agent, own, other = self.one_call, one, one_on_val, {SEVERAL_CALLS: agent}
+                kept, agent, other = self.one_call, one, {SEVERAL_CALLS: agent}
             self._keep(agent, run_dir)
+        own = play({AGENT: agent}, val)
         test, training = kept._play_agent_on_test(agent, other)
         self.laps.end("evaluation")
         test, training = test.beside(baselines.on_test()), replace(training, calls=calls)
