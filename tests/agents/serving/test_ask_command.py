@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pty
 import re
@@ -130,14 +131,15 @@ def test_bad_input_is_one_line(
 def in_terminal(
     arguments: Sequence[str], typed: Sequence[bytes], interrupt: Callable[[], bool] | None = None
 ) -> tuple[int, str]:
-    """Exit code and what is to be seen, if a line is typed at every prompt, and Ctrl-C as soon as `interrupt` says."""
+    """Exit code and what is to be seen, if a line is typed at every prompt, and Ctrl-C as soon as `interrupt` says.
+    Ctrl-C at a prompt is pressed again where nothing happens: Python's `input` loses one that comes before it waits."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
         program = "import agents.cli; raise SystemExit(agents.cli.main())"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"}
         os.execve(sys.executable, [sys.executable, "-c", program, "ask", *arguments], environment)
-    shown, waiting, end = b"", list(typed), time.monotonic() + 120
+    shown, waiting, end, again = b"", list(typed), time.monotonic() + 120, math.inf
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
             try:
@@ -145,7 +147,12 @@ def in_terminal(
             except OSError:  # the program has ended
                 break
         if waiting and shown.endswith(b"> "):
-            os.write(terminal, waiting.pop(0))
+            line = waiting.pop(0)
+            os.write(terminal, line)
+            again = time.monotonic() + 2 if line.endswith(b"\x03") else math.inf
+        elif shown.endswith(b"> ") and time.monotonic() > again:
+            os.write(terminal, b"\x03")
+            again += 2
         elif interrupt is not None and interrupt():
             os.write(terminal, b"\x03")
             interrupt = None
