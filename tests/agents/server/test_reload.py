@@ -34,7 +34,7 @@ from tests.experts.live.upstream import WORDS, begin, chunk, completion, event, 
 QUESTION: Any = [{"role": "user", "content": "What is 12 + 30?"}]
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 DOWN = Answer("", 0, 0, 0.0, 0.1, error="server error: 500")
-SLOW_S = 1.5
+SLOW_S, CLIENTS = 1.5, 3
 
 
 def behave(text: str, slow_s: float = 0.0) -> Callable[[socket.socket, dict[str, Any]], None]:
@@ -54,8 +54,8 @@ def behave(text: str, slow_s: float = 0.0) -> Callable[[socket.socket, dict[str,
 
 
 @contextlib.contextmanager
-def asking(running: Running, secret: str, n: int = 3) -> Iterator[Counter[str]]:
-    """Asks all the time from `n` clients; gives what came, by text or error."""
+def asking(running: Running, secret: str) -> Iterator[Counter[str]]:
+    """Asks all the time from `CLIENTS`, each one call at a time; gives what came, by text or error."""
     came, stop = Counter[str](), threading.Event()
 
     def ask() -> None:
@@ -68,7 +68,7 @@ def asking(running: Running, secret: str, n: int = 3) -> Iterator[Counter[str]]:
                     came[f"{type(error).__name__}: {error}"] += 1
                 time.sleep(0.02)
 
-    threads = [threading.Thread(target=ask) for _ in range(n)]
+    threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
     try:
@@ -123,7 +123,7 @@ def test_no_request_is_dropped(run_dir: Path, names: list[str], tmp_path: Path):
                 assert told["policies"] == [run_dir.name]
                 at_reload = came["before"]
                 until(lambda: came["after"] > 5, "no answers of the new pool")
-            assert set(came) == {"before", "after"} and came["before"] <= at_reload + 3
+            assert set(came) == {"before", "after"} and came["before"] <= at_reload + CLIENTS
             words = [first, *stream]  # it goes on with the expert that is gone
             assert "".join(one.choices[0].delta.content or "" for one in words if one.choices) == "Hello world"
             with pytest.raises(openai.NotFoundError):
@@ -236,10 +236,9 @@ def test_all_workers_reload_on_a_signal(run_dir: Path, names: list[str], tmp_pat
                 os.kill(pid, signal.SIGHUP)
                 until(lambda: len(events(running)) == 2, "two workers, two lines")
                 assert [(line["status"], line["version"]) for line in events(running)] == [("done", 2)] * 2
-                time.sleep(0.2)
                 at_reload = came["before"]
                 until(lambda: came["after"] > 5, "no answers of the new pool")
-            assert set(came) == {"before", "after"} and came["before"] == at_reload
+            assert set(came) == {"before", "after"} and came["before"] <= at_reload + CLIENTS
             assert children(pid) == workers
 
             pool.write_text("experts: [")
