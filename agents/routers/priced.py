@@ -159,15 +159,15 @@ class FixedPrice(Router):
         rules = self.rules
         assert rules is not None
         powers = torch.linspace(-2, 3, N_CANDIDATES, dtype=torch.float64, device=device)
-        candidates = self.price_table.price(budget_usd * 2**powers)
-        number = torch.arange(TUNING_EPISODES, device=device)
-        keys = dynamics.episode_keys(torch.full_like(number, -1), number).repeat(N_CANDIDATES)
-        state = dynamics.sample_episodes(
-            rules, keys, torch.full(keys.shape, budget_usd, device=device, dtype=torch.float64)
-        )
+        candidates = self.price_table.price(budget_usd * 2**powers).unique().flip(0)  # of equally good ones the highest
         price = candidates.repeat_interleave(TUNING_EPISODES)
+        number = torch.arange(TUNING_EPISODES, device=device)
+        keys = dynamics.episode_keys(torch.full_like(number, -1), number)
+        rows = dynamics.sample_episodes(rules, keys).rows.repeat(len(candidates), 1)
+        whole_usd = torch.full(price.shape, budget_usd * rules.horizon, dtype=torch.float64, device=device)
+        state = dynamics.new_episodes(rules, rows, whole_usd)
         for _ in range(rules.horizon):
             allowed = within_reserve(self.mean_cost_usd, state.left_usd, rules.horizon - state.t)
             actions = best_at_price(self.features[dynamics.current_rows(state)], price, allowed, state.left_usd)
             state, _ = dynamics.step(rules, state, actions)
-        return float(candidates[state.score.view(N_CANDIDATES, -1).mean(dim=1).argmax()])
+        return float(candidates[state.score.view(len(candidates), -1).mean(dim=1).argmax()])
