@@ -18,13 +18,14 @@ import torch
 import tyro
 
 from agents.distributed import ALONE, Processes, processes
-from agents.estimators.ensemble import Predictor, fit_predictors
+from agents.estimators.ensemble import Predictor
 from agents.evaluation.report import show
 from agents.progress import shown
-from agents.routers import Router, one_call_routers
+from agents.routers import Router
 from agents.training import cluster
 from agents.training.checkpoint import latest_checkpoint
 from agents.training.config import AGENT, TrainConfig
+from agents.training.fits import fit_all
 from agents.training.parallel import check_parallel, check_resumed, follow
 from agents.training.run_dir import (
     begin_run,
@@ -37,7 +38,7 @@ from agents.training.run_dir import (
     is_finished,
     read_settings,
 )
-from agents.training.runtime import Laps, choose_device, run_in_parallel
+from agents.training.runtime import Laps, choose_device
 from agents.training.seeds import write_seeds_report
 from agents.training.trainer import Trainer
 from leeroo_env import ExpertTable, InputError
@@ -121,11 +122,7 @@ def train_agents(
     seeds = range(config.seed, config.seed + config.seeds)
     laps.end("table")
     print(table)
-    fits = (
-        lambda: fit_predictors(table, seeds, shown),
-        lambda: one_call_routers(table, config.horizon, config.seed, shown),
-    )
-    predictors, routers = run_in_parallel(*fits)
+    predictors, routers = fit_all(table, config.horizon, seeds, shown)
     laps.end("estimates")
     if config.tune and new:
         config = replace(config, tuned=search_settings(config, table, predictors[0], run_dir))

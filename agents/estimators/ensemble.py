@@ -19,7 +19,6 @@ from agents.estimators.mlp import Networks, fit_networks
 from agents.estimators.models import Predicts
 from agents.estimators.ridge_pca import ComponentRidge, fit_components
 from agents.estimators.text_features import texts_of
-from agents.progress import Bars, silent
 from leeroo_env.errors import InputError
 from leeroo_env.table import ExpertTable
 
@@ -140,35 +139,36 @@ class Predictor:
 
 def fit_predictor(table: ExpertTable, seed: int = 0) -> Predictor:
     """Fits to the training split. Raises InputError if it has only one query."""
-    return fit_predictors(table, [seed])[0]
+    rows = training_rows(table)
+    ridge, neighbours = fit_components(table, rows, seed), fit_neighbours(table, rows, seed)
+    return predictor_of(rows, ridge, neighbours, fit_networks(table, rows, seed))
 
 
-def fit_predictors(table: ExpertTable, seeds: Sequence[int], bars: Bars = silent) -> list[Predictor]:
-    """Predictors that share what is fitted by the first of the seeds, and have networks by a seed each."""
-    if len(table.rows("train")) < 2:
+def training_rows(table: ExpertTable) -> Tensor:
+    """The rows [n] to fit to. Raises InputError if there is only one."""
+    rows = table.rows("train")
+    if len(rows) < 2:
         raise InputError(f"{table.name}: 1 query in the train split; estimates need 2 or more")
-    rows, predictors = table.rows("train"), list[Predictor]()
-    bar = bars("estimates", 2 + len(seeds))
-    ridge, ridge_estimates = fit_components(table, rows, seeds[0])
-    bar.update()
-    neighbours, knn_estimates = fit_neighbours(table, rows, seeds[0])
-    bar.update()
-    for seed in seeds:
-        networks, network_estimates = fit_networks(table, rows, seed)
-        out_of_fold = _mixed((ridge_estimates, knn_estimates, network_estimates))
-        predictor = Predictor(
-            ridge=ridge,
-            neighbours=neighbours,
-            networks=networks,
-            turn=torch.eye(out_of_fold.shape[1], device=table.device),
-            shift=out_of_fold.new_zeros(out_of_fold.shape[1]),
-            rows=rows,
-            out_of_fold=Estimates.from_joint(out_of_fold),
-        )
-        predictors.append(predictor)
-        bar.update()
-    bar.close()
-    return predictors
+    return rows
+
+
+def predictor_of(
+    rows: Tensor,
+    ridge: tuple[ComponentRidge, Tensor],
+    neighbours: tuple[Neighbours, Tensor],
+    networks: tuple[Networks, Tensor],
+) -> Predictor:
+    """The predictor of three estimators that were fitted to the `rows` [n], each with out-of-fold estimates [n, 2K]."""
+    out_of_fold = _mixed((ridge[1], neighbours[1], networks[1]))
+    return Predictor(
+        ridge=ridge[0],
+        neighbours=neighbours[0],
+        networks=networks[0],
+        turn=torch.eye(out_of_fold.shape[1], device=rows.device),
+        shift=out_of_fold.new_zeros(out_of_fold.shape[1]),
+        rows=rows,
+        out_of_fold=Estimates.from_joint(out_of_fold),
+    )
 
 
 def predict_all(predictor: Predicts, table: ExpertTable) -> Estimates:

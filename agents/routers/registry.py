@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -31,7 +32,13 @@ ESTIMATORS: dict[str, Callable[[ExpertTable, int], Estimates]] = {
 }
 
 
-def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0, bars: Bars = silent) -> dict[str, Router]:
+def one_call_routers(
+    table: ExpertTable,
+    horizon: int,
+    seed: int = 0,
+    bars: Bars = silent,
+    known: Mapping[str, Estimates] = MappingProxyType({}),
+) -> dict[str, Router]:
     """The routers that ask one expert about a query, which every report shows beside the agent, by name.
 
     Args:
@@ -39,6 +46,7 @@ def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0, bars: Bars
         horizon: queries in an episode, for which fixed prices are tuned.
         seed: of lotteries and estimates.
         bars: to show the progress.
+        known: estimates that have been made already, by the names of `ESTIMATORS`.
     """
     routers: dict[str, Router] = {
         "random": Random(table, seed),
@@ -48,7 +56,7 @@ def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0, bars: Bars
     }
     bar = bars("routers", 2 * len(ESTIMATORS))
     for name, estimator in ESTIMATORS.items():
-        estimates = estimator(table, seed)
+        estimates = known[name] if name in known else estimator(table, seed)
         bar.update()
         routers[f"paced {name}"] = PacedPrice(table, estimates)
         routers[f"fixed price {name}"] = FixedPrice(table, estimates, horizon)
