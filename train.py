@@ -194,7 +194,7 @@ def train_agent(config: TrainConfig, trainer: Trainer, routers: dict[str, Router
         checkpoint = latest_checkpoint(run_dir / "checkpoints")  # none: it starts again
     with locked(run_dir):
         if trainer.max_calls > 1:
-            baselines.begin(trainer.multi_call_routers)
+            trainer.begin_multi_call_routers(baselines)
         print(f"writing to {run_dir}; watch with: tensorboard --logdir {run_dir.parent}")
         if not trainer.fit(run_dir, baselines, checkpoint):
             print(f"saved; go on with: python train.py --resume --run-dir {run_dir}")

@@ -96,7 +96,7 @@ def _one_seed(job: tuple[TrainConfig, tuple[int, ...], Path, int, bool]) -> dict
         for name, m in ((ONE, 1), (BLIND, config.max_calls), (MANY, config.max_calls)):
             trainer = Trainer(replace(config, horizon=horizon, max_calls=m), table, predictor)
             if name == BLIND:
-                trainer.evidence_model = trainer.evidence = None
+                trainer.fitted_evidence = None
             run_dir = runs / f"h{horizon}-s{config.seed}-m{m}{'-blind' * (name == BLIND)}"
             agent, rules = _trained(trainer, run_dir), trainer.held_out_rules("test")
             playing[name] = agent, rules

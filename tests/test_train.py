@@ -82,7 +82,7 @@ def check_log(stderr: str) -> None:
     """Without a terminal, progress is whole lines: every piece of work begins, ends, and overwrites nothing."""
     lines = stderr.splitlines()
     assert "\r" not in stderr and "\x1b" not in stderr and all(lines)
-    for work in ("estimates", "routers", "other routers on val", "training", "evaluating on test"):
+    for work in ("estimates and routers", "other routers on val", "training", "evaluating on test"):
         shown = [line for line in lines if line.startswith(f"{work}: ")]
         assert shown[0] == f"{work}: begins" and shown[-1].startswith(f"{work}: 100 %"), shown
         assert len(shown) == len(set(shown))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from torch import Tensor
 
@@ -30,15 +30,10 @@ ESTIMATORS: dict[str, Callable[[ExpertTable, int], Estimates]] = {
     "MLP": estimators.mlp_estimates,
     "LinUCB": estimators.linucb_estimates,
 }
+MULTI_CALL = ("majority", "cascade", "cascade routing", "two-stage trees")
 
 
-def one_call_routers(
-    table: ExpertTable,
-    horizon: int,
-    seed: int = 0,
-    bars: Bars = silent,
-    known: Mapping[str, Estimates] = MappingProxyType({}),
-) -> dict[str, Router]:
+def one_call_routers(table: ExpertTable, horizon: int, seed: int = 0, bars: Bars = silent) -> dict[str, Router]:
     """The routers that ask one expert about a query, which every report shows beside the agent, by name.
 
     Args:
@@ -46,32 +41,41 @@ def one_call_routers(
         horizon: queries in an episode, for which fixed prices are tuned.
         seed: of lotteries and estimates.
         bars: to show the progress.
-        known: estimates that have been made already, by the names of `ESTIMATORS`.
     """
-    routers: dict[str, Router] = {
+    routers = blind_routers(table, seed)
+    with bars("routers", len(ESTIMATORS)) as bar:
+        for name, estimator in ESTIMATORS.items():
+            routers |= estimating_routers(name, table, estimator(table, seed), horizon, seed)
+            bar.update()
+    return routers
+
+
+def blind_routers(table: ExpertTable, seed: int) -> dict[str, Router]:
+    """Those that do not observe the query."""
+    return {
         "random": Random(table, seed),
         "cheapest": Cheapest(table),
         "best single": BestSingle(table),
         "best mixture": FixedMixture(table, seed),
     }
-    bar = bars("routers", 2 * len(ESTIMATORS))
-    for name, estimator in ESTIMATORS.items():
-        estimates = known[name] if name in known else estimator(table, seed)
-        bar.update()
-        routers[f"paced {name}"] = PacedPrice(table, estimates)
-        routers[f"fixed price {name}"] = FixedPrice(table, estimates, horizon)
-        routers[f"planned {name}"] = Planned(table, estimates, seed)
-        if name == "kernel ridge":
-            routers[f"two-step {name}"] = TwoStep(table, estimates)
-        bar.update()
-    bar.close()
-    return routers
+
+
+def estimating_routers(
+    name: str, table: ExpertTable, estimates: Estimates, horizon: int, seed: int
+) -> dict[str, Router]:
+    """Those that observe the estimates that the estimator of this name makes of a query."""
+    routers: dict[str, Router] = {
+        f"paced {name}": PacedPrice(table, estimates),
+        f"fixed price {name}": FixedPrice(table, estimates, horizon),
+        f"planned {name}": Planned(table, estimates, seed),
+    }
+    return routers | ({f"two-step {name}": TwoStep(table, estimates)} if name == "kernel ridge" else {})
 
 
 def router_names(max_calls: int = 1) -> list[str]:
     """The names of all routers of a report with so many calls a query."""
     kinds = [f"{kind} {name}" for name in ESTIMATORS for kind in ("paced", "fixed price", "planned")]
-    several = ["majority", "cascade", "cascade routing", "two-stage trees"] if max_calls > 1 else []
+    several = MULTI_CALL if max_calls > 1 else ()
     return ["random", "cheapest", "best single", "best mixture", *kinds, "two-step kernel ridge", *several]
 
 
@@ -79,7 +83,7 @@ def fit_estimator(name: str, table: ExpertTable, seed: int, own: Predicts) -> Pr
     """The estimator that the router of this name observes queries by; `own`, the agent's, if it asks several experts.
     Routers that ignore the query have the least one."""
     found = [estimator for estimator in MODELS if name.endswith(f" {estimator}")]
-    if name in router_names(2)[-4:]:
+    if name in MULTI_CALL:
         return own
     return MODELS[found[0] if found else "domain means"](table, seed)
 
@@ -92,6 +96,7 @@ def multi_call_routers(
     answer_model: AnswerModel | None = None,
     bars: Bars = silent,
     evidence: Tensor | None = None,
+    names: Sequence[str] = MULTI_CALL,
 ) -> dict[str, Router]:
     """The routers that ask several experts about a query, by name.
 
@@ -103,17 +108,18 @@ def multi_call_routers(
         answer_model: fitted to the training rows; None: it is fitted here.
         bars: to show the progress.
         evidence: [N, K], what calls tell of their answers; None: nothing.
+        names: of those to make.
     """
-    with bars("routers of several calls", 5) as bar:
-        panels = Panels(table, estimates, max_calls, seed, evidence)
-        routers: dict[str, Router] = {}
-        for name, fit in (
-            ("majority", lambda: Majority(panels, estimates, max_calls, seed)),
-            ("cascade", lambda: Cascade(panels, Scorer(panels), estimates, max_calls, seed)),
-            ("cascade routing", lambda: CascadeRouting(table, estimates, max_calls, seed, answer_model, evidence)),
-            ("two-stage trees", lambda: TwoStageTrees(panels, Gains(panels), estimates, max_calls, seed)),
-        ):
+    panels = cache(lambda: Panels(table, estimates, max_calls, seed, evidence))
+    fits: dict[str, Callable[[], Router]] = {
+        "majority": lambda: Majority(panels(), estimates, max_calls, seed),
+        "cascade": lambda: Cascade(panels(), Scorer(panels()), estimates, max_calls, seed),
+        "cascade routing": lambda: CascadeRouting(table, estimates, max_calls, seed, answer_model, evidence),
+        "two-stage trees": lambda: TwoStageTrees(panels(), Gains(panels()), estimates, max_calls, seed),
+    }
+    routers: dict[str, Router] = {}
+    with bars("routers of several calls", len(names)) as bar:
+        for name in names:
+            routers[name] = fits[name]()
             bar.update()
-            routers[name] = fit()
-        bar.update()
     return routers

@@ -67,7 +67,7 @@ class Monitor(BaseCallback):
         policy_dir: Path,
         rules: Rules,
         budgets_usd: list[float],
-        others: Mapping[str, Result],
+        others: Callable[[bool], Mapping[str, Result]],
         start: Router,
         description: PolicyDescription,
         settings: dict[str, Any],
@@ -82,7 +82,8 @@ class Monitor(BaseCallback):
             policy_dir: where to save the best policy.
             rules: on val.
             budgets_usd: [G], dollars a query, at which to evaluate.
-            others: results of other routers on val at these budgets, by name.
+            others: results of other routers on val at these budgets, by name; all of them where it is told to wait,
+                else none while some are being played.
             start: the policy before training.
             description: of the policy, as `describe_policy` gives it.
             settings: for TensorBoard.
@@ -177,7 +178,7 @@ class Monitor(BaseCallback):
         """Evaluates the policy on val; saves it if it is clearly better than the one saved last."""
         result = self._evaluated(PolicyRouter(self.model.policy, self.description, self.rules.features))
         self.progress.evaluated_at = self.num_timesteps
-        better = self._is_better(result)
+        better, others = self._is_better(result), self.others(last)
         if better:
             self._kept = result
             self.progress.best, self.progress.best_step = result.mean_score, self.num_timesteps
@@ -185,17 +186,15 @@ class Monitor(BaseCallback):
             save_policy(self.policy_dir, self.model.policy, description)
         if self._start is None:
             self._start = result if self.num_timesteps == 0 else self._evaluated(self.start)
-        for tag, value in val_scalars(
-            result, self._start, self.others, self.budgets_usd, self.rules.table.experts
-        ).items():
+        for tag, value in val_scalars(result, self._start, others, self.budgets_usd, self.rules.table.experts).items():
             self.logger.record(tag, value)
         self.logger.record("val/kept_score", self.progress.best)
-        best = best_router(self.others)
+        best = best_router(others)
         if last or self.progress.evaluations % FIGURE_EVERY == 0:
-            figure = draw_curve(self.rules.table, "val", {AGENT: result, **self.others}, router=best)
+            figure = draw_curve(self.rules.table, "val", {AGENT: result, **others}, router=best)
             self.logger.record("val/score_over_dollars", LoggedFigure(figure, close=False))
         self.progress.evaluations += 1
-        against = f", {result.mean_score - self.others[best].mean_score:+.4f} over {best}" if best else ""
+        against = f", {result.mean_score - others[best].mean_score:+.4f} over {best}" if best else ""
         tqdm.write(
             f"step {self.num_timesteps:>9,}: val score {result.mean_score:.4f}, "
             f"{result.mean_score - self._start.mean_score:+.4f} over the start{against}{' (kept)' if better else ''}"

@@ -14,41 +14,48 @@ from agents.estimators.knn import fit_neighbours
 from agents.estimators.mlp import fit_networks
 from agents.estimators.ridge_pca import fit_components
 from agents.progress import Bars, silent
-from agents.routers import ESTIMATORS, Router, one_call_routers
+from agents.routers import ESTIMATORS, Router
+from agents.routers.registry import blind_routers, estimating_routers
 from agents.training.runtime import run_in_parallel
 from leeroo_env import ExpertTable
+
+LONGEST_FIRST = ("MLP", "kernel ridge", "kNN", "LinUCB", "domain means")  # which ends soonest
 
 
 def fit_all(
     table: ExpertTable, horizon: int, seeds: Sequence[int], bars: Bars = silent
 ) -> tuple[list[Predictor], dict[str, Router]]:
-    """Predictors by each of the seeds, and `one_call_routers` by the first; estimators are fitted at the same time.
+    """Predictors by each of the seeds, and `one_call_routers` by the first; all are fitted at the same time.
 
     The predictors have networks by a seed each and share the rest; the routers observe neighbours and networks of the
     first. Raises InputError where the table has only one training query.
     """
     rows, seed = training_rows(table), seeds[0]
-    others = [name for name in ESTIMATORS if name not in ("kNN", "MLP")]
-    with bars("estimates", 2 + len(seeds) + len(others)) as bar:
+    shared: dict[str, Callable[..., tuple[Any, Tensor]]] = {"kNN": fit_neighbours, "MLP": fit_networks}
 
-        def counted(fit: Callable[..., Any], *arguments: Any) -> Any:
-            fitted = fit(*arguments)
+    def routers_by(name: str) -> tuple[dict[str, Router], Any]:
+        fitted = shared[name](table, rows, seed) if name in shared else None
+        if fitted is None:
+            estimates = ESTIMATORS[name](table, seed)
+        else:
+            estimates = with_out_of_fold(table, rows, fitted[1], fitted[0].predict)
+        return estimating_routers(name, table, estimates, horizon, seed), fitted
+
+    work: list[Callable[[], Any]] = [partial(fit_components, table, rows, seed)]
+    work += [partial(routers_by, name) for name in LONGEST_FIRST]
+    work += [partial(fit_networks, table, rows, other) for other in seeds[1:]]
+    with bars("estimates and routers", len(work)) as bar:
+
+        def counted(piece: Callable[[], Any]) -> Any:
+            result = piece()
             bar.update()
-            return fitted
+            return result
 
-        def with_estimates(fit: Callable[[ExpertTable, Tensor, int], tuple[Any, Tensor]]) -> Any:
-            """The estimator, its out-of-fold estimates, and those of the whole table."""
-            model, out_of_fold = fit(table, rows, seed)
-            return (model, out_of_fold), with_out_of_fold(table, rows, out_of_fold, model.predict)
-
-        ridge, (neighbours, knn), (networks, mlp), *rest = run_in_parallel(
-            partial(counted, fit_components, table, rows, seed),
-            partial(counted, with_estimates, fit_neighbours),
-            partial(counted, with_estimates, fit_networks),
-            *(partial(counted, ESTIMATORS[name], table, seed) for name in others),
-            *(partial(counted, fit_networks, table, rows, other) for other in seeds[1:]),
-        )
-    by_seed = [networks, *rest[len(others) :]]
-    known = {"kNN": knn, "MLP": mlp, **dict(zip(others, rest, strict=False))}
-    predictors = [predictor_of(rows, ridge, neighbours, own) for own in by_seed]
-    return predictors, one_call_routers(table, horizon, seed, bars, known)
+        ridge, *results = run_in_parallel(*(partial(counted, piece) for piece in work))
+    by_estimator = dict(zip(LONGEST_FIRST, results, strict=False))
+    routers = blind_routers(table, seed)
+    for name in ESTIMATORS:
+        routers |= by_estimator[name][0]
+    neighbours, networks = (by_estimator[name][1] for name in shared)
+    by_seed = [networks, *results[len(LONGEST_FIRST) :]]
+    return [predictor_of(rows, ridge, neighbours, own) for own in by_seed], routers

@@ -8,21 +8,26 @@ import signal
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from threading import RLock, Thread
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from leeroo_env import InputError
 
 T = TypeVar("T")
+
+NICE = 10  # of processes that are not urgent
 
 
 def choose_device(name: str) -> torch.device:
@@ -47,44 +52,72 @@ class Laps:
         self._last = now
 
 
-def run_in_parallel(*work: Callable[[], Any]) -> list[Any]:
-    """The results of all pieces of work, each run in a Python thread with one thread of torch.
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    With one thread of torch each, their bits do not depend on the number of threads outside. They must not draw from
-    the global random generators. An interruption does not wait for them.
+
+def run_in_parallel(*work: Callable[[], Any]) -> list[Any]:
+    """The results of all pieces of work, run in Python threads with one thread of torch each.
+
+    There are as many threads as processors; what takes longest should come first. With one thread of torch each, their
+    bits do not depend on the number of threads. They must not draw from the global random generators. An interruption
+    does not wait for them.
     """
     before = torch.get_num_threads()
     futures: list[Future[Any]] = [Future() for _ in work]
+    left = deque(zip(work, futures, strict=True))
 
-    def run_one(piece: Callable[[], Any], future: Future[Any]) -> None:
+    def run_some() -> None:
         torch.set_num_threads(1)
-        try:
-            future.set_result(piece())
-        except BaseException as error:
-            future.set_exception(error)
+        with suppress(IndexError):  # none is left
+            while True:
+                piece, future = left.popleft()
+                try:
+                    future.set_result(piece())
+                except BaseException as error:
+                    future.set_exception(error)
 
-    for piece, future in zip(work, futures, strict=True):
-        Thread(target=run_one, args=(piece, future), daemon=True).start()
+    for _ in range(min(len(work), processors())):
+        Thread(target=run_some, daemon=True).start()
     results = [future.result() for future in futures]
     torch.set_num_threads(before)
     return results
 
 
-def in_background(work: Callable[[], Iterator[T]]) -> Iterator[T]:
+class Background(Iterator[T]):
+    """The values that `in_background` computes, in order, for the process that asked for them."""
+
+    def __init__(self, values: Iterator[T], pipe: Connection | None = None):
+        self._values, self._pipe, self._pid = values, pipe, os.getpid()
+
+    def __next__(self) -> T:
+        if os.getpid() != self._pid:
+            raise RuntimeError("a process may not take results from another one's pipe")
+        return next(self._values)
+
+    def ready(self) -> bool:
+        """Whether the next value need not be waited for: it is here, or is computed where it is asked for."""
+        return self._pipe is None or self._pipe.poll()
+
+
+def in_background(work: Callable[[], Iterator[T]], urgent: bool = True) -> Background[T]:
     """What `work` yields, computed from now on in a process of its own where a fork is safe, else when it is asked for;
     the results are the same.
 
-    `work` must not draw from the global random generators. The process has one thread of torch and shows no progress.
-    It ends with this one, or when the iterator is dropped.
+    `work` must not draw from the global random generators. The process has one thread of torch and shows no progress;
+    one that is not urgent leaves the processors to others. It ends with this one, or when the iterator is dropped.
     """
     if not sys.platform.startswith("linux") or torch.cuda.is_initialized() or _is_one_of_many():
-        return work()
+        return Background(work())
     context = get_context("fork")
     results, sender = context.Pipe(duplex=False)
     end, alive = context.Pipe(duplex=False)  # `alive` is never written to: it is closed when nobody waits any more
 
     def run() -> None:
         alive.close()
+        if not urgent:
+            os.nice(NICE)
         _work_alone(work, sender, end)
 
     with warnings.catch_warnings():
@@ -93,7 +126,7 @@ def in_background(work: Callable[[], Iterator[T]]) -> Iterator[T]:
         process.start()
     sender.close()
     end.close()
-    return _received(results, alive)
+    return Background(_received(results, alive), results)
 
 
 def _is_one_of_many() -> bool:
@@ -112,13 +145,24 @@ def _work_alone(work: Callable[[], Iterator[Any]], sender: Connection, end: Conn
         end.poll(None)
         os._exit(1)
 
-    Thread(target=end_with_the_other, daemon=True).start()
+    waiting: SimpleQueue[tuple[bool, Any] | None] = SimpleQueue()
+
+    def send() -> None:  # a pipe holds little: what is not asked for yet does not keep the work waiting
+        sent: tuple[bool, Any] | None = (True, None)
+        while sent is not None:
+            sender.send(sent := waiting.get())
+
+    sending = Thread(target=send, daemon=True)
+    for thread in (Thread(target=end_with_the_other, daemon=True), sending):
+        thread.start()
     torch.set_num_threads(1)
     try:
         for value in work():
-            sender.send((True, value))
+            waiting.put((True, value))
     except BaseException as error:
-        sender.send((False, error))
+        waiting.put((False, error))
+    waiting.put(None)
+    sending.join()
     os._exit(0)
 
 
@@ -126,12 +170,25 @@ def _received(results: Connection, alive: Connection) -> Iterator[Any]:
     with results, alive:
         while True:
             try:
-                fine, value = results.recv()
+                received = results.recv()
             except EOFError:
+                raise InputError("a process of this run was killed; is there too little memory?") from None
+            if received is None:
                 return
+            fine, value = received
             if not fine:
                 raise value
             yield value
+
+
+def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """The parameters and buffers of a module, to be sent to another process."""
+    return {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
+
+
+def load_arrays(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    """Gives a module what `arrays_of` took from another one."""
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 @contextmanager

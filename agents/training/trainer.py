@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from agents.evaluation.decision import (
     choose_calls,
     mean_interval,
 )
-from agents.evaluation.evaluate import episodes_for, evaluate
+from agents.evaluation.evaluate import Result, episodes_for, evaluate
 from agents.evaluation.headline import Decision, Training, algorithm_name, headline
 from agents.evaluation.report import Budgets, Played, Report, play, report_budgets, write_report
 from agents.policies.answer_model import AnswerModel, fit_answer_model
@@ -41,7 +42,7 @@ from agents.policies.multi_call import MultiCallPolicy, start_from_plan
 from agents.progress import Bars, silent
 from agents.routers import Router, multi_call_routers, one_call_routers
 from agents.routers.policy import PolicyRouter
-from agents.routers.registry import fit_estimator
+from agents.routers.registry import MULTI_CALL, fit_estimator
 from agents.routers.stored import save_router
 from agents.training.baselines import Baselines
 from agents.training.callbacks import VAL_QUERIES, WARM_UP, Interrupted, Monitor, Progress, stop_on_interrupt
@@ -49,7 +50,7 @@ from agents.training.checkpoint import latest_checkpoint, restore_checkpoint
 from agents.training.config import TrainConfig
 from agents.training.factory import make_model
 from agents.training.parallel import lead, own_rules
-from agents.training.runtime import Laps, generators_restored, in_background
+from agents.training.runtime import Laps, arrays_of, generators_restored, in_background, load_arrays
 from agents.training.tensorboard import tensorboard_logger, test_scalars
 from agents.training.trials import search_section
 from leeroo_env import ExpertTable
@@ -73,8 +74,6 @@ class Trainer:
         predictor: estimates scores and costs of queries.
         estimates: those of all N rows of the table; of the training rows they are out of fold.
         features: [N, F], what a bid-price policy observes of each query; None: the embeddings.
-        evidence: [N, K], what calls tell of their answers; None: nothing. Of training rows it is out of fold.
-        evidence_model: estimates it; None where there is none.
         processes: that train together, of which this is the first.
         laps: how long the phases of the run took.
         answer_model: of the policy of several calls; None: there is none, or none yet.
@@ -110,9 +109,7 @@ class Trainer:
         bid_price = self.policy_kind == "bid-price"
         self.features = estimate_features(self.estimates, table.cost_scale()) if bid_price else None
         several = bid_price and self.max_calls > 1 and config.agent == AGENT  # routers are deployed without it
-        fitted = fit_evidence(table, self.predictor.rows, self.estimates, config.seed) if several else None
-        self.evidence_model: EvidenceModel | None = fitted and fitted[0]
-        self.evidence: Tensor | None = fitted and fitted[1]
+        self._evidence = in_background(self._fit_evidence) if several else None
         self.answer_model: AnswerModel | None = None
         self._plan: Iterator[dict[str, np.ndarray]] | None = None
         self._data: Iterator[list[str]] | None = None
@@ -120,7 +117,33 @@ class Trainer:
         if config.max_calls == "auto" and config.agent == AGENT and self.max_calls > 1:
             self.one_call = copy(self)
             self.one_call.config, self.one_call.max_calls = replace(config, max_calls=1, tuned={}), 1
-            self.one_call.evidence_model = self.one_call.evidence = None
+            self.one_call._evidence = None
+
+    def _fit_evidence(self) -> Iterator[tuple[tuple[str, ...], dict[str, np.ndarray], np.ndarray] | None]:
+        fitted = fit_evidence(self.table, self.predictor.rows, self.estimates, self.config.seed)
+        yield fitted and (fitted[0].columns, arrays_of(fitted[0]), fitted[1].cpu().numpy())
+
+    @cached_property
+    def fitted_evidence(self) -> tuple[EvidenceModel, Tensor] | None:
+        """What `fit_evidence` returns, which is waited for; None also where one call is made."""
+        fitted = next(self._evidence) if self._evidence is not None else None
+        self._evidence = None
+        if fitted is None:
+            return None
+        columns, state, evidence = fitted
+        model = EvidenceModel(columns, len(self.table.experts)).to(self.table.device).requires_grad_(False)
+        load_arrays(model, state)
+        return model, torch.from_numpy(evidence).to(self.table.device)
+
+    @property
+    def evidence_model(self) -> EvidenceModel | None:
+        """Estimates the evidence; None where there is none."""
+        return self.fitted_evidence and self.fitted_evidence[0]
+
+    @property
+    def evidence(self) -> Tensor | None:
+        """[N, K], what calls tell of their answers; None: nothing. Of training rows it is out of fold."""
+        return self.fitted_evidence and self.fitted_evidence[1]
 
     def training_rules(self) -> Rules:
         """Rules of training episodes."""
@@ -129,7 +152,10 @@ class Trainer:
 
     def held_out_rules(self, split: str) -> Rules:
         """Rules of an evaluation on a split, whose horizon is at most the number of queries there."""
-        return self._rules(split, min(self.config.horizon, len(self.table.rows(split))))
+        return self._rules(split, self._horizon(split))
+
+    def _horizon(self, split: str) -> int:
+        return min(self.config.horizon, len(self.table.rows(split)))
 
     def _rules(
         self, split: str, horizon: int, budget: tuple[float, ...] = (), cost_weight: float = COST_WEIGHT
@@ -169,7 +195,7 @@ class Trainer:
         policy: Any = self.model.policy
         known = (self.predictor.rows, self.predictor.out_of_fold, self.config.seed, self.answer_model)
         start_from_plan(policy, rules, *known)
-        yield {name: tensor.cpu().numpy() for name, tensor in policy.state_dict().items()}
+        yield arrays_of(policy)
 
     def prepare(self) -> None:
         """Makes the model, unless `begin` has; a bid-price policy starts from the plan that follows from the estimates.
@@ -181,7 +207,7 @@ class Trainer:
         policy: Any = self.model.policy
         if self._plan is not None:
             with self.bars("starting policy", 1) as bar:
-                policy.load_state_dict({name: torch.from_numpy(value) for name, value in next(self._plan).items()})
+                load_arrays(policy, next(self._plan))
                 bar.update()
             self._plan = None
         if self.answer_model is not None:
@@ -193,7 +219,7 @@ class Trainer:
 
     def budgets(self) -> Budgets:
         """Those of evaluations: the user's, else a grid from the cheapest to the most expensive expert."""
-        return report_budgets(self.held_out_rules("val"), self.config.budget)
+        return report_budgets(make_rules(self.table, "val", self._horizon("val")), self.config.budget)
 
     def val(self) -> Played:
         """The episodes on val that the agent is evaluated on while it trains."""
@@ -205,8 +231,8 @@ class Trainer:
 
     def baselines(self, routers: dict[str, Router]) -> Baselines:
         """Begins to play the `routers` of one call on these episodes."""
-        begun = Baselines(self.val(), self.test(), self.bars)
-        begun.begin(lambda: routers)
+        begun, one = Baselines(self.bars), self.one_call or self  # which does not wait for the evidence
+        begun.begin(lambda: routers, one.val(), one.test())
         return begun
 
     @property
@@ -223,10 +249,15 @@ class Trainer:
         """Where `fit` keeps the policy; until one of two is chosen beside what the run directory delivers."""
         return run_dir / (SEVERAL_CALLS_DIR if self.one_call else "") / "policy"
 
-    def multi_call_routers(self) -> dict[str, Router]:
+    def begin_multi_call_routers(self, baselines: Baselines) -> None:
+        """Begins to fit and play the routers that may ask several experts about a query, half of the work at a time."""
+        for names in (MULTI_CALL[:3], MULTI_CALL[3:]):
+            baselines.begin(partial(self.multi_call_routers, names), self.val(), self.test())
+
+    def multi_call_routers(self, names: Sequence[str] = MULTI_CALL) -> dict[str, Router]:
         """The routers that may ask several experts about a query, from the same estimates as the agent."""
         fitted = (self.answer_model, self.bars, self.evidence)
-        return multi_call_routers(self.table, self.estimates, self.max_calls, self.config.seed, *fitted)
+        return multi_call_routers(self.table, self.estimates, self.max_calls, self.config.seed, *fitted, names)
 
     def fit(self, run_dir: Path, baselines: Baselines, checkpoint: Path | None = None) -> bool:
         """Trains to `config.timesteps`, writing checkpoints, curves, and the policy that is best on val; before that
@@ -249,15 +280,23 @@ class Trainer:
             start = self.description.model_copy(update={"step": 0})
             save_policy(self._policy_dir(run_dir), model.policy, start, self.predictor, self.evidence_model)
             return True
-        val = baselines.on_val(1 if self.max_calls == 1 else None)
-        self.laps.end("other routers")
+        groups, budgets = 1 if self.max_calls == 1 else None, self.budgets().main
+
+        def others(wait: bool) -> dict[str, Result]:
+            if not (wait or baselines.ready(groups)):
+                return {}
+            self.laps.end("training")
+            val = replace(self.val(), all=baselines.on_val(groups))
+            self.laps.end("other routers")
+            return val.main
+
         iteration = self.hyperparameters["n_envs"] * getattr(model, "n_steps", self.config.horizon)
         monitor = Monitor(
             run_dir,
             self._policy_dir(run_dir),
             self.held_out_rules("val"),
-            val.budgets.main,
-            val.main,
+            budgets,
+            others,
             self.start,
             self.description,
             {**asdict(self.config), **self.hyperparameters, "policy": self.policy_kind},
@@ -331,7 +370,7 @@ class Trainer:
         """Decides, where `fit` made two agents, which is kept; plays it, its start and the other one on test,
         chooses what to deploy by the results on val, and writes the report, beside the `routers` of one call and the
         baselines' results."""
-        kept, agent, val = self, self.kept_router(run_dir), baselines.on_val()
+        kept, agent = self, self.kept_router(run_dir)
         other: dict[str, PolicyRouter] = {}
         calls: CallsChoice | None = None
         if self.one_call is not None:
@@ -341,12 +380,16 @@ class Trainer:
             if not calls.several:
                 kept, agent, other = self.one_call, one, {SEVERAL_CALLS: agent}
             self._keep(agent, run_dir)
-        own = play({AGENT: agent}, val)
+        val = play({AGENT: agent}, self.val())
         test, training = kept._play_agent_on_test(agent, other)
         self.laps.end("evaluation")
-        test, training = test.beside(baselines.on_test()), replace(training, calls=calls)
+        val, test = (
+            replace(own, all=own.all | others)
+            for own, others in ((val, baselines.on_val()), (test, baselines.on_test()))
+        )
+        training = replace(training, calls=calls)
         self.laps.end("other routers")
-        decision = self._report(run_dir, AGENT, {AGENT: agent, **routers}, own.beside(val), test, training)
+        decision = self._report(run_dir, AGENT, {AGENT: agent, **routers}, val, test, training)
         self.laps.end("report")
         self._log_end(test, decision, best_router(val.main))
         return decision

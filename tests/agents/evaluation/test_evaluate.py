@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,11 +50,13 @@ def test_baselines_are_the_same_here_and_in_the_background(monkeypatch: pytest.M
     groups = ({"cheapest": Cheapest(table)}, {"random": Random(table, 1)})
 
     def played() -> tuple[Played, Played]:
-        baselines = Baselines(val, test)
+        baselines = Baselines()
         for group in groups:
-            baselines.begin(lambda group=group: group)  # type: ignore[misc]
-        assert list(baselines.on_val(1).all) == ["cheapest"]
-        return baselines.on_val(), baselines.on_test()
+            baselines.begin(lambda group=group: group, val, test)  # type: ignore[misc]
+        assert list(baselines.on_val(1)) == ["cheapest"]
+        on_val = baselines.on_val()
+        assert baselines.ready()
+        return replace(val, all=on_val), replace(test, all=baselines.on_test())
 
     elsewhere = played()
     monkeypatch.setattr(runtime.sys, "platform", "another")

@@ -51,6 +51,21 @@ def test_work_in_the_background_gives_what_it_would_here():
     assert list(elsewhere) == [7]
 
 
+def test_whether_a_result_is_waited_for_can_be_asked():
+    read, write = os.pipe()
+
+    def work() -> Iterator[bytes]:
+        yield os.read(read, 1)
+
+    results = in_background(work)
+    assert results.ready() == (not sys.platform.startswith("linux"))
+    os.write(write, b"x")
+    deadline = time.monotonic() + 20
+    while not results.ready():
+        assert time.monotonic() < deadline
+    assert next(results) == b"x"
+
+
 def test_an_error_in_the_background_is_raised_where_its_result_is_asked_for():
     def work() -> Iterator[int]:
         yield 1
@@ -60,6 +75,34 @@ def test_an_error_in_the_background_is_raised_where_its_result_is_asked_for():
     assert next(results) == 1
     with pytest.raises(InputError, match="broken"):
         next(results)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no process of its own elsewhere")
+def test_a_process_that_is_killed_says_so():
+    def work() -> Iterator[int]:
+        yield 1
+        time.sleep(0.2)  # the first result is on its way
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    results = in_background(work)
+    assert next(results) == 1
+    with pytest.raises(InputError, match="a process of this run was killed"):
+        next(results)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no process of its own elsewhere")
+def test_a_result_that_nobody_asks_for_yet_does_not_keep_the_work_waiting(tmp_path: Path):
+    def work() -> Iterator[bytes]:
+        yield bytes(2**20)  # more than a pipe holds
+        (tmp_path / "went on").touch()
+        yield b""
+
+    results = in_background(work, urgent=False)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "went on").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [len(value) for value in results] == [2**20, 0]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no process of its own elsewhere")
