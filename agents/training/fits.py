@@ -19,7 +19,7 @@ from agents.routers.registry import blind_routers, estimating_routers
 from agents.training.runtime import run_in_parallel
 from leeroo_env import ExpertTable
 
-LONGEST_FIRST = ("MLP", "kernel ridge", "kNN", "LinUCB", "domain means")  # which ends soonest
+SLOW = ("MLP", "kernel ridge")  # estimators that are fitted first, so that all are done soonest
 
 
 def fit_all(
@@ -41,8 +41,9 @@ def fit_all(
             estimates = with_out_of_fold(table, rows, fitted[1], fitted[0].predict)
         return estimating_routers(name, table, estimates, horizon, seed), fitted
 
+    order = sorted(ESTIMATORS, key=lambda name: name not in SLOW)
     work: list[Callable[[], Any]] = [partial(fit_components, table, rows, seed)]
-    work += [partial(routers_by, name) for name in LONGEST_FIRST]
+    work += [partial(routers_by, name) for name in order]
     work += [partial(fit_networks, table, rows, other) for other in seeds[1:]]
     with bars("estimates and routers", len(work)) as bar:
 
@@ -52,10 +53,10 @@ def fit_all(
             return result
 
         ridge, *results = run_in_parallel(*(partial(counted, piece) for piece in work))
-    by_estimator = dict(zip(LONGEST_FIRST, results, strict=False))
+    by_estimator = dict(zip(order, results, strict=False))
     routers = blind_routers(table, seed)
     for name in ESTIMATORS:
         routers |= by_estimator[name][0]
     neighbours, networks = (by_estimator[name][1] for name in shared)
-    by_seed = [networks, *results[len(LONGEST_FIRST) :]]
+    by_seed = [networks, *results[len(order) :]]
     return [predictor_of(rows, ridge, neighbours, own) for own in by_seed], routers
