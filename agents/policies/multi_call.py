@@ -178,13 +178,14 @@ def choose_later_weight(policy: MultiCallPolicy, rules: Rules, seed: int = 0) ->
     answers may agree for other reasons than being right, and who overrates calls spends too early.
     """
     number = torch.arange(-(-WEIGHING_QUERIES // rules.horizon), device=rules.table.device)
-    start = dynamics.sample_episodes(rules, dynamics.episode_keys(torch.full_like(number, -1 - seed), number))
-    weight, scores = policy.network.call_value.later_weight, []
-    for each in LATER_WEIGHTS:
-        state = start
-        weight.fill_(each)
-        while bool((state.t < rules.horizon).any()):
-            actions = policy.log_probabilities(dynamics.observe(rules, state)).argmax(dim=1)
-            state, _ = dynamics.step(rules, state, actions)
-        scores.append(state.score.mean())
-    weight.fill_(LATER_WEIGHTS[int(torch.stack(scores).argmax())])
+    keys = dynamics.episode_keys(torch.full_like(number, -1 - seed), number)
+    state = dynamics.sample_episodes(rules, keys)
+    state = dynamics.select_episodes(state, torch.arange(len(number), device=keys.device).repeat(len(LATER_WEIGHTS)))
+    call_value, tried = policy.network.call_value, torch.tensor(LATER_WEIGHTS, device=keys.device)
+    weight = call_value.later_weight
+    call_value.later_weight = tried.repeat_interleave(len(number))[:, None]  # of each episode
+    while bool((state.t < rules.horizon).any()):
+        actions = policy.log_probabilities(dynamics.observe(rules, state)).argmax(dim=1)
+        state, _ = dynamics.step(rules, state, actions)
+    score = state.score.view(len(tried), -1).mean(dim=1)
+    call_value.later_weight = weight.copy_(tried[score.argmax()])
