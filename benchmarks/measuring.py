@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from sections import add_section, read_section
 
+from agents.training.runtime import processors
+
 EARLIER = " (an earlier run)"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = processors()
 HEAD = "| what | median (range) | mark | | beside what, and what the machine allows |\n" + "|---" * 5 + "|"
 TITLE = "# Speed\n\nWritten by `python benchmarks/speed.py`."
 

@@ -179,8 +179,7 @@ def choose_later_weight(policy: MultiCallPolicy, rules: Rules, seed: int = 0) ->
     """
     number = torch.arange(-(-WEIGHING_QUERIES // rules.horizon), device=rules.table.device)
     keys = dynamics.episode_keys(torch.full_like(number, -1 - seed), number)
-    state = dynamics.sample_episodes(rules, keys)
-    state = dynamics.select_episodes(state, torch.arange(len(number), device=keys.device).repeat(len(LATER_WEIGHTS)))
+    state = dynamics.select_episodes(dynamics.sample_episodes(rules, keys), number.repeat(len(LATER_WEIGHTS)))
     call_value, tried = policy.network.call_value, torch.tensor(LATER_WEIGHTS, device=keys.device)
     weight = call_value.later_weight
     call_value.later_weight = tried.repeat_interleave(len(number))[:, None]  # of each episode

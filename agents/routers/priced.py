@@ -163,9 +163,9 @@ class FixedPrice(Router):
         price = candidates.repeat_interleave(TUNING_EPISODES)
         number = torch.arange(TUNING_EPISODES, device=device)
         keys = dynamics.episode_keys(torch.full_like(number, -1), number)
-        rows = dynamics.sample_episodes(rules, keys).rows.repeat(len(candidates), 1)
-        whole_usd = torch.full(price.shape, budget_usd * rules.horizon, dtype=torch.float64, device=device)
-        state = dynamics.new_episodes(rules, rows, whole_usd)
+        budgets_usd = torch.full(keys.shape, budget_usd, dtype=torch.float64, device=device)
+        state = dynamics.sample_episodes(rules, keys, budgets_usd)
+        state = dynamics.select_episodes(state, number.repeat(len(candidates)))
         for _ in range(rules.horizon):
             allowed = within_reserve(self.mean_cost_usd, state.left_usd, rules.horizon - state.t)
             actions = best_at_price(self.features[dynamics.current_rows(state)], price, allowed, state.left_usd)

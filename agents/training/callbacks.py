@@ -101,6 +101,7 @@ class Monitor(BaseCallback):
         self.progress = Progress(evaluated_at=-eval_every)
         self.stopped = False
         self._episodes: list[dict[str, Any]] = []
+        self._others: Mapping[str, Result] = {}
         self._start: Result | None = None
         self._kept: Result | None = None
 
@@ -178,7 +179,8 @@ class Monitor(BaseCallback):
         """Evaluates the policy on val; saves it if it is clearly better than the one saved last."""
         result = self._evaluated(PolicyRouter(self.model.policy, self.description, self.rules.features))
         self.progress.evaluated_at = self.num_timesteps
-        better, others = self._is_better(result), self.others(last)
+        better = self._is_better(result)
+        others = self._others = self._others or self.others(last)
         if better:
             self._kept = result
             self.progress.best, self.progress.best_step = result.mean_score, self.num_timesteps

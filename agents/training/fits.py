@@ -34,12 +34,11 @@ def fit_all(
     shared: dict[str, Callable[..., tuple[Any, Tensor]]] = {"kNN": fit_neighbours, "MLP": fit_networks}
 
     def routers_by(name: str) -> tuple[dict[str, Router], Any]:
-        fitted = shared[name](table, rows, seed) if name in shared else None
-        if fitted is None:
-            estimates = ESTIMATORS[name](table, seed)
-        else:
-            estimates = with_out_of_fold(table, rows, fitted[1], fitted[0].predict)
-        return estimating_routers(name, table, estimates, horizon, seed), fitted
+        if name not in shared:
+            return estimating_routers(name, table, ESTIMATORS[name](table, seed), horizon, seed), None
+        model, out_of_fold = shared[name](table, rows, seed)
+        estimates = with_out_of_fold(table, rows, out_of_fold, model.predict)
+        return estimating_routers(name, table, estimates, horizon, seed), (model, out_of_fold)
 
     order = sorted(ESTIMATORS, key=lambda name: name not in SLOW)
     work: list[Callable[[], Any]] = [partial(fit_components, table, rows, seed)]

@@ -148,9 +148,9 @@ def _work_alone(work: Callable[[], Iterator[Any]], sender: Connection, end: Conn
     waiting: SimpleQueue[tuple[bool, Any] | None] = SimpleQueue()
 
     def send() -> None:  # a pipe holds little: what is not asked for yet does not keep the work waiting
-        sent: tuple[bool, Any] | None = (True, None)
-        while sent is not None:
-            sender.send(sent := waiting.get())
+        for value in iter(waiting.get, None):
+            sender.send(value)
+        sender.send(None)
 
     sending = Thread(target=send, daemon=True)
     for thread in (Thread(target=end_with_the_other, daemon=True), sending):

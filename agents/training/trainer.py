@@ -251,8 +251,9 @@ class Trainer:
 
     def begin_multi_call_routers(self, baselines: Baselines) -> None:
         """Begins to fit and play the routers that may ask several experts about a query, half of the work at a time."""
+        val, test = self.val(), self.test()
         for names in (MULTI_CALL[:3], MULTI_CALL[3:]):
-            baselines.begin(partial(self.multi_call_routers, names), self.val(), self.test())
+            baselines.begin(partial(self.multi_call_routers, names), val, test)
 
     def multi_call_routers(self, names: Sequence[str] = MULTI_CALL) -> dict[str, Router]:
         """The routers that may ask several experts about a query, from the same estimates as the agent."""
@@ -383,10 +384,8 @@ class Trainer:
         val = play({AGENT: agent}, self.val())
         test, training = kept._play_agent_on_test(agent, other)
         self.laps.end("evaluation")
-        val, test = (
-            replace(own, all=own.all | others)
-            for own, others in ((val, baselines.on_val()), (test, baselines.on_test()))
-        )
+        val = replace(val, all=val.all | baselines.on_val())
+        test = replace(test, all=test.all | baselines.on_test())
         training = replace(training, calls=calls)
         self.laps.end("other routers")
         decision = self._report(run_dir, AGENT, {AGENT: agent, **routers}, val, test, training)
